@@ -1,0 +1,440 @@
+//! The plain data of the phases that a drafting step is made of. Everything is addresses and
+//! sizes: a phase reads counts, positions and tables from memory of the device when it runs, so
+//! that nothing of a step has to be known to the host when the phase is enqueued.
+
+use super::verify::SamplingArrays;
+use crate::tensor::{Matrix, Span};
+
+/// One `i32` per sequence, `stride` elements apart: a column of a table of records.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    /// All elements from the first used one to the last.
+    pub span: Span<i32>,
+    /// Elements from one sequence to the next.
+    pub stride: usize,
+}
+
+/// What a host hands to one drafting call.
+#[derive(Clone, Copy, Debug)]
+pub struct DraftBatch<'a> {
+    /// B.
+    pub num_sequences: usize,
+    /// The rows of `tokens` and of every feature.
+    pub num_rows: usize,
+    /// The most tokens to propose for any sequence of this call.
+    pub max_drafts: usize,
+    /// The position of `next_token`, for each sequence.
+    pub position: Column,
+    /// The rows to commit: those of the positions `position - row_count .. position`.
+    pub row_count: Column,
+    /// The verified token that has not been run through the target yet.
+    pub next_token: Column,
+    /// The first row of each sequence; `None` is `b * (max_drafts + 1)`.
+    pub row_begin: Option<Span<i32>>,
+    /// Which rows after the first, when they are not contiguous: a negative first entry is
+    /// contiguous all the same.
+    pub row_index: Option<Column>,
+    /// Tokens to propose; `None` is `max_drafts` for all.
+    pub num_drafts: Option<Span<i32>>,
+    /// Tokens that the sequence may still emit; at most one less is proposed.
+    pub limit: Option<Span<i32>>,
+    /// The first position that has drafter rows; `None` is 0.
+    pub context_begin: Option<Span<i32>>,
+    /// The pages of each sequence; `None` uses the session's slots.
+    pub block_table: Option<Column>,
+    /// The slot of each sequence where there is no block table; `None` is `b`.
+    pub slot: Option<Span<i32>>,
+    /// The tokens of the rows.
+    pub tokens: Span<i32>,
+    /// RoPE positions of the rows where they differ from the positions.
+    pub rope_position: Option<Span<i32>>,
+    /// One matrix `[num_rows, width]` per feature.
+    pub features: &'a [Matrix],
+    /// Embeddings of the rows whose token is -1.
+    pub embeddings: Option<Matrix>,
+    /// How the proposals are drawn; all absent is greedy.
+    pub sampling: SamplingArrays,
+    /// The proposals, `[B, stride]`.
+    pub draft_tokens: Column,
+    /// How many tokens were proposed.
+    pub num_proposed: Option<Span<i32>>,
+    /// The logits that the proposals were drawn from, row `b * max_drafts + step`.
+    pub draft_logits: Option<Matrix>,
+    /// What stands in `draft_tokens` beyond the proposals.
+    pub padding: i32,
+}
+
+/// What a session was created for.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The most rows that one call commits.
+    pub max_rows: usize,
+    /// Positions lie below this.
+    pub max_position: usize,
+    /// The target's vocabulary.
+    pub vocabulary: usize,
+    /// The number of slots where there is no block table.
+    pub num_slots: usize,
+}
+
+/// The KV pages of a session. A page holds, for each layer, the keys and then the values of
+/// `page_size` positions, `[num_kv_heads, page_size, head_dim]` each.
+#[derive(Clone, Copy, Debug)]
+pub struct KvPool {
+    /// The pages, one row each, in the KV element type.
+    pub pages: Matrix,
+    /// Positions of a page.
+    pub page_size: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// The pages of the slots, `[num_slots, pages_per_slot]`, for calls without a block table.
+    pub slot_pages: Span<i32>,
+    /// The row length of `slot_pages`.
+    pub pages_per_slot: usize,
+}
+
+/// Rows that a phase works on, one element per row in every span. Element 0 of `count` says how
+/// many there are, at most `len`.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows {
+    /// The number of rows, one element.
+    pub count: Span<i32>,
+    /// Rows before the first one of this view that `count` counts too.
+    pub first: usize,
+    /// The sequence.
+    pub sequence: Span<i32>,
+    /// The position, which is the index of the row's keys and values.
+    pub position: Span<i32>,
+    /// The position that the rotary embedding turns by.
+    pub rope_position: Span<i32>,
+    /// The token that the row embeds, or `-1 - r` for row `r` of the host's embeddings.
+    pub token: Span<i32>,
+    /// The row of the features (for rows to commit) or of all rows to commit (for drafting rows)
+    /// that this row continues.
+    pub source: Span<i32>,
+}
+
+impl Rows {
+    /// The most rows there can be.
+    pub fn len(&self) -> usize {
+        self.sequence.len()
+    }
+
+    /// Whether there can be no rows at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// At most `len` of the rows from the `start`-th on.
+    pub fn slice(&self, start: usize, len: usize) -> Self {
+        Self {
+            count: self.count,
+            first: self.first + start,
+            sequence: self.sequence.slice(start, len),
+            position: self.position.slice(start, len),
+            rope_position: self.rope_position.slice(start, len),
+            token: self.token.slice(start, len),
+            source: self.source.slice(start, len),
+        }
+    }
+}
+
+/// The rows of one drafting call, filled by [`super::Backend::plan_rows`].
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// The rows to commit, sequence by sequence in rising position.
+    pub commit: Rows,
+    /// One row per sequence that drafts, those with the most tokens to propose first, so that the
+    /// sequences still drafting at any step are the first `drafting[step]`.
+    pub draft: Rows,
+    /// How many sequences propose more than `step` tokens, `[max_drafts]`.
+    pub drafting: Span<i32>,
+    /// Where each sequence's pages begin in the table that the call uses.
+    pub page_row: Span<i32>,
+    /// The first fault since the last poll: its number and its sequence.
+    pub fault: Span<i32>,
+}
+
+/// Why a sequence took no part in a step. The numbers stand in memory of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Fault {
+    /// The sequence's rows do not lie inside of the call's rows.
+    Rows = 1,
+    /// A position is negative, too large, or before the context's beginning.
+    Position = 2,
+    /// A page or slot that does not exist.
+    Page = 3,
+    /// A token outside of the vocabulary.
+    Token = 4,
+    /// More rows than the session was created for.
+    TooManyRows = 5,
+}
+
+impl Fault {
+    /// The fault with this number.
+    pub fn from_number(number: i32) -> Option<Self> {
+        [Self::Rows, Self::Position, Self::Page, Self::Token, Self::TooManyRows]
+            .into_iter()
+            .find(|fault| *fault as i32 == number)
+    }
+
+    /// What was expected, for the message of a poll.
+    pub const fn expectation(self) -> &'static str {
+        match self {
+            Self::Rows => "row_begin and row_count (and row_index) inside of the call's rows",
+            Self::Position => {
+                "context_begin <= position - row_count and position < max_position of the session"
+            }
+            Self::Page => "pages of the block table (or the slot) inside of the session's pool",
+            Self::Token => {
+                "tokens of the target's vocabulary, or -1 where the call gives embeddings"
+            }
+            Self::TooManyRows => "no more rows than max_rows of the session",
+        }
+    }
+}
+
+/// The gain of an RMS norm.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm {
+    /// One row; `None` is all ones.
+    pub weight: Option<Matrix>,
+    /// Added to the mean square.
+    pub epsilon: f32,
+}
+
+/// A linear map, `y = x Wᵀ + b`.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    /// `[outputs, inputs]`.
+    pub weight: Matrix,
+    /// One row of `outputs`.
+    pub bias: Option<Matrix>,
+}
+
+/// How the concatenated features are normed before the fusing map.
+#[derive(Clone, Copy, Debug)]
+pub enum FeatureNorm<'a> {
+    /// Not at all.
+    None,
+    /// As one row.
+    Joint(Norm),
+    /// Each feature by itself.
+    Each(&'a [Norm]),
+}
+
+/// Features to hidden state: norm, concatenation, linear map.
+#[derive(Clone, Copy, Debug)]
+pub struct FuseFeatures<'a> {
+    /// The rows; `source` is the row of the features.
+    pub rows: Rows,
+    /// The host's features.
+    pub features: &'a [Matrix],
+    /// How they are normed.
+    pub norm: FeatureNorm<'a>,
+    /// The map; `None` hands the features on.
+    pub linear: Option<Linear>,
+    /// Scratch for the concatenation.
+    pub input: Matrix,
+    /// The hidden state, written.
+    pub hidden: Matrix,
+}
+
+/// The rotary embedding's tables.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotary {
+    /// Turns per position, `[rotated / 2]`.
+    pub inverse_frequency: Span<f32>,
+    /// Instead of those from position `long_from` on.
+    pub long_inverse_frequency: Span<f32>,
+    /// Where the second table begins to hold.
+    pub long_from: usize,
+    /// Multiplies the cosines and sines.
+    pub scale: f32,
+}
+
+/// An embedding table whose rows may lie in several pieces.
+#[derive(Clone, Copy, Debug)]
+pub struct RowSegments<'a> {
+    /// The pieces, in the order of their rows.
+    pub segments: &'a [Matrix],
+}
+
+/// The half of the first layer's input that comes from the embedded token.
+#[derive(Clone, Copy, Debug)]
+pub struct EmbeddingInput<'a> {
+    /// The embedding table.
+    pub table: RowSegments<'a>,
+    /// The host's embeddings, for rows without a token.
+    pub embeddings: Option<Matrix>,
+    /// The norm of this half.
+    pub norm: Norm,
+}
+
+/// The query half of an attention's projections.
+#[derive(Clone, Copy, Debug)]
+pub struct QueryProjection {
+    /// The map to `[heads * head_dim]`.
+    pub linear: Linear,
+    /// The norm of each head.
+    pub norm: Option<Norm>,
+    /// The queries, written.
+    pub output: Matrix,
+}
+
+/// The key and value half.
+#[derive(Clone, Copy, Debug)]
+pub struct KvProjection {
+    /// The map to the keys.
+    pub key: Linear,
+    /// The map to the values.
+    pub value: Linear,
+    /// The norm of each key head.
+    pub key_norm: Option<Norm>,
+    /// Scratch for keys and values, `[rows, 2 * kv_heads * head_dim]`.
+    pub scratch: Matrix,
+}
+
+/// Where the pages of the rows' sequences are.
+#[derive(Clone, Copy, Debug)]
+pub struct Paging {
+    /// The pool.
+    pub pool: KvPool,
+    /// The table that the call uses.
+    pub table: Span<i32>,
+    /// The first entry of each sequence in it.
+    pub page_row: Span<i32>,
+    /// The decoder layer.
+    pub layer: usize,
+}
+
+/// Norm, query / key / value maps, per-head norms, rotary embedding, append to the pages.
+#[derive(Clone, Copy, Debug)]
+pub struct Project<'a> {
+    /// The rows.
+    pub rows: Rows,
+    /// The residual stream.
+    pub hidden: Matrix,
+    /// Its norm.
+    pub norm: Norm,
+    /// Whether the residual stream goes on as its normed form (not where only keys and values are
+    /// asked for).
+    pub residual_is_normed: bool,
+    /// What stands before it in the input of the first layer.
+    pub embedding: Option<EmbeddingInput<'a>>,
+    /// Scratch for the normed input.
+    pub input: Matrix,
+    /// The queries, where they are wanted.
+    pub query: Option<QueryProjection>,
+    /// The keys and values, where they are wanted.
+    pub kv: Option<KvProjection>,
+    /// The rotary embedding.
+    pub rotary: Rotary,
+    /// Scratch for its cosines and sines, `[rows, rotated]`.
+    pub turns: Matrix,
+    /// Where keys and values go.
+    pub paging: Paging,
+}
+
+/// Attention of each row over its sequence's pages.
+#[derive(Clone, Copy, Debug)]
+pub struct Attend {
+    /// The rows.
+    pub rows: Rows,
+    /// `[rows, heads * head_dim]`.
+    pub query: Matrix,
+    /// The same shape, written.
+    pub output: Matrix,
+    /// Where keys and values are.
+    pub paging: Paging,
+    /// The first position with keys, per sequence; `None` is 0.
+    pub context_begin: Option<Span<i32>>,
+    /// A row sees this many positions, itself the last; `None` is all.
+    pub window: Option<usize>,
+    /// Multiplies the scores.
+    pub scale: f32,
+    /// Scratch of [`super::Backend::attention_scratch`] bytes.
+    pub scratch: Span<u8>,
+}
+
+/// A linear map whose result is added to the residual stream.
+#[derive(Clone, Copy, Debug)]
+pub struct AddProjection {
+    /// The rows.
+    pub rows: Rows,
+    /// `[rows, inputs]`.
+    pub input: Matrix,
+    /// The map.
+    pub linear: Linear,
+    /// The residual stream, added to.
+    pub hidden: Matrix,
+}
+
+/// Elementwise functions of a gated MLP.
+pub use super::cpu::vector::Activation;
+
+/// Norm, gate and up maps, activation, product.
+#[derive(Clone, Copy, Debug)]
+pub struct GateUp {
+    /// The rows.
+    pub rows: Rows,
+    /// The residual stream.
+    pub hidden: Matrix,
+    /// Its norm.
+    pub norm: Norm,
+    /// The gate.
+    pub gate: Linear,
+    /// What it gates.
+    pub up: Linear,
+    /// Applied to the gate.
+    pub activation: Activation,
+    /// Scratch for the normed input.
+    pub input: Matrix,
+    /// `[rows, intermediate]`, written.
+    pub output: Matrix,
+}
+
+/// Copies the residual stream of the rows that go on drafting out of a chunk of committed rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Gather {
+    /// The drafting rows; `source` counts all rows to commit.
+    pub rows: Rows,
+    /// The chunk's residual stream.
+    pub from: Matrix,
+    /// The first committed row of the chunk.
+    pub first: usize,
+    /// The rows of the chunk.
+    pub len: usize,
+    /// The drafting rows' residual stream, written where the source lies in the chunk.
+    pub to: Matrix,
+}
+
+/// Norm, head, choice of the next draft token; moves the rows on to the next step.
+#[derive(Clone, Copy, Debug)]
+pub struct Propose<'a> {
+    /// The drafting rows of this step.
+    pub rows: Rows,
+    /// The step, from 0.
+    pub step: usize,
+    /// The call.
+    pub batch: DraftBatch<'a>,
+    /// The residual stream.
+    pub hidden: Matrix,
+    /// Its norm.
+    pub norm: Norm,
+    /// Whether the next step continues from the normed form.
+    pub feed_back_normed: bool,
+    /// The rows of the head.
+    pub head: RowSegments<'a>,
+    /// The target's id of each row of the head; `None` is the identity.
+    pub target_ids: Option<Span<i32>>,
+    /// Scratch for the normed input.
+    pub input: Matrix,
+    /// Scratch for the logits.
+    pub logits: Matrix,
+    /// Scratch of [`super::Backend::sampling_scratch`] bytes.
+    pub scratch: Span<u8>,
+}

@@ -1,0 +1,196 @@
+//! Drafting.
+
+use super::boundary::{self, borrow, call, reserved, within};
+use super::session::{no_stream, spec_session};
+use super::tensors::{self, column, matrix, optional_span, span};
+use super::types::{SPEC_PADDING, spec_draft_args, spec_error, spec_status, spec_tensor};
+use crate::backend::phases::{Column, DraftBatch};
+use crate::error::{Error, Result};
+use crate::session::{FEATURES_MAX, Session};
+use crate::tensor::{Dtype, Matrix};
+use std::ffi::c_void;
+use std::fmt::{Display, Formatter};
+
+/// Commits verified rows to the drafter's context, then proposes tokens below the new root of each sequence.
+///
+/// For each sequence the rows of positions `position - row_count` to `position - 1` are committed: prompt chunks and accepted rows alike, mixed in
+/// one batch. Then up to min(`num_drafts`, `limit` - 1) tokens are proposed, fewer where max_position would be passed. Keys and values that drafting itself makes
+/// are overwritten by the next commit; nothing else is kept, so a smaller `position` is a rollback, and a sequence that is not mentioned costs nothing.
+///
+/// For EAGLE-3 (Li et al., 2025) row t fuses the features of position t with the embedding of token t + 1; each further step
+/// continues from the drafter's own hidden state.
+///
+/// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED, BUSY; then nothing has changed. What is wrong in the contents of the arrays
+/// takes the sequence out of the step and is reported by `spec_session_poll`.
+///
+/// Contract: one thread at a time per session; the work is done when the call returns (CPU); allocates
+/// nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn spec_draft(
+    session: *mut spec_session,
+    args: *const spec_draft_args,
+    stream: *mut c_void,
+    error: *mut spec_error,
+) -> spec_status {
+    call("spec_draft", error, || {
+        // SAFETY: the documented contract of the arguments.
+        let (session, args) = unsafe { (borrow(session)?, boundary::read(args)?) };
+        no_stream(stream)?;
+        // SAFETY: the documented contract of the arrays in the arguments.
+        unsafe { draft(&session.session, &args) }
+    })
+}
+
+/// The name of an element of an array, made only when it is needed.
+struct Element(&'static str, usize);
+
+impl Display for Element {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}[{}]", self.0, self.1)
+    }
+}
+
+/// # Safety
+///
+/// The pointers in `args` are as documented.
+unsafe fn draft(session: &Session, args: &spec_draft_args) -> Result<()> {
+    let limits = session.limits();
+    if args.flags & !SPEC_PADDING != 0 {
+        return Err(Error::unsupported(format!("flags: found {:#x}", args.flags)));
+    }
+    if !args.tree.is_null() {
+        return Err(Error::unsupported("tree: expected NULL; trees are not supported yet"));
+    }
+    reserved("reserved", i64::from(args.reserved))?;
+    let sequences =
+        within("num_sequences", args.num_sequences.into(), 0, limits.max_sequences as i64)?;
+    let rows = within("num_rows", args.num_rows.into(), 0, i64::from(i32::MAX - 1))?;
+    let drafts = within("max_drafts", args.max_drafts.into(), 0, limits.max_drafts as i64)?;
+    let decision = |what, pointer| column(what, pointer, sequences, args.decision_stride, 1);
+    let table_width = limits.pages_per_sequence;
+    let mut features = [Matrix { address: 0, dtype: Dtype::F32, rows: 0, columns: 0, row_stride: 0 };
+        FEATURES_MAX];
+    // SAFETY: as this function's contract.
+    let features = unsafe { read_features(session, args, rows, &mut features)? };
+    // SAFETY: as this function's contract.
+    let (embeddings, draft_logits, sampling) = unsafe {
+        (
+            tensor("embeddings", args.embeddings, rows, session.model().hidden_size())?,
+            tensor(
+                "draft_logits",
+                args.draft_logits,
+                sequences * drafts,
+                session.model().draft_vocabulary(),
+            )?,
+            boundary::read_optional(args.sampling)?,
+        )
+    };
+    let batch = DraftBatch {
+        num_sequences: sequences,
+        num_rows: rows,
+        max_drafts: drafts,
+        position: decision("position", args.position)?,
+        row_count: decision("row_count", args.row_count)?,
+        next_token: decision("next_token", args.next_token)?,
+        row_begin: optional_span("row_begin", args.row_begin, sequences)?,
+        row_index: optional_column("row_index", args.row_index, sequences, args.row_index_stride)?,
+        num_drafts: optional_span("num_drafts", args.num_drafts, sequences)?,
+        limit: optional_span("limit", args.limit, sequences)?,
+        context_begin: optional_span("context_begin", args.context_begin, sequences)?,
+        block_table: optional_column(
+            "block_table",
+            args.block_table,
+            sequences,
+            args.block_table_stride,
+        )?,
+        slot: optional_span("slot", args.slot, sequences)?,
+        tokens: span("tokens", args.tokens, rows)?,
+        rope_position: optional_span("rope_position", args.rope_position, rows)?,
+        features,
+        embeddings,
+        sampling: tensors::sampling(sampling.as_ref(), sequences)?,
+        draft_tokens: column(
+            "draft_tokens",
+            args.draft_tokens.cast_const(),
+            sequences,
+            args.draft_stride,
+            drafts,
+        )?,
+        num_proposed: optional_span("num_proposed", args.num_proposed.cast_const(), sequences)?,
+        draft_logits,
+        padding: if args.flags & SPEC_PADDING != 0 { args.padding } else { -1 },
+    };
+    if batch.block_table.is_none() && limits.slots < sequences {
+        return Err(Error::invalid(format!(
+            "block_table: expected one of stride {table_width}, as the pool has only {} slots, found NULL",
+            limits.slots
+        )));
+    }
+    session.draft(&batch)
+}
+
+/// An array of rows that may be NULL; its stride says how long the rows are.
+fn optional_column(
+    what: &str,
+    pointer: *const i32,
+    sequences: usize,
+    stride: i32,
+) -> Result<Option<Column>> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    let width = within(what, stride.into(), 1, i64::from(i32::MAX - 1))
+        .map_err(|failure| failure.within("stride"))?;
+    let span = span(what, pointer, sequences * width)?;
+    Ok(Some(Column { span, stride: width }))
+}
+
+/// # Safety
+///
+/// The pointers in `args` are as documented.
+unsafe fn read_features<'a>(
+    session: &Session,
+    args: &spec_draft_args,
+    rows: usize,
+    matrices: &'a mut [Matrix; FEATURES_MAX],
+) -> Result<&'a [Matrix]> {
+    let expected = session.model().features();
+    if args.num_features != expected.len() as i32 {
+        return Err(Error::invalid(format!(
+            "num_features: expected {}, found {}",
+            expected.len(),
+            args.num_features
+        )));
+    }
+    if args.features.is_null() || !args.features.is_aligned() {
+        return Err(Error::invalid(format!(
+            "features: expected {} tensors, found {:p}",
+            expected.len(),
+            args.features
+        )));
+    }
+    // SAFETY: num_features tensors, by the documented contract; the pointer is aligned.
+    let tensors = unsafe { std::slice::from_raw_parts(args.features, expected.len()) };
+    let matrices = &mut matrices[..expected.len()];
+    for (index, (tensor, feature)) in tensors.iter().zip(expected).enumerate() {
+        matrices[index] = matrix(&Element("features", index), tensor, rows, Some(feature.width))?;
+    }
+    Ok(matrices)
+}
+
+/// # Safety
+///
+/// `tensor` is NULL or points to a tensor.
+unsafe fn tensor(
+    what: &'static str,
+    tensor: *const spec_tensor,
+    rows: usize,
+    columns: usize,
+) -> Result<Option<Matrix>> {
+    if !tensor.is_null() && !tensor.is_aligned() {
+        return Err(Error::invalid(format!("{what}: expected an aligned struct, found {tensor:p}")));
+    }
+    // SAFETY: as this function's contract; the pointer is aligned.
+    let tensor = unsafe { tensor.as_ref() };
+    tensor.map(|tensor| matrix(&what, tensor, rows, Some(columns))).transpose()
+}

@@ -1,0 +1,23 @@
+//! The C interface: the only `extern "C"` functions of the crate. Each one turns pointers into
+//! checked plain data, calls one function of the library and turns the result into a status. The
+//! documentation of this module is what `include/speculators.h` says.
+
+mod boundary;
+mod checkpoint;
+mod context;
+mod draft;
+mod model;
+mod session;
+mod tensors;
+mod types;
+mod verify;
+mod version;
+
+pub use checkpoint::*;
+pub use context::*;
+pub use draft::*;
+pub use model::*;
+pub use session::*;
+pub use types::*;
+pub use verify::*;
+pub use version::*;

@@ -1,0 +1,569 @@
+//! The structs and constants of the C API. Their documentation is the specification: it becomes
+//! the header.
+#![allow(non_camel_case_types)]
+
+use std::ffi::{c_char, c_void};
+
+/// The result of a call: `SPEC_OK` or one of the `SPEC_ERROR_*` codes. Codes are never reused; a
+/// host treats a code that it does not know as a failure.
+pub type spec_status = i32;
+
+/// The call did what it says.
+pub const SPEC_OK: spec_status = 0;
+/// An argument is missing, out of range or inconsistent with another one.
+pub const SPEC_ERROR_INVALID_ARGUMENT: spec_status = 1;
+/// Well-formed, but not something that this version or build can do.
+pub const SPEC_ERROR_UNSUPPORTED: spec_status = 2;
+/// A file could not be opened or read.
+pub const SPEC_ERROR_IO: spec_status = 3;
+/// A file was read, and its contents are not a sound checkpoint.
+pub const SPEC_ERROR_FORMAT: spec_status = 4;
+/// An allocation was refused.
+pub const SPEC_ERROR_OUT_OF_MEMORY: spec_status = 5;
+/// The session is in use by another thread.
+pub const SPEC_ERROR_BUSY: spec_status = 6;
+/// The device or its driver failed.
+pub const SPEC_ERROR_DEVICE: spec_status = 7;
+/// A defect of the library.
+pub const SPEC_ERROR_INTERNAL: spec_status = 8;
+
+/// Why a call failed. The host owns it, sets `struct_size` and passes it as the last argument of
+/// any call, or passes NULL. A call that succeeds sets `status` to `SPEC_OK` and empties `message`.
+#[repr(C)]
+pub struct spec_error {
+    /// sizeof(spec_error). A value below the size of this version leaves the struct untouched.
+    pub struct_size: u32,
+    /// The status that the call returned.
+    pub status: spec_status,
+    /// `function: what was expected, what was found`, in UTF-8, ends with NUL, cut if it is longer.
+    pub message: [c_char; 1016],
+}
+
+/// Host memory: the device type of CPU contexts, as in DLPack.
+pub const SPEC_DEVICE_CPU: i32 = 1;
+
+/// Signed integers, as in DLPack.
+pub const SPEC_DTYPE_INT: u8 = 0;
+/// IEEE floating point (16 or 32 bits), as in DLPack.
+pub const SPEC_DTYPE_FLOAT: u8 = 2;
+/// bfloat16 (16 bits), as in DLPack.
+pub const SPEC_DTYPE_BFLOAT: u8 = 4;
+
+/// A view of memory that the host owns. The codes are those of DLPack; `spec_tensor_from_dlpack`
+/// below converts a DLTensor. The struct never grows.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_tensor {
+    /// The first element. NULL only where the tensor has no elements.
+    pub data: *mut c_void,
+    /// Where the memory is: `SPEC_DEVICE_CPU`.
+    pub device_type: i32,
+    /// Which of the devices of that type; 0 for host memory.
+    pub device_id: i32,
+    /// The element type: `SPEC_DTYPE_FLOAT` or `SPEC_DTYPE_BFLOAT`.
+    pub dtype_code: u8,
+    /// Bits of an element: 16 or 32.
+    pub dtype_bits: u8,
+    /// 1.
+    pub dtype_lanes: u16,
+    /// The number of dimensions in use, 1 to 4.
+    pub ndim: i32,
+    /// Elements along each dimension; the unused ones are 0.
+    pub shape: [i64; 4],
+    /// Elements from one index to the next, along each dimension. All zero means that the tensor is
+    /// compact; otherwise that of the last dimension is 1, and that of a row is any number from
+    /// the row length on.
+    pub strides: [i64; 4],
+}
+
+/// Calls `task(argument, i)` for every i in 0 .. `tasks`, on as many threads as it likes, and
+/// returns when all calls have returned. `user` is what the options gave.
+///
+/// Contract: may be called from several threads at once; must not unwind.
+pub type spec_parallel_for = Option<
+    unsafe extern "C" fn(
+        user: *mut c_void,
+        tasks: i32,
+        task: Option<unsafe extern "C" fn(argument: *mut c_void, index: i32)>,
+        argument: *mut c_void,
+    ),
+>;
+
+/// What memory is for: weights of a model, written once and read in every step.
+pub const SPEC_MEMORY_WEIGHTS: i32 = 0;
+/// What memory is for: the KV pages of a session.
+pub const SPEC_MEMORY_KV: i32 = 1;
+/// What memory is for: the workspace of a session.
+pub const SPEC_MEMORY_WORKSPACE: i32 = 2;
+
+/// Where the library takes weights, KV pools and workspaces from. Parsing a checkpoint and the
+/// small records behind the handles use the C library's allocator. Step calls allocate nothing.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_allocator {
+    /// sizeof(spec_allocator).
+    pub struct_size: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Handed to both functions.
+    pub user: *mut c_void,
+    /// Returns at least `size` bytes of the context's device at a multiple of `alignment`, or NULL.
+    /// `kind` is one of `SPEC_MEMORY_*`. Must not unwind; may be called from any thread.
+    pub allocate: Option<
+        unsafe extern "C" fn(user: *mut c_void, size: u64, alignment: u64, kind: i32) -> *mut c_void,
+    >,
+    /// Takes back what `allocate` returned, with the same size and kind.
+    pub release:
+        Option<unsafe extern "C" fn(user: *mut c_void, memory: *mut c_void, size: u64, kind: i32)>,
+}
+
+/// A log line about something that was assumed or corrected.
+pub const SPEC_LOG_WARNING: i32 = 1;
+/// A log line about what was loaded or created.
+pub const SPEC_LOG_INFO: i32 = 2;
+
+/// What `spec_context_create` makes. All zero but `struct_size`: the CPU, one thread per core that
+/// the process may use, the library's own allocator, no log.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_context_options {
+    /// sizeof(spec_context_options).
+    pub struct_size: u32,
+    /// 0 or `SPEC_DEVICE_CPU`.
+    pub device_type: i32,
+    /// 0.
+    pub device_id: i32,
+    /// Threads that work on a call, the calling one among them; 0 is one per available core. With
+    /// `parallel_for`, the number of threads that it uses, at least 1.
+    pub threads: i32,
+    /// The host's own threads, instead of threads of the library. NULL: the library keeps
+    /// `threads - 1` parked threads, with all signals blocked.
+    pub parallel_for: spec_parallel_for,
+    /// Handed to `parallel_for`.
+    pub parallel_for_user: *mut c_void,
+    /// NULL: memory from the operating system, in huge pages where it is large. Copied.
+    pub allocator: *const spec_allocator,
+    /// Takes log lines (UTF-8, valid during the call); NULL: nothing is logged. `level` is one of
+    /// `SPEC_LOG_*`. Must not unwind; may be called from any thread, never from step calls.
+    pub log: Option<unsafe extern "C" fn(user: *mut c_void, level: i32, line: *const c_char)>,
+    /// Handed to `log`.
+    pub log_user: *mut c_void,
+}
+
+/// What a context is.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_context_info {
+    /// sizeof(spec_context_info), set by the host.
+    pub struct_size: u32,
+    /// `SPEC_DEVICE_CPU`.
+    pub device_type: i32,
+    /// 0.
+    pub device_id: i32,
+    /// Threads that work on a call.
+    pub threads: i32,
+    /// The instructions in use (`avx512`, `avx2`, `portable`); static storage.
+    pub instruction_set: *const c_char,
+}
+
+/// Rows of a tensor that the host lends.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_row_range {
+    /// `[rows, hidden]`, F32, F16 or BF16, on the context's device.
+    pub tensor: spec_tensor,
+    /// The row of the whole tensor that is row 0 here.
+    pub first_row: i64,
+}
+
+/// `spec_model_options.flags`: use the weights where the files are mapped instead of copying them
+/// into memory of the allocator. The files must not change while the model lives.
+pub const SPEC_MODEL_MAP_FILES: u32 = 1;
+
+/// How `spec_model_load` loads. All zero but `struct_size` is right for a checkpoint that stores
+/// all its tensors, or whose verifier lies where its config says.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_model_options {
+    /// sizeof(spec_model_options).
+    pub struct_size: u32,
+    /// `SPEC_MODEL_*` flags.
+    pub flags: u32,
+    /// The directory of the verifier (the target model), UTF-8; its config and, unless they are lent, its
+    /// embedding and head are read where the checkpoint lacks them. NULL: the path that the checkpoint names, if it
+    /// is a directory.
+    pub verifier_directory: *const c_char,
+    /// A JSON object that is merged over the checkpoint's config.json, UTF-8. NULL: nothing.
+    pub config_overrides: *const c_char,
+    /// The verifier's token embedding, `[V, hidden]`, lent by the host as `num_embedding` ranges that cover
+    /// all rows in order. NULL: read from files where needed. Used in place, never written.
+    pub embedding: *const spec_row_range,
+    /// The verifier's LM head, `[V, hidden]`, lent likewise as `num_head` ranges. Used in place if
+    /// the draft vocabulary is the whole one, otherwise its rows are copied at load.
+    pub head: *const spec_row_range,
+    /// Elements of `embedding`.
+    pub num_embedding: i32,
+    /// Elements of `head`.
+    pub num_head: i32,
+    /// Called once, from any thread, when nothing uses the lent tensors any more. Not called if the load
+    /// fails. NULL: the host waits for `spec_model_release` and for the release of all sessions.
+    pub lent_release: Option<unsafe extern "C" fn(user: *mut c_void)>,
+    /// Handed to `lent_release`.
+    pub lent_user: *mut c_void,
+}
+
+/// `spec_feature_layer.stage`: the residual stream that enters decoder layer `layer`, before any norm; the
+/// number of layers stands for the stream that leaves the last one, before the final norm.
+pub const SPEC_STAGE_LAYER_INPUT: i32 = 0;
+/// `spec_feature_layer.stage`: the output of the target's final norm, which its head reads.
+pub const SPEC_STAGE_FINAL_NORM: i32 = 1;
+
+/// A hidden state of the target that a speculator reads.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_feature_layer {
+    /// The decoder layer of the target.
+    pub layer: i32,
+    /// One of `SPEC_STAGE_*`.
+    pub stage: i32,
+    /// Elements of a row.
+    pub width: i32,
+    /// 0.
+    pub reserved: i32,
+}
+
+/// What a loaded speculator is and needs. The pointers are owned by the model.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_model_info {
+    /// sizeof(spec_model_info), set by the host.
+    pub struct_size: u32,
+    /// Elements of `features`.
+    pub num_features: i32,
+    /// The hidden states that `spec_draft` wants, one tensor each, in this order.
+    pub features: *const spec_feature_layer,
+    /// The kind of speculator, such as `eagle3`.
+    pub kind: *const c_char,
+    /// V: tokens of the target's vocabulary.
+    pub vocabulary: i32,
+    /// Vd: columns of draft logits.
+    pub draft_vocabulary: i32,
+    /// `[Vd]`: the target's id of each column of draft logits, in host memory; NULL: the identity. Fits
+    /// `spec_distribution.token_ids`.
+    pub draft_token_ids: *const i32,
+    /// H: the drafter's hidden size.
+    pub hidden_size: i32,
+    /// Decoder layers of the drafter.
+    pub num_layers: i32,
+    /// Trailing positions of a cached prefix whose rows must be committed again: 1 where the
+    /// drafter's row t reads token t + 1.
+    pub prefix_margin: i32,
+    /// Tokens per round that the checkpoint was made for; 0 if it does not say.
+    pub default_num_drafts: i32,
+    /// Positions that the drafter was made for; larger ones are computed all the same.
+    pub max_position: i64,
+    /// Bytes of weights in memory of the allocator.
+    pub weight_bytes: u64,
+}
+
+/// How `spec_session_create` sizes a session.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_session_options {
+    /// sizeof(spec_session_options).
+    pub struct_size: u32,
+    /// The most sequences in one call, at least 1. Without a block table also the number of slots.
+    pub max_sequences: i32,
+    /// The most rows committed in one call, at least 1.
+    pub max_rows: i32,
+    /// The most tokens proposed for a sequence in one call, at least 1.
+    pub max_drafts: i32,
+    /// Positions lie below this; at least 1.
+    pub max_position: i32,
+    /// Positions per KV page; 0 is 16.
+    pub page_size: i32,
+    /// Pages of the pool; 0 is what all slots need.
+    pub max_pages: i32,
+    /// The element type of keys and values, a DLPack code; 0 together with 0 bits: the default of the device (F32 on the CPU).
+    pub kv_dtype_code: u8,
+    /// Its bits.
+    pub kv_dtype_bits: u8,
+    /// 0.
+    pub reserved: u16,
+    /// The host's memory for the pages, `kv_pool_size` bytes, aligned to 64, valid as long as the session. NULL: from the allocator.
+    pub kv_pool: *mut c_void,
+    /// Bytes at `kv_pool`; at least what the requirements say.
+    pub kv_pool_size: u64,
+    /// The host's memory for the workspace, `workspace_size` bytes, aligned to 64, valid as long as the session. NULL: from the allocator.
+    pub workspace: *mut c_void,
+    /// Bytes at `workspace`; at least what the requirements say.
+    pub workspace_size: u64,
+}
+
+/// What a session with given options takes.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_session_requirements {
+    /// sizeof(spec_session_requirements), set by the host.
+    pub struct_size: u32,
+    /// The alignment of both blocks, in bytes.
+    pub alignment: u32,
+    /// Bytes of workspace.
+    pub workspace_size: u64,
+    /// Bytes of the KV pool.
+    pub kv_pool_size: u64,
+    /// Bytes of one page. Page i lies at `i * page_bytes`; what is in a page is private, but pages may be
+    /// copied whole while no call runs.
+    pub page_bytes: u64,
+    /// Bytes of keys and values of one position.
+    pub kv_bytes_per_token: u64,
+    /// Pages of the pool.
+    pub num_pages: i32,
+    /// Positions of a page.
+    pub page_size: i32,
+}
+
+/// How tokens are drawn, one value per sequence. A NULL array means its default for all. A
+/// temperature below 1e-5 is greedy: the largest logit, of equal ones the lowest id.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_sampling {
+    /// sizeof(spec_sampling).
+    pub struct_size: u32,
+    /// 0.
+    pub reserved: u32,
+    /// `[B]` float. NULL: 0, greedy.
+    pub temperature: *const f32,
+    /// `[B]` int32: only the k largest logits, with all that equal the k-th; 0 or less: all. NULL: all.
+    pub top_k: *const i32,
+    /// `[B]` float: only the most probable tokens that reach this mass, with all that equal the last;
+    /// 1 or more: all. NULL: all.
+    pub top_p: *const f32,
+    /// `[B]` float: only tokens at least this times as probable as the most probable; 0: all. NULL: all.
+    pub min_p: *const f32,
+    /// `[B]` uint64: the seed of the sequence's random numbers. NULL: 0. A draw depends on the seed, the absolute
+    /// position of the token and its purpose, on nothing else.
+    pub seed: *const u64,
+}
+
+/// The distribution that draft tokens were drawn from, as narrow as the drafter has it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_distribution {
+    /// sizeof(spec_distribution).
+    pub struct_size: u32,
+    /// Rows of `logits` per sequence if `row_begin` is NULL; 0 is `max_drafts` of the call.
+    pub rows_per_sequence: i32,
+    /// `[Q, C]` F32, F16 or BF16: logits over C candidates.
+    pub logits: spec_tensor,
+    /// The target's ids of the candidates: NULL (the identity, C is V), `[C]`, or `[Q, C]` with
+    /// `token_ids_stride` elements from one row to the next. A negative id is no candidate; no id stands twice in a row.
+    pub token_ids: *const i32,
+    /// 0: `token_ids` is `[C]`, the same for all rows.
+    pub token_ids_stride: i64,
+    /// `[B]` int32: the row of the first draft; draft i of sequence b was drawn from row
+    /// `row_begin[b] + i`. NULL: `b * rows_per_sequence`.
+    pub row_begin: *const i32,
+    /// How the drafts were drawn from it. NULL: as the request's own sampling says.
+    pub sampling: *const spec_sampling,
+}
+
+/// The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root; parents come before their
+/// children.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_tree {
+    /// sizeof(spec_tree).
+    pub struct_size: u32,
+    /// Elements from one sequence to the next.
+    pub stride: i32,
+    /// The parent of each node; -1 for the root.
+    pub parents: *mut i32,
+    /// The first child of each node; -1 for none.
+    pub first_child: *mut i32,
+    /// The next node with the same parent; -1 for none.
+    pub next_sibling: *mut i32,
+    /// Edges from the root.
+    pub depth: *mut i32,
+    /// The position of each node.
+    pub position: *mut i32,
+}
+
+/// `flags` of `spec_draft_args` and `spec_verify_args`: `padding` fills unused places instead of -1.
+pub const SPEC_PADDING: u32 = 1;
+
+/// The arguments of `spec_draft`. B is `num_sequences`, R is `num_rows`, H is the drafter's hidden
+/// size. All arrays are memory of the session's device that the host owns; none is kept after the
+/// call's work is done.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_draft_args {
+    /// sizeof(spec_draft_args).
+    pub struct_size: u32,
+    /// `SPEC_PADDING` or 0.
+    pub flags: u32,
+    /// B, 0 to the session's max_sequences.
+    pub num_sequences: i32,
+    /// R: rows of `tokens`, `rope_position` and the features, from 0 on. More than the session's
+    /// max_rows are fine as long as not more are committed.
+    pub num_rows: i32,
+    /// The most tokens to propose for a sequence in this call, 0 to the session's max_drafts.
+    pub max_drafts: i32,
+    /// What stands in `draft_tokens` beyond the proposals, with `SPEC_PADDING`.
+    pub padding: i32,
+    /// Elements from one sequence to the next in `position`, `row_count` and `next_token`, so that they may point into the
+    /// decision records of `spec_verify`; 0 is 1.
+    pub decision_stride: i32,
+    /// Elements from one sequence to the next in `row_index`.
+    pub row_index_stride: i32,
+    /// `[B]`: the position of `next_token`. The committed rows are those of the positions
+    /// `position - row_count` to `position - 1`.
+    pub position: *const i32,
+    /// `[B]`: rows to commit. 0: the sequence takes no part, and nothing is proposed for it.
+    pub row_count: *const i32,
+    /// `[B]`: the new root: the token after the last row, known but not yet run through the target.
+    pub next_token: *const i32,
+    /// `[B]`: the first row of each sequence. NULL: `b * (max_drafts + 1)`.
+    pub row_begin: *const i32,
+    /// `[B, row_index_stride]`: the rows to commit where they are not contiguous, counted from `row_begin[b]`; a
+    /// negative first entry means contiguous. NULL: contiguous. Fits the path of a decision record.
+    pub row_index: *const i32,
+    /// `[B]`: tokens to propose, capped by `max_drafts`; 0 only commits. NULL: `max_drafts` for all.
+    pub num_drafts: *const i32,
+    /// `[B]`: tokens that the sequence may still emit; at most one less is proposed. NULL: no limit.
+    pub limit: *const i32,
+    /// `[B]`: the first position that has drafter rows; earlier ones are not looked at. NULL: 0.
+    pub context_begin: *const i32,
+    /// `[B, block_table_stride]`: the pages of each sequence, page j for positions from `j * page_size` on. They must reach
+    /// position + num_drafts - 2, the last row that drafting writes. NULL: slots.
+    pub block_table: *const i32,
+    /// Elements from one sequence to the next in `block_table`.
+    pub block_table_stride: i32,
+    /// Elements of `features`.
+    pub num_features: i32,
+    /// `[B]`: the slot of each sequence where `block_table` is NULL, below max_sequences, no slot twice. NULL: b.
+    pub slot: *const i32,
+    /// `[R]`: the token of each row, unshifted: row r carries the token and the features of one
+    /// position. -1: the row of `embeddings` instead.
+    pub tokens: *const i32,
+    /// `[R]`: the positions that the rotary embedding turns by. NULL: the positions.
+    pub rope_position: *const i32,
+    /// `[num_features]` in host memory, one `[R, width]` tensor (F32, F16 or BF16) for each entry of the model's `features`.
+    pub features: *const spec_tensor,
+    /// `[R, H]`, in host memory the struct, on the device its data: the embeddings of rows whose token is -1. NULL: there are none.
+    pub embeddings: *const spec_tensor,
+    /// How proposals are drawn. NULL: greedily.
+    pub sampling: *const spec_sampling,
+    /// NULL: trees are not supported yet.
+    pub tree: *const spec_tree,
+    /// `[B, draft_stride]`, written: the proposals, in the target's ids, padded to `max_drafts`.
+    pub draft_tokens: *mut i32,
+    /// `[B]`, written: how many tokens were proposed. NULL: not wanted.
+    pub num_proposed: *mut i32,
+    /// `[B * max_drafts, Vd]` (F32, F16 or BF16), written: row `b * max_drafts + i` has the logits that proposal i was drawn from, before
+    /// temperature and filters; rows without proposal are left as they were. The draw uses the values as rounded to this type, so that they are the
+    /// true distribution for `spec_distribution`. NULL: not wanted.
+    pub draft_logits: *const spec_tensor,
+    /// Elements from one sequence to the next in `draft_tokens`; 0 is `max_drafts`.
+    pub draft_stride: i32,
+    /// 0.
+    pub reserved: i32,
+}
+
+/// `spec_verify_args.rule`: lossless. Greedy sequences keep the target's argmax; sampled ones are tested by p / q where
+/// `draft` gives q, and by `SPEC_RULE_FOLLOW` otherwise.
+pub const SPEC_RULE_DEFAULT: i32 = 0;
+/// `spec_verify_args.rule`: lossless, for drafts taken as given. The target's token is drawn at each position and the
+/// drafts are followed while they are equal to it, so that the text is the one that sampling without speculation gives
+/// for the same seed.
+pub const SPEC_RULE_FOLLOW: i32 = 1;
+/// `spec_verify_args.rule`: lossless rejection sampling (Leviathan et al. 2023, Chen et al. 2023): draft d is accepted with
+/// probability min(1, p(d) / q(d)), otherwise its replacement is drawn from max(p - q, 0) normalised. Without `draft`, q is one at d.
+pub const SPEC_RULE_REJECTION: i32 = 2;
+
+/// Index in a decision record: drafts accepted, 0 to K.
+pub const SPEC_DECISION_ACCEPTED: i32 = 0;
+/// Index in a decision record: tokens emitted: 0 (the sequence took no part), ACCEPTED (ended by a limit or a stop token) or
+/// ACCEPTED + 1.
+pub const SPEC_DECISION_EMITTED: i32 = 1;
+/// Index in a decision record: the last emitted token, the next root. Untouched where nothing was emitted.
+pub const SPEC_DECISION_NEXT_TOKEN: i32 = 2;
+/// Index in a decision record: position + EMITTED, the position of the next root.
+pub const SPEC_DECISION_NEXT_POSITION: i32 = 3;
+/// Index in a decision record: `SPEC_DECISION_FLAG_*`, combined.
+pub const SPEC_DECISION_FLAGS: i32 = 4;
+/// Index in a decision record: the emitted tokens, `max_drafts + 1` elements, padded. The accepted path follows them, `max_drafts + 1` elements:
+/// the nodes of the rows that are committed next, beginning with 0, padded with -1.
+pub const SPEC_DECISION_TOKENS: i32 = 8;
+
+/// `SPEC_DECISION_FLAGS`: a row had no finite candidate; its lowest id was taken as the token.
+pub const SPEC_DECISION_FLAG_NO_CANDIDATE: i32 = 1;
+/// `SPEC_DECISION_FLAGS`: the last emitted token is a stop token.
+pub const SPEC_DECISION_FLAG_STOPPED: i32 = 2;
+/// `SPEC_DECISION_FLAGS`: `limit` ended the emission.
+pub const SPEC_DECISION_FLAG_LIMIT: i32 = 4;
+/// `SPEC_DECISION_FLAGS`: the sequence's rows, drafts or numbers are out of range; nothing was emitted.
+pub const SPEC_DECISION_FLAG_INVALID: i32 = 8;
+
+/// The arguments of `spec_verify`. B is `num_sequences`, K is `max_drafts`, V is the target's
+/// vocabulary, R is the number of rows of `logits`. All arrays are memory of the context's device
+/// that the host owns.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_verify_args {
+    /// sizeof(spec_verify_args).
+    pub struct_size: u32,
+    /// `SPEC_PADDING` or 0.
+    pub flags: u32,
+    /// B, from 0 on.
+    pub num_sequences: i32,
+    /// K: the most drafts of a sequence, 0 to 1023.
+    pub max_drafts: i32,
+    /// One of `SPEC_RULE_*`.
+    pub rule: i32,
+    /// What stands beyond the emitted tokens of a record, with `SPEC_PADDING`.
+    pub padding: i32,
+    /// `[R, V]` F32, F16 or BF16: the target's raw logits. Row `row_begin[b]` is the root's, row `row_begin[b] + i` that of draft i. NaN counts as
+    /// -inf.
+    pub logits: spec_tensor,
+    /// `[B]`: the root's row. NULL: `b * (K + 1)`.
+    pub row_begin: *const i32,
+    /// `[B]`: drafts of each sequence, 0 to K; negative: the sequence takes no part. NULL: K for all.
+    pub num_drafts: *const i32,
+    /// `[B, draft_stride]`: the drafts, in the target's ids. What lies beyond num_drafts is not looked at: nothing was proposed there. A -1 before it was struck
+    /// out by the host after it had been drawn: it is tested as rejected. NULL only if K is 0.
+    pub draft_tokens: *const i32,
+    /// `[B]`: the root's position, `position_stride` elements apart. May lie in `decisions`.
+    pub position: *const i32,
+    /// `[B]`: tokens that the sequence may still emit. NULL: no limit.
+    pub limit: *const i32,
+    /// Elements from one sequence to the next in `draft_tokens`; 0 is K.
+    pub draft_stride: i32,
+    /// Elements from one sequence to the next in `position`; 0 is 1.
+    pub position_stride: i32,
+    /// How the request samples. NULL: greedily.
+    pub sampling: *const spec_sampling,
+    /// The distribution that the drafts were drawn from. NULL: the drafts are taken as given.
+    pub draft: *const spec_distribution,
+    /// NULL: trees are not supported yet.
+    pub tree: *const spec_tree,
+    /// `[B, 2 * (K + 1)]` in [0, 1): the random numbers to use instead of the seeded ones; element 2 i tests draft i,
+    /// element 2 i + 1 draws the token that is emitted after i accepted drafts. NULL: seeded.
+    pub uniforms: *const f64,
+    /// `[num_stop_tokens]`: emission ends after any of these. NULL: none.
+    pub stop_tokens: *const i32,
+    /// Elements of `stop_tokens`.
+    pub num_stop_tokens: i32,
+    /// Elements from one decision record to the next, at least `SPEC_DECISION_TOKENS + 2 * (K + 1)`.
+    pub decision_stride: i32,
+    /// `[B, decision_stride]`, written: one record per sequence, laid out by `SPEC_DECISION_*`. NEXT_TOKEN is left as it was for a sequence that emits
+    /// nothing; the elements between FLAGS and TOKENS are set to 0.
+    pub decisions: *mut i32,
+    /// `[3 + K]` uint64 in host memory, added to: rounds (sequences that took part), drafts, emitted tokens, then acceptances of draft 1 to K. NULL: not
+    /// wanted. Not shared between concurrent calls.
+    pub counters: *mut u64,
+    /// Scratch of at least the bytes that `spec_verify_workspace_size` says, aligned to 64, for this call alone.
+    pub workspace: *mut c_void,
+    /// Bytes at `workspace`.
+    pub workspace_size: u64,
+}

@@ -1,0 +1,67 @@
+//! What all models, sessions and verifications of one device share: the backend with its threads,
+//! the allocator and the log.
+
+mod memory;
+
+pub use memory::{Allocator, Block, MemoryKind};
+
+use crate::backend::Backend;
+use crate::error::Result;
+use std::sync::Arc;
+
+/// How much a log line matters. The numbers are part of the ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum LogLevel {
+    /// Something was assumed or corrected that the host may want to know.
+    Warning = 1,
+    /// What was loaded or created.
+    Info = 2,
+}
+
+/// Where log lines go.
+pub trait Log: Send + Sync {
+    /// Takes one line, without a line end.
+    fn line(&self, level: LogLevel, text: &str);
+}
+
+/// A device with everything that work on it needs.
+pub struct Context {
+    backend: Box<dyn Backend>,
+    allocator: Arc<dyn Allocator>,
+    log: Option<Box<dyn Log>>,
+}
+
+impl Context {
+    /// A context of the given parts; without a log, nothing is logged anywhere.
+    pub fn new(
+        backend: Box<dyn Backend>,
+        allocator: Arc<dyn Allocator>,
+        log: Option<Box<dyn Log>>,
+    ) -> Self {
+        Self { backend, allocator, log }
+    }
+
+    /// The device's phases.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    /// `bytes` bytes of memory of the device, a multiple of [`crate::tensor::ALIGNMENT`] aligned.
+    pub fn allocate(&self, kind: MemoryKind, what: &str, bytes: usize) -> Result<Block> {
+        Block::allocate(&self.allocator, kind, what, bytes)
+    }
+
+    /// Hands one line to the host's log.
+    pub fn log(&self, level: LogLevel, text: &str) {
+        if let Some(log) = &self.log {
+            log.line(level, text);
+        }
+    }
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Context").field("backend", &self.backend).finish_non_exhaustive()
+    }
+}

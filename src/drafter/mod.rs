@@ -1,0 +1,3 @@
+//! How each method of speculation turns a committed context into draft tokens.
+
+pub mod sequential;

@@ -1,0 +1,184 @@
+//! How a session's memory is cut: the one place that knows its sizes, run once to count and once
+//! to carve.
+
+use super::CallLimits;
+use crate::backend::phases::{KvPool, Limits, Plan, Rows};
+use crate::error::{Error, Result};
+use crate::model::eagle3::Scratch;
+use crate::model::{Model, Network};
+use crate::tensor::{ALIGNMENT, Carver, Dtype, Matrix, Span};
+
+/// What a session is created for.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionOptions {
+    /// The most sequences of a call, and the number of slots.
+    pub max_sequences: usize,
+    /// The most rows that a call commits.
+    pub max_rows: usize,
+    /// The most tokens proposed for a sequence.
+    pub max_drafts: usize,
+    /// Positions lie below this.
+    pub max_position: usize,
+    /// Positions of a page.
+    pub page_size: usize,
+    /// Pages; 0 is what all slots need.
+    pub max_pages: usize,
+    /// The element type of keys and values.
+    pub kv_dtype: Dtype,
+    /// The host's memory for the pages.
+    pub kv_pool: Option<Span<u8>>,
+    /// The host's memory for the workspace.
+    pub workspace: Option<Span<u8>>,
+}
+
+/// The memory that a session takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Requirements {
+    /// Bytes of workspace.
+    pub workspace_bytes: usize,
+    /// Bytes of all pages.
+    pub kv_pool_bytes: usize,
+    /// Bytes of a page.
+    pub page_bytes: usize,
+    /// Bytes of keys and values of one position.
+    pub kv_bytes_per_token: usize,
+    /// Pages of the pool.
+    pub num_pages: usize,
+    /// Positions of a page.
+    pub page_size: usize,
+}
+
+/// The sizes of a session's memory, checked.
+pub struct Layout<'a> {
+    model: &'a Model,
+    options: SessionOptions,
+    pages_per_sequence: usize,
+    needs: Requirements,
+}
+
+/// A session's workspace, cut.
+pub struct Workspace {
+    pub plan: Plan,
+    pub scratch: Scratch,
+    pub slot_pages: Span<i32>,
+}
+
+impl<'a> Layout<'a> {
+    pub fn new(model: &'a Model, options: &SessionOptions) -> Result<Self> {
+        let too_large = || Error::invalid("expected sizes that fit the address space");
+        let pages_per_sequence = options.max_position.div_ceil(options.page_size);
+        let num_pages = match options.max_pages {
+            0 => pages_per_sequence.checked_mul(options.max_sequences).ok_or_else(too_large)?,
+            pages => pages,
+        };
+        if num_pages > i32::MAX as usize {
+            return Err(Error::invalid(format!(
+                "max_pages: expected fewer than 2^31 pages, found {num_pages}"
+            )));
+        }
+        let (kv_heads, head_dim) = model.kv_shape();
+        let kv_bytes_per_token =
+            2 * model.num_layers() * kv_heads * head_dim * options.kv_dtype.size();
+        let page_bytes = kv_bytes_per_token.checked_mul(options.page_size).ok_or_else(too_large)?;
+        let kv_pool_bytes = page_bytes
+            .checked_mul(num_pages)
+            .and_then(|bytes| bytes.checked_next_multiple_of(ALIGNMENT))
+            .filter(|&bytes| isize::try_from(bytes).is_ok())
+            .ok_or_else(too_large)?;
+        let needs = Requirements {
+            workspace_bytes: 0,
+            kv_pool_bytes,
+            page_bytes,
+            kv_bytes_per_token,
+            num_pages,
+            page_size: options.page_size,
+        };
+        let mut layout = Self { model, options: *options, pages_per_sequence, needs };
+        let mut counting = Carver::counting();
+        layout.carve(&mut counting, 0);
+        if isize::try_from(counting.used()).is_err() {
+            return Err(too_large());
+        }
+        layout.needs.workspace_bytes = counting.used();
+        Ok(layout)
+    }
+
+    pub fn requirements(&self) -> Requirements {
+        self.needs
+    }
+
+    pub fn call_limits(&self) -> CallLimits {
+        CallLimits {
+            max_sequences: self.options.max_sequences,
+            max_drafts: self.options.max_drafts,
+            pages_per_sequence: self.pages_per_sequence,
+            slots: self.slots(),
+        }
+    }
+
+    pub fn bounds(&self) -> Limits {
+        Limits {
+            max_rows: self.options.max_rows,
+            max_position: self.options.max_position,
+            vocabulary: self.model.vocabulary(),
+            num_slots: self.slots(),
+        }
+    }
+
+    fn slots(&self) -> usize {
+        (self.needs.num_pages / self.pages_per_sequence).min(self.options.max_sequences)
+    }
+
+    /// Cuts the workspace; in counting mode the addresses mean nothing.
+    pub fn carve(&self, carver: &mut Carver, kv_address: u64) -> Workspace {
+        let sequences = self.options.max_sequences;
+        let plan = Plan {
+            commit: rows(carver, self.options.max_rows),
+            draft: rows(carver, sequences),
+            drafting: carver.span(self.options.max_drafts),
+            page_row: carver.span(sequences),
+            fault: carver.span(2),
+        };
+        let slot_pages = carver.span(self.slots() * self.pages_per_sequence);
+        let (num_kv_heads, head_dim) = self.model.kv_shape();
+        let columns = self.needs.page_bytes / self.options.kv_dtype.size();
+        let pages = Matrix {
+            address: kv_address,
+            dtype: self.options.kv_dtype,
+            rows: self.needs.num_pages,
+            columns,
+            row_stride: columns,
+        };
+        let pool = KvPool {
+            pages,
+            page_size: self.options.page_size,
+            num_kv_heads,
+            head_dim,
+            slot_pages,
+            pages_per_slot: self.pages_per_sequence,
+        };
+        let scratch = match self.model.network() {
+            Network::Eagle3(network) => network.carve(
+                carver,
+                self.model.context().backend(),
+                pool,
+                self.options.max_rows,
+                sequences,
+                self.options.max_position,
+            ),
+        };
+        Workspace { plan, scratch, slot_pages }
+    }
+}
+
+fn rows(carver: &mut Carver, len: usize) -> Rows {
+    Rows {
+        count: carver.span(1),
+        first: 0,
+        sequence: carver.span(len),
+        position: carver.span(len),
+        rope_position: carver.span(len),
+        token: carver.span(len),
+        source: carver.span(len),
+    }
+}
