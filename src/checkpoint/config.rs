@@ -135,6 +135,26 @@ impl<'a> Settings<'a> {
         Ok(value.unwrap_or_else(|| self.assume(key, default)))
     }
 
+    /// As [`Self::flag`], for a flag whose tensors may tell otherwise: what the file says decides;
+    /// where it says nothing, whether the tensors are `stored` does.
+    pub(super) fn flag_or_stored(
+        &mut self,
+        key: &str,
+        stored: bool,
+        report: &mut Report,
+    ) -> Result<bool> {
+        let flag = self.flag(key)?;
+        let path = self.path_of(key);
+        match flag {
+            None if stored => report.correct(format!("{path} is not set, its tensors are: used")),
+            Some(false) if stored => {
+                report.correct(format!("{path} is false: its tensors are not used"));
+            }
+            _ => {}
+        }
+        Ok(flag.unwrap_or_else(|| self.assume(key, stored)))
+    }
+
     /// A string.
     pub(super) fn text(&mut self, key: &str) -> Result<Option<&'a str>> {
         match self.get(key) {

@@ -2,6 +2,7 @@
 //! weights, and a report of everything that was found, assumed and corrected.
 
 mod config;
+mod decoder;
 mod eagle3;
 mod files;
 mod header;
@@ -12,7 +13,8 @@ mod verifier;
 mod vocabulary;
 mod weights;
 
-pub use eagle3::{Activation, DecoderLayer, Eagle3, Feature, FeatureNorm};
+pub use decoder::{Activation, DecoderLayer};
+pub use eagle3::{Eagle3, Feature, FeatureNorm};
 pub use report::Report;
 pub use rope::Rope;
 pub use weights::{Linear, Tensor};
