@@ -4,7 +4,7 @@ use super::boundary::{self, Handle, borrow, call, hand_out, write_text};
 use super::context::spec_context;
 use super::tensors;
 use super::types::{
-    SPEC_MODEL_MAP_FILES, SPEC_STAGE_FINAL_NORM, SPEC_STAGE_LAYER_INPUT, spec_error,
+    SPEC_MODEL_MAP_FILES, SPEC_STAGE_LAYER_INPUT, spec_error,
     spec_feature_layer, spec_model_info, spec_model_options, spec_status,
 };
 use crate::error::{Error, Result};

@@ -46,7 +46,7 @@ struct Shape {
 struct Features {
     joint: Option<Norm>,
     each: Vec<Norm>,
-    linear: Option<Linear>,
+    linear: Linear,
 }
 
 #[derive(Debug)]
@@ -397,11 +397,11 @@ impl Features {
         };
         let each = each.iter().map(|norm| placement.norm(norm, description.epsilon));
         let each = each.collect::<Result<_>>()?;
-        let weight = description.fc.as_ref().map(|fc| placement.tensor(fc)).transpose()?;
+        let weight = placement.tensor(&description.fc)?;
         Ok(Self {
             joint: placement.optional_norm(joint, description.epsilon)?,
             each,
-            linear: weight.map(|weight| Linear { weight, bias: None }),
+            linear: Linear { weight, bias: None },
         })
     }
 }
