@@ -6,7 +6,7 @@ use safetensors::tensor::{Dtype as FileDtype, TensorView, serialize_to_file};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
-/// The shape of a speculator. Everything that it needs is in its files: no verifier is read.
+/// The shape of a speculator. Nothing of it has to be read from a verifier's directory.
 #[derive(Clone, Debug)]
 pub struct Shape {
     /// `llama`, or `qwen3` for layers with per-head norms.
@@ -26,6 +26,8 @@ pub struct Shape {
     pub window: Option<usize>,
     pub norm_before_residual: bool,
     pub norm_output: bool,
+    /// Whether the file has the embedding; the host has to lend it otherwise.
+    pub stores_embedding: bool,
     pub dtype: Dtype,
 }
 
@@ -47,6 +49,7 @@ impl Default for Shape {
             window: None,
             norm_before_residual: false,
             norm_output: false,
+            stores_embedding: true,
             dtype: Dtype::F32,
         }
     }
@@ -112,6 +115,9 @@ impl Shape {
         let mut writer = Writer { dtype: self.dtype, random, tensors: Vec::new() };
         let hidden = self.hidden;
         writer.map("embed_tokens", self.vocabulary, hidden, 1.0);
+        if !self.stores_embedding {
+            writer.tensors.clear();
+        }
         writer.map("fc", hidden, self.feature_layers.len() * self.target_hidden, 1.0);
         for index in 0..self.layers {
             self.layer(&mut writer, index);
