@@ -14,12 +14,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes of workspace that [`verify`] needs.
 pub fn workspace(pool: &Pool, batch: &VerifyBatch) -> usize {
+    if batch.num_sequences == 0 {
+        return 0;
+    }
     let (workers, parts) = shares(pool, batch);
     workers.saturating_mul(WorkerScratch::bytes(batch, parts))
 }
 
 /// Decides all sequences of a batch. The contract is that of [`crate::backend::Backend`].
 pub fn verify(isa: Isa, pool: &Pool, batch: &VerifyBatch, rule: &dyn Rule, workspace: Span<u8>) {
+    if batch.num_sequences == 0 {
+        return;
+    }
     let (workers, parts) = shares(pool, batch);
     let bytes = WorkerScratch::bytes(batch, parts);
     let split = Split { pool: Some(pool), parts };
