@@ -94,6 +94,23 @@ pub unsafe trait Lanes: Copy {
     unsafe fn sum(self) -> f32;
     /// The largest lane that is not NaN, or -inf.
     unsafe fn maximum(self) -> f32;
+    /// Writes the lanes where `self >= floor` (no NaN), in their order, one after the other, and
+    /// says how many they are. What follows them in the sixteen elements at `to` may change.
+    #[inline(always)]
+    unsafe fn store_from(self, floor: Self, to: *mut f32) -> usize {
+        let (mut lanes, mut floors) = ([0.0; LANES], [0.0; LANES]);
+        let mut count = 0;
+        // SAFETY: sixteen elements each; `count` is at most the lane.
+        unsafe {
+            self.store(lanes.as_mut_ptr());
+            floor.store(floors.as_mut_ptr());
+            for (&lane, &floor) in lanes.iter().zip(&floors) {
+                to.add(count).write(lane);
+                count += usize::from(lane >= floor);
+            }
+        }
+        count
+    }
 }
 
 /// Lanes as an array.
@@ -404,6 +421,15 @@ mod x86 {
             unsafe {
                 self.store(lanes.as_mut_ptr());
                 PortableLanes(lanes).maximum()
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_from(self, floor: Self, to: *mut f32) -> usize {
+            // SAFETY: as above; sixteen elements are written.
+            unsafe {
+                let mask = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(self.0, floor.0);
+                _mm512_storeu_ps(to, _mm512_maskz_compress_ps(mask, self.0));
+                mask.count_ones() as usize
             }
         }
     }
