@@ -2,5 +2,6 @@
 //! buffers that the host owns. The public interface is `include/speculators.h`; the Rust items
 //! are visible for the crate's own tests and benchmarks and promise nothing.
 
+pub mod checkpoint;
 pub mod error;
 pub mod tensor;

@@ -8,9 +8,10 @@ pub mod verify;
 use crate::error::Result;
 use crate::tensor::{Matrix, Span};
 use phases::{
-    AddProjection, Attend, DraftBatch, Fault, FuseFeatures, Gather, GateUp, KvPool, Limits, Plan,
-    Project, Propose,
+    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, GateUp, Gather, KvPool,
+    Limits, Plan, Project, Propose,
 };
+use std::ffi::CStr;
 use verify::{Rule, VerifyBatch};
 
 /// The kinds of device; the numbers are those of DLPack.
@@ -29,7 +30,7 @@ pub struct Description {
     /// Threads that work on a call, the caller among them.
     pub threads: usize,
     /// The instructions that the phases use.
-    pub instruction_set: &'static str,
+    pub instruction_set: &'static CStr,
 }
 
 /// The phases of drafting and verification on one device.
@@ -55,9 +56,8 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// Reads the memory so that it is resident, and clears it first if asked to. Blocks.
     fn touch(&self, memory: Span<u8>, clear: bool);
 
-    /// Bytes of scratch of [`Backend::attend`] for at most `rows` rows of `heads` heads.
-    fn attention_scratch(&self, rows: usize, heads: usize, head_dim: usize, positions: usize)
-    -> usize;
+    /// Bytes of scratch of [`Backend::attend`] for at most `rows` rows that see `positions` positions.
+    fn attention_scratch(&self, rows: usize, heads: AttentionHeads, positions: usize) -> usize;
 
     /// Bytes of scratch of [`Backend::propose`] for at most `rows` rows of `columns` logits.
     fn sampling_scratch(&self, rows: usize, columns: usize) -> usize;

@@ -151,6 +151,8 @@ pub struct Plan {
     pub draft: Rows,
     /// How many sequences propose more than `step` tokens, `[max_drafts]`.
     pub drafting: Span<i32>,
+    /// How many tokens each sequence proposes.
+    pub num_drafts: Span<i32>,
     /// Where each sequence's pages begin in the table that the call uses.
     pub page_row: Span<i32>,
     /// The first fault since the last poll: its number and its sequence.
@@ -339,11 +341,27 @@ pub struct Project<'a> {
     pub paging: Paging,
 }
 
+/// The most elements of a head.
+pub const MAX_HEAD_DIM: usize = 512;
+
+/// The heads of an attention.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionHeads {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads; query head h reads head `h / (num_heads / num_kv_heads)`.
+    pub num_kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+}
+
 /// Attention of each row over its sequence's pages.
 #[derive(Clone, Copy, Debug)]
 pub struct Attend {
     /// The rows.
     pub rows: Rows,
+    /// The heads.
+    pub heads: AttentionHeads,
     /// `[rows, heads * head_dim]`.
     pub query: Matrix,
     /// The same shape, written.
@@ -374,7 +392,17 @@ pub struct AddProjection {
 }
 
 /// Elementwise functions of a gated MLP.
-pub use super::cpu::vector::Activation;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + exp(-x))`.
+    Silu,
+    /// The Gaussian error linear unit through tanh.
+    GeluTanh,
+    /// The Gaussian error linear unit through the error function.
+    Gelu,
+    /// `max(x, 0)`.
+    Relu,
+}
 
 /// Norm, gate and up maps, activation, product.
 #[derive(Clone, Copy, Debug)]

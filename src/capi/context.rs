@@ -5,8 +5,7 @@ use super::types::{
     SPEC_DEVICE_CPU, spec_allocator, spec_context_info, spec_context_options, spec_error,
     spec_status,
 };
-use crate::backend::cpu::{CpuBackend, OperatingSystemMemory, Threads};
-use crate::context::{Allocator, Context, Log, LogLevel, MemoryKind};
+use crate::context::{Allocator, Context, Log, LogLevel, MemoryKind, Threads};
 use crate::error::{Error, Result};
 use std::ffi::{CString, c_char, c_void};
 use std::sync::Arc;
@@ -100,8 +99,7 @@ pub unsafe extern "C" fn spec_context_create(
 /// The pointers in `options` are as documented.
 unsafe fn create(options: Option<&spec_context_options>) -> Result<Context> {
     let Some(options) = options else {
-        let backend = CpuBackend::new(Threads::Own(0))?;
-        return Ok(Context::new(Box::new(backend), Arc::new(OperatingSystemMemory), None));
+        return Context::cpu(Threads::Own(0), None, None);
     };
     if ![0, SPEC_DEVICE_CPU].contains(&options.device_type) {
         return Err(Error::unsupported(format!(
@@ -118,19 +116,19 @@ unsafe fn create(options: Option<&spec_context_options>) -> Result<Context> {
         }
     };
     // SAFETY: NULL or a spec_allocator, by the documented contract.
-    let allocator: Arc<dyn Allocator> = match unsafe { boundary::read_optional(options.allocator)? } {
-        None => Arc::new(OperatingSystemMemory),
+    let allocator = match unsafe { boundary::read_optional(options.allocator)? } {
+        None => None,
         Some(allocator) => {
             reserved("allocator.reserved", i64::from(allocator.reserved))?;
             if allocator.allocate.is_none() || allocator.release.is_none() {
                 return Err(Error::invalid("allocator: expected both functions, found NULL"));
             }
-            Arc::new(HostAllocator(allocator))
+            Some(Arc::new(HostAllocator(allocator)) as Arc<dyn Allocator>)
         }
     };
     let user = options.log_user;
     let log = options.log.map(|line| Box::new(HostLog { line, user }) as Box<dyn Log>);
-    Ok(Context::new(Box::new(CpuBackend::new(threads)?), allocator, log))
+    Context::cpu(threads, allocator, log)
 }
 
 /// Gives a context up. Its models and sessions keep what they need of it. NULL is ignored.
@@ -155,7 +153,7 @@ pub unsafe extern "C" fn spec_context_get_info(
     call("spec_context_get_info", error, || {
         // SAFETY: the documented contract of the arguments.
         let context = unsafe { borrow(context)? };
-        let description = context.context.backend().description();
+        let description = context.context.description();
         let value = spec_context_info {
             struct_size: 0,
             device_type: description.device_type as i32,

@@ -4,8 +4,7 @@ use super::types::{
     SPEC_DEVICE_CPU, SPEC_DTYPE_BFLOAT, SPEC_DTYPE_FLOAT, spec_row_range, spec_sampling,
     spec_tensor,
 };
-use crate::backend::phases::Column;
-use crate::backend::verify::SamplingArrays;
+use crate::session::{Column, SamplingArrays};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Matrix, Span};
 use std::fmt::Display;

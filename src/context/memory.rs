@@ -1,5 +1,6 @@
 //! Memory that the library asks for outside of step calls: weights, KV pools, workspaces.
 
+use crate::backend::cpu::OperatingSystemMemory;
 use crate::error::{Error, Result};
 use crate::tensor::ALIGNMENT;
 use std::sync::Arc;
@@ -23,6 +24,16 @@ pub trait Allocator: Send + Sync {
 
     /// Takes back what [`Allocator::allocate`] gave for the same kind and size.
     fn release(&self, kind: MemoryKind, address: u64, bytes: usize);
+}
+
+impl Allocator for OperatingSystemMemory {
+    fn allocate(&self, _: MemoryKind, bytes: usize, alignment: usize) -> Option<u64> {
+        Self::allocate(bytes, alignment)
+    }
+
+    fn release(&self, _: MemoryKind, address: u64, bytes: usize) {
+        Self::release(address, bytes);
+    }
 }
 
 /// One allocation, given back when dropped.

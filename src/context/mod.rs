@@ -5,7 +5,10 @@ mod memory;
 
 pub use memory::{Allocator, Block, MemoryKind};
 
-use crate::backend::Backend;
+pub use crate::backend::cpu::{ParallelFor, Threads};
+
+use crate::backend::cpu::{CpuBackend, OperatingSystemMemory};
+use crate::backend::{Backend, Description};
 use crate::error::Result;
 use std::sync::Arc;
 
@@ -33,13 +36,20 @@ pub struct Context {
 }
 
 impl Context {
-    /// A context of the given parts; without a log, nothing is logged anywhere.
-    pub fn new(
-        backend: Box<dyn Backend>,
-        allocator: Arc<dyn Allocator>,
+    /// A context of the CPU. Without an allocator, memory comes from the operating system; without
+    /// a log, nothing is logged anywhere.
+    pub fn cpu(
+        threads: Threads,
+        allocator: Option<Arc<dyn Allocator>>,
         log: Option<Box<dyn Log>>,
-    ) -> Self {
-        Self { backend, allocator, log }
+    ) -> Result<Self> {
+        let allocator = allocator.unwrap_or_else(|| Arc::new(OperatingSystemMemory));
+        Ok(Self { backend: Box::new(CpuBackend::new(threads)?), allocator, log })
+    }
+
+    /// What the device is.
+    pub fn description(&self) -> Description {
+        self.backend.description()
     }
 
     /// The device's phases.

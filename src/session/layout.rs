@@ -136,6 +136,7 @@ impl<'a> Layout<'a> {
             commit: rows(carver, self.options.max_rows),
             draft: rows(carver, sequences),
             drafting: carver.span(self.options.max_drafts),
+            num_drafts: carver.span(sequences),
             page_row: carver.span(sequences),
             fault: carver.span(2),
         };

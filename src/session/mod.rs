@@ -2,10 +2,12 @@
 
 mod layout;
 
+pub use crate::backend::phases::{Column, DraftBatch};
+pub use crate::backend::verify::SamplingArrays;
 pub use layout::{Requirements, SessionOptions};
 
 use crate::backend::Backend;
-use crate::backend::phases::{DraftBatch, Limits, Plan};
+use crate::backend::phases::{Limits, Plan};
 use crate::context::{Block, MemoryKind};
 use crate::drafter::sequential;
 use crate::error::{Error, Result, Status};

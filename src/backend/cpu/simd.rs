@@ -179,7 +179,9 @@ unsafe impl Lanes for PortableLanes {
     }
     #[inline(always)]
     unsafe fn maximum(self) -> f32 {
-        self.0.into_iter().fold(f32::NEG_INFINITY, |most, lane| if lane > most { lane } else { most })
+        self.0
+            .into_iter()
+            .fold(f32::NEG_INFINITY, |most, lane| if lane > most { lane } else { most })
     }
 }
 
@@ -391,8 +393,7 @@ mod x86 {
             // SAFETY: as above.
             unsafe {
                 let low = _mm512_castps512_ps256(self.0);
-                let high =
-                    _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)));
+                let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)));
                 sum8(_mm256_add_ps(low, high))
             }
         }

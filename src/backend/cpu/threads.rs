@@ -137,9 +137,9 @@ impl Shared {
             if let Some(number) = self.join(last) {
                 last = number;
                 let job = *self.job.lock().unwrap_or_else(PoisonError::into_inner);
-                // SAFETY: joined through the gate, so the caller keeps the job alive until this
-                // worker leaves.
                 if let Some(job) = job {
+                    // SAFETY: joined through the gate, so the caller keeps the job alive until
+                    // this worker leaves.
                     unsafe { job.as_ref() }.work();
                 }
                 self.gate.fetch_sub(1, Ordering::Release);
@@ -411,8 +411,7 @@ mod tests {
     fn the_hosts_threads_are_used_where_it_gives_them() {
         let mut calls = 0_i32;
         let user = (&raw mut calls).cast::<c_void>();
-        let pool =
-            Pool::new(Threads::Host { parallel_for: backwards, user, count: 4 }).unwrap();
+        let pool = Pool::new(Threads::Host { parallel_for: backwards, user, count: 4 }).unwrap();
         assert_eq!(sum_of(&pool, 100), 5050);
         assert_eq!(calls, 4);
     }

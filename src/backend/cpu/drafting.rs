@@ -1,0 +1,281 @@
+//! The phases of drafting, composed of products, norms, rotations and attention.
+
+use super::CpuBackend;
+use super::matmul::{Product, Sink, multiply};
+use super::memory::{elements, elements_mut, place, row, row_mut, store};
+use super::{attention, vector, verify};
+use crate::backend::phases::{
+    AddProjection, DraftBatch, EmbeddingInput, FeatureNorm, FuseFeatures, GateUp, Gather,
+    KvProjection, Linear, Norm, Project, Propose, QueryProjection, RowSegments, Rows,
+};
+use crate::tensor::{Matrix, Span};
+
+/// How many rows of a view there are.
+///
+/// # Safety
+///
+/// The contract of [`crate::backend::Backend`].
+pub unsafe fn active(rows: &Rows) -> usize {
+    // SAFETY: as this function's contract.
+    let count = unsafe { elements(rows.count) }[0].max(0) as usize;
+    count.saturating_sub(rows.first).min(rows.len())
+}
+
+/// The part of each row from `first` on.
+fn columns(matrix: &Matrix, first: usize, columns: usize) -> Matrix {
+    let address = matrix.address + (first * matrix.dtype.size()) as u64;
+    Matrix { address, columns, ..*matrix }
+}
+
+fn linear_product<'a>(linear: &'a Linear, output: Matrix, sink: Sink<'a>) -> Product<'a> {
+    Product { weight: std::slice::from_ref(&linear.weight), bias: linear.bias, output, sink }
+}
+
+impl RowSegments<'_> {
+    /// The address of a row, which must lie inside.
+    fn row_address(&self, row: usize) -> u64 {
+        let mut row = row;
+        for segment in self.segments {
+            if row < segment.rows {
+                return segment.row_address(row);
+            }
+            row -= segment.rows;
+        }
+        unreachable!("plan_rows and propose only let tokens of the vocabulary through")
+    }
+}
+
+/// All of these: the contract of [`crate::backend::Backend`].
+impl CpuBackend {
+    pub(super) unsafe fn fuse(&self, phase: &FuseFeatures<'_>) {
+        // SAFETY: the contract of Backend; plan_rows has checked the sources.
+        unsafe {
+            let rows = active(&phase.rows);
+            let input = if phase.linear.is_some() { &phase.input } else { &phase.hidden };
+            self.pool.run(rows, &|index| {
+                let source = elements(phase.rows.source)[index] as usize;
+                self.concatenate(phase, source, row_mut(input, index));
+            });
+            if let Some(linear) = &phase.linear {
+                let product = linear_product(linear, phase.hidden, Sink::Store);
+                multiply(&self.pool, self.isa, input, rows, &[product]);
+            }
+        }
+    }
+
+    unsafe fn concatenate(&self, phase: &FuseFeatures<'_>, source: usize, to: &mut [f32]) {
+        let mut rest = &mut *to;
+        for (index, feature) in phase.features.iter().enumerate() {
+            let (part, others) = rest.split_at_mut(feature.columns);
+            rest = others;
+            // SAFETY: the feature has the row, and the norm the feature's width.
+            unsafe {
+                vector::widen(self.isa, feature.row_address(source), feature.dtype, part);
+                if let FeatureNorm::Each(norms) = phase.norm {
+                    vector::rms_norm(self.isa, part, &norms[index]);
+                }
+            }
+        }
+        if let FeatureNorm::Joint(norm) = &phase.norm {
+            // SAFETY: the norm has the width of all features.
+            unsafe { vector::rms_norm(self.isa, to, norm) };
+        }
+    }
+
+    pub(super) unsafe fn project_rows(&self, phase: &Project<'_>) {
+        // SAFETY: the contract of Backend.
+        unsafe {
+            let rows = active(&phase.rows);
+            self.pool.run(rows, &|index| self.projection_input(phase, index));
+            if let Some(QueryProjection { linear, output, .. }) = &phase.query {
+                let product = linear_product(linear, *output, Sink::Store);
+                multiply(&self.pool, self.isa, &phase.input, rows, &[product]);
+            }
+            if let Some(KvProjection { key, value, scratch, .. }) = &phase.kv {
+                let width = key.weight.rows;
+                let (keys, values) = (columns(scratch, 0, width), columns(scratch, width, width));
+                let products = [
+                    linear_product(key, keys, Sink::Store),
+                    linear_product(value, values, Sink::Store),
+                ];
+                multiply(&self.pool, self.isa, &phase.input, rows, &products);
+            }
+            self.pool.run(rows, &|index| self.finish_projection(phase, index));
+        }
+    }
+
+    /// Norms a row's input, and its residual stream where that goes on normed.
+    unsafe fn projection_input(&self, phase: &Project<'_>, index: usize) {
+        // SAFETY: the row's own memory, as the contract of Backend says.
+        unsafe {
+            let input = row_mut(&phase.input, index);
+            let hidden = row_mut(&phase.hidden, index);
+            let width = input.len() - hidden.len();
+            let (embedded, normed) = input.split_at_mut(width);
+            if let Some(embedding) = &phase.embedding {
+                let token = elements(phase.rows.token)[index];
+                self.embed(embedding, token, embedded);
+            }
+            normed.copy_from_slice(hidden);
+            vector::rms_norm(self.isa, normed, &phase.norm);
+            if phase.residual_is_normed {
+                hidden.copy_from_slice(normed);
+            }
+        }
+    }
+
+    unsafe fn embed(&self, embedding: &EmbeddingInput<'_>, token: i32, to: &mut [f32]) {
+        let (address, dtype) = match (usize::try_from(token), &embedding.embeddings) {
+            (Ok(token), _) => {
+                (embedding.table.row_address(token), embedding.table.segments[0].dtype)
+            }
+            (Err(_), Some(given)) => (given.row_address((-1 - token) as usize), given.dtype),
+            (Err(_), None) => unreachable!("plan_rows lets -1 through only with embeddings"),
+        };
+        // SAFETY: a row of the table or of the host's embeddings, as wide as the hidden state.
+        unsafe {
+            vector::widen(self.isa, address, dtype, to);
+            vector::rms_norm(self.isa, to, &embedding.norm);
+        }
+    }
+
+    /// Norms and turns a row's heads and appends its keys and values.
+    unsafe fn finish_projection(&self, phase: &Project<'_>, index: usize) {
+        let head_dim = phase.paging.pool.head_dim;
+        // SAFETY: the row's own memory; plan_rows has checked its pages.
+        unsafe {
+            let turns = row_mut(&phase.turns, index);
+            vector::turn(&phase.rotary, elements(phase.rows.rope_position)[index], turns);
+            if let Some(QueryProjection { norm, output, .. }) = &phase.query {
+                self.turn_heads(row_mut(output, index), head_dim, norm.as_ref(), turns);
+            }
+            if let Some(KvProjection { key_norm, scratch, .. }) = &phase.kv {
+                let both = row_mut(scratch, index);
+                let (keys, values) = both.split_at_mut(both.len() / 2);
+                self.turn_heads(keys, head_dim, key_norm.as_ref(), turns);
+                let sequence = elements(phase.rows.sequence)[index] as usize;
+                let position = elements(phase.rows.position)[index] as usize;
+                attention::append(&phase.paging, sequence, position, keys, values);
+            }
+        }
+    }
+
+    unsafe fn turn_heads(
+        &self,
+        heads: &mut [f32],
+        head_dim: usize,
+        norm: Option<&Norm>,
+        turns: &[f32],
+    ) {
+        for head in heads.chunks_exact_mut(head_dim) {
+            if let Some(norm) = norm {
+                // SAFETY: the norm has the width of a head.
+                unsafe { vector::rms_norm(self.isa, head, norm) };
+            }
+            vector::rotate(head, turns);
+        }
+    }
+
+    pub(super) unsafe fn add(&self, phase: &AddProjection) {
+        let product = linear_product(&phase.linear, phase.hidden, Sink::Add);
+        // SAFETY: the contract of Backend.
+        unsafe { multiply(&self.pool, self.isa, &phase.input, active(&phase.rows), &[product]) };
+    }
+
+    pub(super) unsafe fn gate(&self, phase: &GateUp) {
+        let sink = Sink::Gate(phase.activation, &phase.up);
+        let product = linear_product(&phase.gate, phase.output, sink);
+        // SAFETY: the contract of Backend.
+        unsafe {
+            let rows = active(&phase.rows);
+            self.norm_rows(&phase.hidden, &phase.input, rows, &phase.norm);
+            multiply(&self.pool, self.isa, &phase.input, rows, &[product]);
+        }
+    }
+
+    unsafe fn norm_rows(&self, from: &Matrix, to: &Matrix, rows: usize, norm: &Norm) {
+        self.pool.run(rows, &|index| {
+            // SAFETY: the row's own memory, as the contract of Backend says.
+            unsafe {
+                let to = row_mut(to, index);
+                to.copy_from_slice(row(from, index));
+                vector::rms_norm(self.isa, to, norm);
+            }
+        });
+    }
+
+    pub(super) unsafe fn gather_rows(&self, phase: &Gather) {
+        // SAFETY: the contract of Backend; sources in the chunk are rows of `from`.
+        unsafe {
+            for index in 0..active(&phase.rows) {
+                let source = elements(phase.rows.source)[index] as usize;
+                if let Some(inside) = source.checked_sub(phase.first).filter(|&i| i < phase.len) {
+                    row_mut(&phase.to, index).copy_from_slice(row(&phase.from, inside));
+                }
+            }
+        }
+    }
+
+    pub(super) unsafe fn propose_rows(&self, phase: &Propose<'_>) {
+        // SAFETY: the contract of Backend.
+        unsafe {
+            let rows = active(&phase.rows);
+            self.norm_rows(&phase.hidden, &phase.input, rows, &phase.norm);
+            let product = Product {
+                weight: phase.head.segments,
+                bias: None,
+                output: phase.logits,
+                sink: Sink::Store,
+            };
+            multiply(&self.pool, self.isa, &phase.input, rows, &[product]);
+            self.pool.run(rows, &|index| self.choose(phase, index));
+        }
+    }
+
+    /// Draws a row's token and moves the row on.
+    unsafe fn choose(&self, phase: &Propose<'_>, index: usize) {
+        let DraftBatch { draft_logits, draft_tokens, max_drafts, sampling, .. } = phase.batch;
+        // SAFETY: the row's own memory, as the contract of Backend says.
+        unsafe {
+            if phase.feed_back_normed {
+                row_mut(&phase.hidden, index).copy_from_slice(row(&phase.input, index));
+            }
+            let sequence = elements(phase.rows.sequence)[index] as usize;
+            let mut logits = phase.logits.row_range(index, 1);
+            if let Some(wanted) = draft_logits {
+                let wanted = wanted.row_range(sequence * max_drafts + phase.step, 1);
+                store(row(&logits, 0), wanted.address, wanted.dtype);
+                logits = wanted;
+            }
+            let position = place(phase.rows.position, index);
+            // The row reads the token of the position after its own, and proposes the one after.
+            let drawn_at = *position + 2;
+            let scratch = row_scratch(phase.scratch, phase.rows.len(), index);
+            let column =
+                verify::draw_draft(self.isa, &logits, &sampling, sequence, drawn_at, scratch);
+            let token = phase.target_ids.map_or(column as i32, |ids| elements(ids)[column]);
+            *place(draft_tokens.span, sequence * draft_tokens.stride + phase.step) = token;
+            *place(phase.rows.token, index) = token;
+            *position += 1;
+            *place(phase.rows.rope_position, index) += 1;
+        }
+    }
+
+    pub(super) unsafe fn copy(&self, from: &Matrix, ids: &[i32], to: &Matrix) {
+        let bytes = from.columns * from.dtype.size();
+        for (index, &id) in ids.iter().enumerate() {
+            // SAFETY: the contract of Backend; the ids are rows of `from`.
+            unsafe {
+                let from: Span<u8> = Span::new(from.row_address(id as usize), bytes);
+                let to: Span<u8> = Span::new(to.row_address(index), bytes);
+                elements_mut(to).copy_from_slice(elements(from));
+            }
+        }
+    }
+}
+
+/// The part of a phase's scratch that belongs to a row.
+fn row_scratch(scratch: Span<u8>, rows: usize, index: usize) -> Span<u8> {
+    let bytes = scratch.len() / rows.max(1) / crate::tensor::ALIGNMENT * crate::tensor::ALIGNMENT;
+    scratch.slice(index * bytes, bytes)
+}

@@ -1,0 +1,247 @@
+//! Checkpoints: from a directory to a typed description of the speculator, handles of its
+//! weights, and a report of everything that was found, assumed and corrected.
+
+mod config;
+mod decoder;
+mod eagle3;
+mod files;
+mod header;
+mod mapped;
+mod report;
+mod rope;
+mod verifier;
+mod vocabulary;
+mod weights;
+
+pub use decoder::{Activation, DecoderLayer};
+pub use eagle3::{Eagle3, Feature, FeatureNorm};
+pub use report::Report;
+pub use rope::Rope;
+pub use weights::{Linear, Tensor};
+
+use crate::error::{Error, Result, Status};
+use crate::tensor::Dtype;
+use config::Settings;
+use files::WeightFiles;
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+use verifier::Verifier;
+use weights::Weights;
+
+/// How a checkpoint is opened.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Where the verifier's files are; `None` looks for the directory that the checkpoint names.
+    pub verifier_directory: Option<PathBuf>,
+    /// A JSON object that is merged into `config.json`, member by member.
+    pub overrides: Option<Value>,
+    /// Maps the weight files. The host promises that nobody changes them while they are mapped.
+    pub map_files: bool,
+    /// The verifier's embedding, if the host lends it.
+    pub lent_embedding: Option<LentShape>,
+    /// The verifier's output head, or the rows of it that are drafted, if the host lends them.
+    pub lent_head: Option<LentShape>,
+}
+
+/// What the host says about a matrix that it lends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LentShape {
+    /// The number of rows.
+    pub rows: usize,
+    /// The number of elements of a row.
+    pub columns: usize,
+    /// The element type.
+    pub dtype: Dtype,
+}
+
+/// An opened checkpoint.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// The speculator.
+    pub speculator: Speculator,
+    /// How many tokens the checkpoint says to draft in a round.
+    pub default_num_drafts: usize,
+    /// What was found, assumed and corrected.
+    pub report: Report,
+}
+
+/// The speculators that can be loaded.
+#[derive(Clone, Debug)]
+pub enum Speculator {
+    /// EAGLE-3: a small decoder that reads hidden states of the target and drafts in sequence.
+    Eagle3(Eagle3),
+}
+
+/// Where the rows of a table of tokens come from.
+#[derive(Clone, Debug)]
+pub enum RowSource {
+    /// A stored matrix with exactly the rows that are needed.
+    Tensor(Tensor),
+    /// A stored matrix with a row for each target token; those of the drafted tokens are needed.
+    TensorRows {
+        /// The whole matrix.
+        tensor: Tensor,
+    },
+    /// What the host lends, from its first row on.
+    Lent,
+    /// What the host lends has a row for each target token; those of the drafted ones are needed.
+    LentRows,
+}
+
+/// Opens the checkpoint in `directory`.
+pub fn open(directory: &Path, options: &Options) -> Result<Checkpoint> {
+    let (file, mut config) = files::read_config(directory)?;
+    match &options.overrides {
+        None => {}
+        Some(Value::Object(changes)) => config::merge(&mut config, changes),
+        Some(other) => {
+            let found = config::found(other);
+            return Err(Error::invalid(format!("overrides: expected an object, found {found}")));
+        }
+    }
+    load(directory, &file, &config, Some(options))
+}
+
+/// Describes the checkpoint in `directory`, whether or not it can be loaded.
+pub fn inspect(directory: &Path) -> Result<Value> {
+    let (file, config) = files::read_config(directory)?;
+    let tensors = match WeightFiles::locate(directory, false) {
+        Ok(files) => files.open_all()?,
+        // The weights may be elsewhere; the configuration is still worth a description.
+        Err(_) => Default::default(),
+    };
+    let loaded = load(directory, &file, &config, None);
+    let mut needed = Vec::new();
+    let mut features = listed_features(&config);
+    if let Ok(Checkpoint { speculator: Speculator::Eagle3(eagle3), .. }) = &loaded {
+        for (source, what) in [(&eagle3.embedding, "embedding"), (&eagle3.head, "head")] {
+            if matches!(source, RowSource::Lent | RowSource::LentRows) {
+                needed.push(what);
+            }
+        }
+        if eagle3.features.iter().any(|feature| feature.layer == eagle3::UNKNOWN_LAYER) {
+            needed.push("number of layers");
+        } else {
+            let layers = eagle3.features.iter();
+            let described = layers.map(|f| json!({"layer": f.layer, "width": f.width}));
+            features = described.collect();
+        }
+    }
+    Ok(json!({
+        "kind": config.get("speculators_model_type").and_then(Value::as_str),
+        "directory": directory.to_string_lossy(),
+        "supported": loaded.is_ok(),
+        "reason": loaded.as_ref().err().map(Error::to_string),
+        "needed_from_verifier": needed,
+        "default_num_drafts": loaded.as_ref().ok().map(|checkpoint| checkpoint.default_num_drafts),
+        "features": features,
+        "config": summary(&config),
+        "tensors": tensors.values().map(report::describe).collect::<Vec<_>>(),
+        "warnings": loaded.as_ref().map(|checkpoint| checkpoint.report.warnings()).unwrap_or_default(),
+    }))
+}
+
+/// Loads what `config` describes. Without options, what only a verifier can tell stays open.
+fn load(
+    directory: &Path,
+    file: &Path,
+    config: &Map<String, Value>,
+    options: Option<&Options>,
+) -> Result<Checkpoint> {
+    let mut settings = Settings::of_file(file, config);
+    let kind = settings.text("speculators_model_type")?.ok_or_else(|| unconverted(file, config))?;
+    if kind != "eagle3" {
+        let text = format!("speculators_model_type: expected \"eagle3\", found {kind:?}");
+        let reason = "this version cannot load other kinds";
+        return Err(Error::unsupported(format!("{}: {text}; {reason}", file.display())));
+    }
+    let mut report = Report::new(kind, directory);
+    report.overrides = options.and_then(|options| options.overrides.clone());
+    let (default_num_drafts, verifier_name) = read_proposal(&mut settings, &mut report)?;
+    let verifier = match options {
+        Some(options) => Verifier::open(options, verifier_name, directory, &mut report)?,
+        None => Verifier::promised(),
+    };
+    let map_files = options.is_some_and(|options| options.map_files);
+    let stored = WeightFiles::locate(directory, map_files)?.open_all()?;
+    let weights = Weights::new(directory, stored);
+    let eagle3 = eagle3::read(&mut settings, weights, &verifier, &mut report)?;
+    settings.finish(&mut report);
+    Ok(Checkpoint { speculator: Speculator::Eagle3(eagle3), default_num_drafts, report })
+}
+
+/// How many tokens to draft, and what the verifier is called.
+fn read_proposal<'a>(
+    settings: &mut Settings<'a>,
+    report: &mut Report,
+) -> Result<(usize, Option<&'a str>)> {
+    /// What the format says of a method that does not tell.
+    const DRAFTS: usize = 5;
+    let Some(mut section) = settings.section("speculators_config")? else {
+        return Ok((settings.assume("speculators_config", DRAFTS), None));
+    };
+    let mut name = None;
+    if let Some(mut verifier) = section.section("verifier")? {
+        name = verifier.text("name_or_path")?;
+        verifier.finish(report);
+    }
+    section.text("default_proposal_method")?;
+    let path = section.path_of("proposal_methods[0]");
+    let drafts = match section.list("proposal_methods")? {
+        None | Some([]) => section.assume("proposal_methods", DRAFTS),
+        Some([Value::Object(method), ..]) => {
+            let mut method = Settings::at(&section, &path, method);
+            let kind = method.text("proposal_type")?.unwrap_or("greedy");
+            let key = if kind.ends_with("_tree") { "depth" } else { "speculative_tokens" };
+            let drafts = method.integer_or(key, 1..=1024, DRAFTS)?;
+            if key == "depth" {
+                report.warn(format!("{path}: {kind} is run as a chain of {drafts} tokens"));
+            }
+            for (key, lossless) in
+                [("verifier_accept_k", 1.0), ("accept_tolerance", 0.0), ("accept_lenience", 1.0)]
+            {
+                if method.number(key)?.is_some_and(|value| value != lossless) {
+                    report.warn(format!("{path}.{key}: not applied: verification is lossless"));
+                }
+            }
+            method.finish(report);
+            drafts
+        }
+        Some(_) => return Err(section.unexpected("proposal_methods", "a list of objects")),
+    };
+    section.finish(report);
+    Ok((drafts, name))
+}
+
+/// Why a configuration that names no kind is refused, with a hint at what it may be.
+fn unconverted(file: &Path, config: &Map<String, Value>) -> Error {
+    let known = ["dflash_config", "eagle_config", "draft_vocab_size", "block_size"];
+    let hint = match known.iter().find(|&&key| config.contains_key(key)) {
+        Some(key) => format!(" ({key} suggests a checkpoint that has not been converted)"),
+        None => String::new(),
+    };
+    let text =
+        format!("speculators_model_type: expected a kind of speculator, found nothing{hint}");
+    Error::new(Status::Unsupported, format!("{}: {text}", file.display()))
+}
+
+/// The target layers that the configuration lists, under any of the names in use.
+fn listed_features(config: &Map<String, Value>) -> Value {
+    let names = ["eagle_aux_hidden_state_layer_ids", "aux_hidden_state_layer_ids"];
+    let ids = names.iter().find_map(|&name| config.get(name)?.as_array());
+    ids.map_or(Value::Null, |ids| ids.iter().map(|id| json!({"layer": id})).collect())
+}
+
+/// The settings that are single values, of the speculator and of its decoder.
+fn summary(config: &Map<String, Value>) -> Value {
+    let single = |object: &Map<String, Value>| {
+        let plain = |value: &Value| !(value.is_object() || value.is_array() || value.is_null());
+        let members = object.iter().filter(|(_, value)| plain(value));
+        members.map(|(key, value)| (key.clone(), value.clone())).collect::<Map<_, _>>()
+    };
+    let mut result = single(config);
+    if let Some(Value::Object(layer)) = config.get("transformer_layer_config") {
+        result.insert("transformer_layer_config".into(), single(layer).into());
+    }
+    result.into()
+}

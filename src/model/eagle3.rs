@@ -1,0 +1,431 @@
+//! EAGLE-3 (Li et al., 2025, "EAGLE-3: Scaling up Inference Acceleration of Large Language Models
+//! via Training-Time Test"): a small decoder that reads fused hidden states of the target and the
+//! embedding of the next token.
+
+use super::placement::Placement;
+use crate::backend::Backend;
+use crate::backend::phases::{
+    Activation, AddProjection, Attend, AttentionHeads, DraftBatch, EmbeddingInput, FeatureNorm,
+    FuseFeatures, GateUp, Gather, KvPool, KvProjection, Linear, MAX_HEAD_DIM, Norm, Paging, Plan,
+    Project, Propose, QueryProjection, Rotary, RowSegments, Rows,
+};
+use crate::checkpoint;
+use crate::error::{Error, Result};
+use crate::tensor::{Carver, Dtype, Matrix, Span};
+
+/// Rows that are committed at a time: enough to read the weights rarely, few enough that the
+/// intermediate rows stay in cache.
+const CHUNK_ROWS: usize = 128;
+
+/// The network and where its weights are.
+#[derive(Debug)]
+pub struct Eagle3 {
+    features: Features,
+    embedding: Vec<Matrix>,
+    layers: Vec<Layer>,
+    norm: Norm,
+    norm_before_residual: bool,
+    norm_output: bool,
+    head: Vec<Matrix>,
+    target_ids: Option<Span<i32>>,
+    rotary: Rotary,
+    shape: Shape,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    hidden: usize,
+    intermediate: usize,
+    features: usize,
+    draft_vocabulary: usize,
+    heads: AttentionHeads,
+    activation: Activation,
+}
+
+#[derive(Debug)]
+struct Features {
+    joint: Option<Norm>,
+    each: Vec<Norm>,
+    linear: Option<Linear>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    input_norm: Norm,
+    /// The first layer's norm of the hidden half; its input norm is for the embedded half.
+    hidden_norm: Option<Norm>,
+    query: Linear,
+    query_norm: Option<Norm>,
+    key: Linear,
+    key_norm: Option<Norm>,
+    value: Linear,
+    output: Linear,
+    post_attention_norm: Norm,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    window: Option<usize>,
+}
+
+/// A session's memory for the intermediate rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch {
+    /// The KV pages.
+    pub pool: KvPool,
+    chunk_rows: usize,
+    /// Of the chunk's rows.
+    hidden: Matrix,
+    /// Of the drafting rows.
+    draft_hidden: Matrix,
+    input: Span<f32>,
+    query: Matrix,
+    attention: Matrix,
+    kv: Matrix,
+    turns: Matrix,
+    gate: Matrix,
+    logits: Matrix,
+    attention_scratch: Span<u8>,
+    sampling_scratch: Span<u8>,
+}
+
+impl Scratch {
+    /// The most rows of one commit.
+    pub fn chunk_rows(&self) -> usize {
+        self.chunk_rows
+    }
+
+    /// The normed input of a phase, as wide as it needs.
+    fn input(&self, columns: usize) -> Matrix {
+        let rows = self.input.len() / columns;
+        let address = self.input.address();
+        Matrix { address, dtype: Dtype::F32, rows, columns, row_stride: columns }
+    }
+}
+
+/// What one run of the network works on.
+#[derive(Clone, Copy)]
+pub struct Step<'a> {
+    /// The device.
+    pub backend: &'a dyn Backend,
+    /// The call.
+    pub batch: &'a DraftBatch<'a>,
+    /// Its rows.
+    pub plan: &'a Plan,
+    /// The session's memory.
+    pub scratch: &'a Scratch,
+    /// The rows of this run.
+    pub rows: Rows,
+}
+
+impl Step<'_> {
+    fn paging(&self, layer: usize) -> Paging {
+        let pool = self.scratch.pool;
+        let table = self.batch.block_table.map_or(pool.slot_pages, |table| table.span);
+        Paging { pool, table, page_row: self.plan.page_row, layer }
+    }
+}
+
+/// Which halves of a layer's projections are wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Halves {
+    Query,
+    KeyValue,
+    Both,
+}
+
+impl Eagle3 {
+    /// Gives all weights of a checkpoint their place.
+    pub(super) fn place(
+        description: &checkpoint::Eagle3,
+        placement: &mut Placement<'_>,
+    ) -> Result<Self> {
+        let epsilon = description.epsilon;
+        let ids = description.draft_token_ids.as_deref();
+        let shape = Shape::of(description)?;
+        let layers = description.layers.iter();
+        let layers = layers.map(|layer| Layer::place(layer, epsilon, placement));
+        Ok(Self {
+            layers: layers.collect::<Result<_>>()?,
+            features: Features::place(description, placement)?,
+            embedding: placement.embedding(&description.embedding)?,
+            norm: placement.norm(&description.norm, epsilon)?,
+            norm_before_residual: description.norm_before_residual,
+            norm_output: description.norm_output,
+            head: placement.head(&description.head, ids.unwrap_or_default())?,
+            target_ids: ids.map(|ids| placement.table(ids)).transpose()?,
+            rotary: Rotary {
+                inverse_frequency: placement.table(&description.rope.inverse_frequency)?,
+                long_inverse_frequency: placement.table(&description.rope.long_inverse_frequency)?,
+                long_from: description.rope.long_from,
+                scale: description.rope.scale,
+            },
+            shape,
+        })
+    }
+
+    /// H.
+    pub fn hidden_size(&self) -> usize {
+        self.shape.hidden
+    }
+
+    /// L.
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The heads of every layer.
+    pub fn heads(&self) -> AttentionHeads {
+        self.shape.heads
+    }
+
+    /// Cuts the memory for the intermediate rows of a session.
+    pub fn carve(
+        &self,
+        carver: &mut Carver,
+        backend: &dyn Backend,
+        pool: KvPool,
+        max_rows: usize,
+        sequences: usize,
+        max_position: usize,
+    ) -> Scratch {
+        let Shape { hidden, heads, .. } = self.shape;
+        let chunk_rows = max_rows.min(CHUNK_ROWS);
+        let rows = chunk_rows.max(sequences);
+        let input_columns = self.shape.features.max(2 * hidden);
+        let mut f32_matrix = |rows, columns| carver.matrix(Dtype::F32, rows, columns);
+        let query_columns = heads.num_heads * heads.head_dim;
+        let hidden_rows = f32_matrix(chunk_rows, hidden);
+        let draft_hidden = f32_matrix(sequences, hidden);
+        let query = f32_matrix(rows, query_columns);
+        let attention = f32_matrix(rows, query_columns);
+        let kv = f32_matrix(rows, 2 * heads.num_kv_heads * heads.head_dim);
+        let turns = f32_matrix(rows, 2 * self.rotary.inverse_frequency.len());
+        let gate = f32_matrix(rows, self.shape.intermediate);
+        let logits = f32_matrix(sequences, self.shape.draft_vocabulary);
+        let scratch = backend.attention_scratch(rows, heads, max_position);
+        let sampling = backend.sampling_scratch(sequences, self.shape.draft_vocabulary);
+        Scratch {
+            pool,
+            chunk_rows,
+            hidden: hidden_rows,
+            draft_hidden,
+            input: carver.span(rows.saturating_mul(input_columns)),
+            query,
+            attention,
+            kv,
+            turns,
+            gate,
+            logits,
+            attention_scratch: carver.span(scratch),
+            sampling_scratch: carver.span(sampling),
+        }
+    }
+
+    /// Commits the step's rows: appends their keys and values in all layers, and keeps the residual
+    /// stream that enters the last layer for the rows that go on drafting.
+    pub fn commit(&self, step: &Step<'_>) {
+        let hidden = step.scratch.hidden;
+        self.fuse_features(step);
+        let last = self.layers.len() - 1;
+        for layer in 0..last {
+            self.project(step, layer, hidden, Halves::Both);
+            self.finish_layer(step, layer, hidden);
+        }
+        if let Some(count) = (step.batch.max_drafts > 0).then(|| step.plan.drafting.slice(0, 1)) {
+            step.backend.gather(&Gather {
+                rows: Rows { count, ..step.plan.draft },
+                from: hidden,
+                first: step.rows.first,
+                len: step.rows.len(),
+                to: step.scratch.draft_hidden,
+            });
+        }
+        self.project(step, last, hidden, Halves::KeyValue);
+    }
+
+    /// Runs the rest of the last layer for the rows that go on drafting.
+    pub fn continue_from_commit(&self, step: &Step<'_>) {
+        let last = self.layers.len() - 1;
+        self.project(step, last, step.scratch.draft_hidden, Halves::Query);
+        self.finish_layer(step, last, step.scratch.draft_hidden);
+    }
+
+    /// Runs all layers on the drafting rows.
+    pub fn forward(&self, step: &Step<'_>) {
+        for layer in 0..self.layers.len() {
+            self.project(step, layer, step.scratch.draft_hidden, Halves::Both);
+            self.finish_layer(step, layer, step.scratch.draft_hidden);
+        }
+    }
+
+    /// Chooses the token of each drafting row and moves the rows on.
+    pub fn propose(&self, step: &Step<'_>, index: usize) {
+        step.backend.propose(&Propose {
+            rows: step.rows,
+            step: index,
+            batch: *step.batch,
+            hidden: step.scratch.draft_hidden,
+            norm: self.norm,
+            feed_back_normed: self.norm_output,
+            head: RowSegments { segments: &self.head },
+            target_ids: self.target_ids,
+            input: step.scratch.input(self.shape.hidden),
+            logits: step.scratch.logits,
+            scratch: step.scratch.sampling_scratch,
+        });
+    }
+
+    fn fuse_features(&self, step: &Step<'_>) {
+        let Features { joint, each, linear } = &self.features;
+        let norm = match joint {
+            Some(norm) => FeatureNorm::Joint(*norm),
+            None if each.is_empty() => FeatureNorm::None,
+            None => FeatureNorm::Each(each),
+        };
+        step.backend.fuse_features(&FuseFeatures {
+            rows: step.rows,
+            features: step.batch.features,
+            norm,
+            linear: *linear,
+            input: step.scratch.input(self.shape.features),
+            hidden: step.scratch.hidden,
+        });
+    }
+
+    fn project(&self, step: &Step<'_>, index: usize, hidden: Matrix, halves: Halves) {
+        let layer = &self.layers[index];
+        let scratch = step.scratch;
+        let embedding = layer.hidden_norm.map(|_| EmbeddingInput {
+            table: RowSegments { segments: &self.embedding },
+            embeddings: step.batch.embeddings,
+            norm: layer.input_norm,
+        });
+        let columns = if embedding.is_some() { 2 * self.shape.hidden } else { self.shape.hidden };
+        let query = QueryProjection {
+            linear: layer.query,
+            norm: layer.query_norm,
+            output: scratch.query,
+        };
+        let kv = KvProjection {
+            key: layer.key,
+            value: layer.value,
+            key_norm: layer.key_norm,
+            scratch: scratch.kv,
+        };
+        step.backend.project(&Project {
+            rows: step.rows,
+            hidden,
+            norm: layer.hidden_norm.unwrap_or(layer.input_norm),
+            // Keys and values alone leave the residual stream as it is for the query half.
+            residual_is_normed: layer.hidden_norm.is_some()
+                && self.norm_before_residual
+                && halves != Halves::KeyValue,
+            embedding,
+            input: scratch.input(columns),
+            query: (halves != Halves::KeyValue).then_some(query),
+            kv: (halves != Halves::Query).then_some(kv),
+            rotary: self.rotary,
+            turns: scratch.turns,
+            paging: step.paging(index),
+        });
+    }
+
+    /// Attention, its output map, and the MLP.
+    fn finish_layer(&self, step: &Step<'_>, index: usize, hidden: Matrix) {
+        let (layer, scratch) = (&self.layers[index], step.scratch);
+        step.backend.attend(&Attend {
+            rows: step.rows,
+            heads: self.shape.heads,
+            query: scratch.query,
+            output: scratch.attention,
+            paging: step.paging(index),
+            context_begin: step.batch.context_begin,
+            window: layer.window,
+            scale: 1.0 / (self.shape.heads.head_dim as f32).sqrt(),
+            scratch: scratch.attention_scratch,
+        });
+        let add = |input, linear| AddProjection { rows: step.rows, input, linear, hidden };
+        step.backend.add_projection(&add(scratch.attention, layer.output));
+        step.backend.gate_up(&GateUp {
+            rows: step.rows,
+            hidden,
+            norm: layer.post_attention_norm,
+            gate: layer.gate,
+            up: layer.up,
+            activation: self.shape.activation,
+            input: scratch.input(self.shape.hidden),
+            output: scratch.gate,
+        });
+        step.backend.add_projection(&add(scratch.gate, layer.down));
+    }
+}
+
+impl Shape {
+    fn of(description: &checkpoint::Eagle3) -> Result<Self> {
+        if description.head_dim > MAX_HEAD_DIM {
+            return Err(Error::unsupported(format!(
+                "head_dim: expected at most {MAX_HEAD_DIM}, found {}",
+                description.head_dim
+            )));
+        }
+        Ok(Self {
+            hidden: description.hidden_size,
+            intermediate: description.intermediate_size,
+            features: description.features.iter().map(|feature| feature.width).sum(),
+            draft_vocabulary: description.draft_vocabulary,
+            heads: AttentionHeads {
+                num_heads: description.heads,
+                num_kv_heads: description.kv_heads,
+                head_dim: description.head_dim,
+            },
+            activation: match description.activation {
+                checkpoint::Activation::Silu => Activation::Silu,
+                checkpoint::Activation::GeluTanh => Activation::GeluTanh,
+                checkpoint::Activation::Gelu => Activation::Gelu,
+                checkpoint::Activation::Relu => Activation::Relu,
+            },
+        })
+    }
+}
+
+impl Features {
+    fn place(description: &checkpoint::Eagle3, placement: &mut Placement<'_>) -> Result<Self> {
+        let (joint, each) = match &description.feature_norm {
+            checkpoint::FeatureNorm::None => (None, &[][..]),
+            checkpoint::FeatureNorm::Joint(norm) => (Some(norm), &[][..]),
+            checkpoint::FeatureNorm::Each(norms) => (None, &norms[..]),
+        };
+        let each = each.iter().map(|norm| placement.norm(norm, description.epsilon));
+        let each = each.collect::<Result<_>>()?;
+        let weight = description.fc.as_ref().map(|fc| placement.tensor(fc)).transpose()?;
+        Ok(Self {
+            joint: placement.optional_norm(joint, description.epsilon)?,
+            each,
+            linear: weight.map(|weight| Linear { weight, bias: None }),
+        })
+    }
+}
+
+impl Layer {
+    fn place(
+        description: &checkpoint::DecoderLayer,
+        epsilon: f32,
+        placement: &mut Placement<'_>,
+    ) -> Result<Self> {
+        Ok(Self {
+            input_norm: placement.norm(&description.input_norm, epsilon)?,
+            hidden_norm: placement.optional_norm(description.hidden_norm.as_ref(), epsilon)?,
+            query: placement.linear(&description.query)?,
+            query_norm: placement.optional_norm(description.query_norm.as_ref(), epsilon)?,
+            key: placement.linear(&description.key)?,
+            key_norm: placement.optional_norm(description.key_norm.as_ref(), epsilon)?,
+            value: placement.linear(&description.value)?,
+            output: placement.linear(&description.output)?,
+            post_attention_norm: placement.norm(&description.post_attention_norm, epsilon)?,
+            gate: placement.linear(&description.gate)?,
+            up: placement.linear(&description.up)?,
+            down: placement.linear(&description.down)?,
+            window: description.window,
+        })
+    }
+}

@@ -1,0 +1,262 @@
+//! Loaded speculators: the networks, each written once as a sequence of phases, and the loading of
+//! their weights.
+
+pub mod eagle3;
+mod placement;
+
+use crate::checkpoint::{self, LentShape, Speculator};
+use crate::context::{Block, Context, LogLevel, MemoryKind};
+use crate::error::{Error, Result};
+use crate::tensor::{Matrix, Span};
+use eagle3::Eagle3;
+use placement::{Mapping, Placement};
+use std::any::Any;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The most features that a speculator may read.
+pub const FEATURES_MAX: usize = 64;
+
+/// Tensors of the verifier that the host lends, in pieces that cover all rows in order.
+#[derive(Clone, Debug, Default)]
+pub struct Lent {
+    /// `[V, hidden]`.
+    pub embedding: Option<Vec<Matrix>>,
+    /// `[V, hidden]`.
+    pub head: Option<Vec<Matrix>>,
+}
+
+/// How a model is loaded.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// Whether weights are used where their files are mapped.
+    pub map_files: bool,
+    /// The verifier's directory; `None` is what the checkpoint says.
+    pub verifier_directory: Option<PathBuf>,
+    /// Merged over the checkpoint's configuration.
+    pub config_overrides: Option<serde_json::Value>,
+    /// Tensors that the host lends.
+    pub lent: Lent,
+}
+
+/// Where in the target a feature is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FeatureStage {
+    /// The residual stream that enters the layer.
+    LayerInput,
+}
+
+/// A hidden state of the target that the speculator reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Feature {
+    /// The layer.
+    pub layer: i32,
+    /// Where in it.
+    pub stage: FeatureStage,
+    /// Elements of a row.
+    pub width: usize,
+}
+
+/// The network of each kind.
+#[derive(Debug)]
+pub enum Network {
+    /// EAGLE-3.
+    Eagle3(Eagle3),
+}
+
+/// What a model says about itself.
+#[derive(Debug)]
+struct Facts {
+    kind: &'static str,
+    features: Vec<Feature>,
+    vocabulary: usize,
+    draft_vocabulary: usize,
+    draft_token_ids: Option<Vec<i32>>,
+    max_position: usize,
+    default_num_drafts: usize,
+}
+
+/// A loaded speculator. Never changes.
+pub struct Model {
+    network: Network,
+    facts: Facts,
+    report: String,
+    weights: Block,
+    _mappings: Vec<Mapping>,
+    context: Arc<Context>,
+    /// Dropped last, when nothing uses the lent tensors any more.
+    kept: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Model").field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// Loads the checkpoint in `directory`.
+    pub fn load(context: &Arc<Context>, directory: &Path, options: LoadOptions) -> Result<Self> {
+        let LoadOptions { map_files, verifier_directory, config_overrides, lent } = options;
+        let lent_shape = |pieces: &Option<Vec<Matrix>>| {
+            pieces.as_ref().and_then(|pieces| {
+                let first = pieces.first()?;
+                let rows = pieces.iter().map(|piece| piece.rows).sum();
+                Some(LentShape { rows, columns: first.columns, dtype: first.dtype })
+            })
+        };
+        let checkpoint = checkpoint::open(
+            directory,
+            &checkpoint::Options {
+                verifier_directory,
+                overrides: config_overrides,
+                map_files,
+                lent_embedding: lent_shape(&lent.embedding),
+                lent_head: lent_shape(&lent.head),
+            },
+        )?;
+        for warning in checkpoint.report.warnings() {
+            context.log(LogLevel::Warning, &format!("{}: {warning}", directory.display()));
+        }
+        let Speculator::Eagle3(description) = &checkpoint.speculator;
+        let facts = facts(directory, description, checkpoint.default_num_drafts)?;
+        let mut counting = Placement::counting(&lent);
+        Eagle3::place(description, &mut counting)?;
+        let weights = context.allocate(MemoryKind::Weights, "weights", counting.bytes())?;
+        let mut filling = Placement::filling(&lent, weights.address(), context.backend());
+        let network = Network::Eagle3(Eagle3::place(description, &mut filling)?);
+        context.log(
+            LogLevel::Info,
+            &format!("{}: loaded {}, {} bytes", directory.display(), facts.kind, weights.bytes()),
+        );
+        Ok(Self {
+            network,
+            facts,
+            report: checkpoint.report.to_json().to_string(),
+            _mappings: filling.into_mappings(),
+            weights,
+            context: Arc::clone(context),
+            kept: None,
+        })
+    }
+
+    /// Keeps a value as long as the model; dropping it tells that the model is gone.
+    pub fn keep(&mut self, value: Box<dyn Any + Send + Sync>) {
+        self.kept = Some(value);
+    }
+
+    /// The hidden states that drafting reads.
+    pub fn features(&self) -> &[Feature] {
+        &self.facts.features
+    }
+
+    /// The kind of speculator.
+    pub fn kind(&self) -> &'static str {
+        self.facts.kind
+    }
+
+    /// Tokens of the target's vocabulary.
+    pub fn vocabulary(&self) -> usize {
+        self.facts.vocabulary
+    }
+
+    /// Columns of draft logits.
+    pub fn draft_vocabulary(&self) -> usize {
+        self.facts.draft_vocabulary
+    }
+
+    /// The target's id of each column; `None` is the identity.
+    pub fn draft_token_ids(&self) -> Option<&[i32]> {
+        self.facts.draft_token_ids.as_deref()
+    }
+
+    /// The drafter's hidden size.
+    pub fn hidden_size(&self) -> usize {
+        let Network::Eagle3(network) = &self.network;
+        network.hidden_size()
+    }
+
+    /// Decoder layers.
+    pub fn num_layers(&self) -> usize {
+        let Network::Eagle3(network) = &self.network;
+        network.num_layers()
+    }
+
+    /// Key and value heads, and elements of a head.
+    pub fn kv_shape(&self) -> (usize, usize) {
+        let Network::Eagle3(network) = &self.network;
+        (network.heads().num_kv_heads, network.heads().head_dim)
+    }
+
+    /// Trailing positions of a cached prefix to commit again: an EAGLE-3 row reads the token after
+    /// its own, which the row of a prefix's last position did not know.
+    pub fn prefix_margin(&self) -> usize {
+        1
+    }
+
+    /// Tokens per round that the checkpoint was made for.
+    pub fn default_num_drafts(&self) -> usize {
+        self.facts.default_num_drafts
+    }
+
+    /// Positions that the drafter was made for.
+    pub fn max_position(&self) -> usize {
+        self.facts.max_position
+    }
+
+    /// Bytes of weights in the context's memory.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    /// The load report, as JSON.
+    pub fn report(&self) -> &str {
+        &self.report
+    }
+
+    /// The context.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// The network.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// All memory that the weights lie in, but for what the host lends.
+    pub fn weight_memory(&self) -> impl Iterator<Item = Span<u8>> {
+        std::iter::once(Span::new(self.weights.address(), self.weights.bytes()))
+    }
+}
+
+fn facts(
+    directory: &Path,
+    description: &checkpoint::Eagle3,
+    default_num_drafts: usize,
+) -> Result<Facts> {
+    let features = description.features.iter();
+    let features: Vec<_> = features
+        .map(|feature| Feature {
+            layer: feature.layer,
+            stage: FeatureStage::LayerInput,
+            width: feature.width,
+        })
+        .collect();
+    if features.len() > FEATURES_MAX {
+        return Err(Error::unsupported(format!(
+            "{}: expected at most {FEATURES_MAX} features, found {}",
+            directory.display(),
+            features.len()
+        )));
+    }
+    Ok(Facts {
+        kind: "eagle3",
+        features,
+        vocabulary: description.vocabulary,
+        draft_vocabulary: description.draft_vocabulary,
+        draft_token_ids: description.draft_token_ids.clone(),
+        max_position: description.max_position,
+        default_num_drafts,
+    })
+}

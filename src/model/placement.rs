@@ -1,0 +1,152 @@
+//! Where a model's weights go: one block of the context's memory, cut in the same order when it is
+//! counted and when it is filled.
+
+use super::Lent;
+use crate::backend::Backend;
+use crate::backend::phases::{Linear, Norm};
+use crate::checkpoint::{self, RowSource, Tensor};
+use crate::error::Result;
+use crate::tensor::{Carver, Matrix, Span};
+use std::any::Any;
+use std::sync::Arc;
+
+/// What keeps mapped files mapped.
+pub type Mapping = Arc<dyn Any + Send + Sync>;
+
+/// Gives each weight its place, and fills it unless it only counts.
+pub struct Placement<'a> {
+    carver: Carver,
+    backend: Option<&'a dyn Backend>,
+    lent: &'a Lent,
+    mappings: Vec<Mapping>,
+}
+
+impl<'a> Placement<'a> {
+    /// A placement that only counts.
+    pub fn counting(lent: &'a Lent) -> Self {
+        Self { carver: Carver::counting(), backend: None, lent, mappings: Vec::new() }
+    }
+
+    /// A placement in the block at `address`, as large as counting told.
+    pub fn filling(lent: &'a Lent, address: u64, backend: &'a dyn Backend) -> Self {
+        let carver = Carver::of_block(address);
+        Self { carver, backend: Some(backend), lent, mappings: Vec::new() }
+    }
+
+    /// The bytes of the block.
+    pub fn bytes(&self) -> usize {
+        self.carver.used()
+    }
+
+    /// What must live as long as the weights.
+    pub fn into_mappings(self) -> Vec<Mapping> {
+        self.mappings
+    }
+
+    /// A tensor: where its file is mapped, or copied into the block.
+    pub fn tensor(&mut self, tensor: &Tensor) -> Result<Matrix> {
+        if let Some(address) = tensor.mapped_address() {
+            self.mappings.extend(tensor.mapping());
+            return Ok(Matrix { address, ..shape(tensor, tensor.rows) });
+        }
+        let matrix = self.carver.matrix(tensor.dtype, tensor.rows, tensor.columns);
+        self.fill(memory(&matrix), &mut |bytes| tensor.read_into(0, tensor.rows, bytes))?;
+        Ok(matrix)
+    }
+
+    /// The gain of a norm.
+    pub fn norm(&mut self, tensor: &Tensor, epsilon: f32) -> Result<Norm> {
+        Ok(Norm { weight: Some(self.tensor(tensor)?), epsilon })
+    }
+
+    /// A norm that a network may not have.
+    pub fn optional_norm(&mut self, tensor: Option<&Tensor>, epsilon: f32) -> Result<Option<Norm>> {
+        tensor.map(|tensor| self.norm(tensor, epsilon)).transpose()
+    }
+
+    /// A linear map.
+    pub fn linear(&mut self, linear: &checkpoint::Linear) -> Result<Linear> {
+        let weight = self.tensor(&linear.weight)?;
+        let bias = linear.bias.as_ref().map(|bias| self.tensor(bias)).transpose()?;
+        Ok(Linear { weight, bias })
+    }
+
+    /// The token embedding.
+    pub fn embedding(&mut self, source: &RowSource) -> Result<Vec<Matrix>> {
+        match source {
+            RowSource::Lent | RowSource::LentRows => {
+                Ok(self.lent.embedding.clone().unwrap_or_default())
+            }
+            RowSource::Tensor(tensor) | RowSource::TensorRows { tensor } => {
+                Ok(vec![self.tensor(tensor)?])
+            }
+        }
+    }
+
+    /// The head; of a whole vocabulary's rows only those of `ids`, if the source says so.
+    pub fn head(&mut self, source: &RowSource, ids: &[i32]) -> Result<Vec<Matrix>> {
+        match source {
+            RowSource::Tensor(tensor) => Ok(vec![self.tensor(tensor)?]),
+            RowSource::Lent => Ok(self.lent.head.clone().unwrap_or_default()),
+            RowSource::TensorRows { tensor } => Ok(vec![self.stored_rows(tensor, ids)?]),
+            RowSource::LentRows => {
+                let segments = self.lent.head.clone().unwrap_or_default();
+                Ok(self.lent_rows(&segments, ids).into_iter().collect())
+            }
+        }
+    }
+
+    fn stored_rows(&mut self, tensor: &Tensor, ids: &[i32]) -> Result<Matrix> {
+        let matrix = self.carver.matrix(tensor.dtype, ids.len(), tensor.columns);
+        self.fill(memory(&matrix), &mut |bytes| {
+            let rows = bytes.chunks_exact_mut(tensor.row_bytes());
+            rows.zip(ids).try_for_each(|(row, &id)| tensor.read_into(id as usize, 1, row))
+        })?;
+        Ok(matrix)
+    }
+
+    /// Copies rows out of the host's segments; the ids rise.
+    fn lent_rows(&mut self, segments: &[Matrix], ids: &[i32]) -> Option<Matrix> {
+        let first = segments.first()?;
+        let matrix = self.carver.matrix(first.dtype, ids.len(), first.columns);
+        let backend = self.backend?;
+        let (mut first_row, mut done) = (0, 0);
+        for segment in segments {
+            let end = first_row + segment.rows;
+            let len = ids[done..].partition_point(|&id| (id as usize) < end);
+            let local: Vec<i32> =
+                ids[done..done + len].iter().map(|&id| id - first_row as i32).collect();
+            backend.copy_rows(segment, &local, &matrix.row_range(done, len));
+            (first_row, done) = (end, done + len);
+        }
+        Some(matrix)
+    }
+
+    /// A table of numbers.
+    pub fn table<T: bytemuck::Pod>(&mut self, values: &[T]) -> Result<Span<T>> {
+        let span = self.carver.span(values.len());
+        let bytes = Span::new(span.address(), size_of_val(values));
+        self.fill(bytes, &mut |to| {
+            to.copy_from_slice(bytemuck::cast_slice(values));
+            Ok(())
+        })?;
+        Ok(span)
+    }
+
+    fn fill(
+        &self,
+        memory: Span<u8>,
+        source: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.backend.map_or(Ok(()), |backend| backend.fill(memory, source))
+    }
+}
+
+fn shape(tensor: &Tensor, rows: usize) -> Matrix {
+    let Tensor { dtype, columns, .. } = *tensor;
+    Matrix { address: 0, dtype, rows, columns, row_stride: columns }
+}
+
+fn memory(matrix: &Matrix) -> Span<u8> {
+    Span::new(matrix.address, matrix.rows * matrix.columns * matrix.dtype.size())
+}

@@ -1,0 +1,157 @@
+//! The law that tokens are drawn from: parameters, and the integer weight of a logit.
+//!
+//! The *relative weight* of a logit `l` in a row whose largest is `m` is the `f32`
+//! `y = 2^((l - m) log2(e) / T) * 2^42`, by the polynomial below; its weight is `y` rounded to an
+//! integer. `y` never falls when `l` rises, which is why every filter comes down to a lowest logit.
+
+/// The weight of the largest logit is 2 to this power.
+pub const WEIGHT_BITS: u32 = 42;
+
+/// The weight of the largest logit.
+pub const WEIGHT_ONE: u64 = 1 << WEIGHT_BITS;
+
+/// Powers of two are taken from here on; what lies below, NaN among it, has weight 0 like this one.
+pub const LOWEST_POWER: f32 = -64.0;
+
+/// `2^f` is `1 + f * (EXP2[0] + f * (EXP2[1] + ...))` for f in [-1/2, 1/2], to 1.5 units in the
+/// last place: interpolation of `(2^f - 1) / f` at the Chebyshev nodes.
+pub const EXP2: [f32; 6] =
+    [0.693_147_2, 0.240_226_5, 0.055_503_57, 0.009_618_083, 0.001_339_086_3, 0.000_154_531_63];
+
+/// How a sequence's tokens are drawn from logits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Parameters {
+    /// Divides the logits; below 1e-5 the largest logit is taken.
+    pub temperature: f32,
+    /// Only the k largest logits and their equals; 0 or less is all.
+    pub top_k: i32,
+    /// Only the most probable tokens that reach this mass, and the equals of the last; 1 or more
+    /// is all.
+    pub top_p: f32,
+    /// Only tokens this many times as probable as the most probable.
+    pub min_p: f32,
+}
+
+impl Parameters {
+    /// The largest logit.
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+
+    /// Whether the largest logit is taken; so it is for a temperature that is NaN.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature < 1e-5 || self.temperature.is_nan()
+    }
+
+    /// Whether all are numbers.
+    pub fn are_numbers(&self) -> bool {
+        !(self.temperature.is_nan() || self.top_p.is_nan() || self.min_p.is_nan())
+    }
+}
+
+/// What turns the logits of a row into relative weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scale {
+    /// The largest logit, if that is finite.
+    pub peak: f32,
+    /// `log2(e) / T`.
+    pub factor: f32,
+    /// Smaller logits have weight 0.
+    pub floor: f32,
+}
+
+impl Scale {
+    /// The scale of a row without filters. Where a logit is +inf, all that are it weigh the same
+    /// and all others nothing.
+    pub fn new(largest: f32, temperature: f32) -> Self {
+        let factor = (std::f64::consts::LOG2_E / f64::from(temperature)) as f32;
+        if largest == f32::INFINITY {
+            Self { peak: f32::MAX, factor, floor: f32::INFINITY }
+        } else {
+            Self { peak: largest, factor, floor: f32::NEG_INFINITY }
+        }
+    }
+}
+
+/// The relative weight that a fraction of the largest one is.
+pub fn fraction(of_largest: f32) -> f32 {
+    of_largest.clamp(0.0, 1.0) * WEIGHT_ONE as f32
+}
+
+/// A relative weight as an integer, halves to even.
+pub fn whole(relative: f32) -> u64 {
+    // Adding 2^52 leaves no place for a fraction, and the integer in the lowest bits.
+    const ONES: f64 = (1_u64 << 52) as f64;
+    (f64::from(relative) + ONES).to_bits() - ONES.to_bits()
+}
+
+/// A number whose order is that of the floats, from -inf to +inf.
+pub const fn order(value: f32) -> u32 {
+    let bits = value.to_bits();
+    if bits >> 31 == 0 { bits | 1 << 31 } else { !bits }
+}
+
+/// The float with this [`order`].
+pub const fn from_order(order: u32) -> f32 {
+    f32::from_bits(if order >> 31 == 1 { order & !(1 << 31) } else { !order })
+}
+
+/// A token is kept by top-p if the weights above it sum to less than this: `top_p * sum`, rounded
+/// up, which changes nothing for sums that are integers. At least 1, so that the largest is kept.
+pub fn top_p_limit(top_p: f32, sum: u64) -> u64 {
+    if top_p >= 1.0 || top_p.is_nan() {
+        return sum;
+    }
+    if top_p <= 0.0 {
+        return 1;
+    }
+    let bits = top_p.to_bits();
+    let (significand, halvings) = match bits >> 23 {
+        0 => (bits, 149),
+        exponent => (bits & 0x7f_ffff | 0x80_0000, 150 - exponent),
+    };
+    let product = u128::from(significand) * u128::from(sum);
+    let limit = if halvings < 128 { (product + ((1 << halvings) - 1)) >> halvings } else { 1 };
+    (limit as u64).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_rounds_halves_to_even_and_keeps_large_weights() {
+        for (relative, weight) in
+            [(0.0, 0), (0.5, 0), (0.75, 1), (1.5, 2), (2.5, 2), (WEIGHT_ONE as f32, WEIGHT_ONE)]
+        {
+            assert_eq!(whole(relative), weight);
+        }
+    }
+
+    #[test]
+    fn order_is_that_of_the_floats_and_goes_back() {
+        let values = [f32::NEG_INFINITY, f32::MIN, -1.0, -1e-40, 0.0, 1e-40, 2.0, f32::INFINITY];
+        assert!(values.windows(2).all(|pair| order(pair[0]) < order(pair[1])));
+        assert!(values.iter().all(|&value| from_order(order(value)) == value));
+    }
+
+    #[test]
+    fn the_limit_of_top_p_is_the_exact_product_rounded_up() {
+        assert_eq!(top_p_limit(0.5, 10), 5);
+        assert_eq!(top_p_limit(0.5, 11), 6);
+        // 0.9 as f32 is 15099494 / 2^24.
+        assert_eq!(top_p_limit(0.9, 1 << 24), 15_099_494);
+        assert_eq!(top_p_limit(0.9, (1 << 24) + 1), 15_099_495);
+        assert_eq!(top_p_limit(1.0, 77), 77);
+        assert_eq!(top_p_limit(f32::NAN, 77), 77);
+        for tiny in [0.0, -1.0, 1e-45, 1e-38, f32::MIN_POSITIVE] {
+            assert_eq!(top_p_limit(tiny, u64::MAX >> 1), 1);
+        }
+    }
+
+    #[test]
+    fn no_number_and_small_temperatures_are_greedy() {
+        let at = |temperature| Parameters { temperature, ..Parameters::GREEDY };
+        assert!([0.0, -1.0, 9e-6, f32::NAN].iter().all(|&value| at(value).is_greedy()));
+        assert!([1e-5, 1.0, f32::INFINITY].iter().all(|&value| !at(value).is_greedy()));
+        assert!(!at(f32::NAN).are_numbers());
+    }
+}

@@ -1,0 +1,21 @@
+//! The target's own draw at every position.
+
+use super::greedy::Greedy;
+use crate::backend::verify::{Decision, Proposal, Rule, TargetRow};
+
+/// Draws the target's token with the number that belongs to its position, and keeps drafts while
+/// they are equal to it: the text does not depend on the drafts at all.
+#[derive(Debug)]
+pub struct Follow;
+
+impl Rule for Follow {
+    fn decide(&self, proposal: Proposal, row: &mut dyn TargetRow) -> Decision {
+        if row.is_greedy() {
+            return Greedy.decide(proposal, row);
+        }
+        match row.draw() {
+            token if proposal == Proposal::Token(token) => Decision::Accept,
+            token => Decision::Emit(token),
+        }
+    }
+}

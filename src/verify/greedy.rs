@@ -1,0 +1,16 @@
+//! The target's largest logit at every position.
+
+use crate::backend::verify::{Decision, Proposal, Rule, TargetRow};
+
+/// Keeps drafts while they are the target's argmax.
+#[derive(Debug)]
+pub struct Greedy;
+
+impl Rule for Greedy {
+    fn decide(&self, proposal: Proposal, row: &mut dyn TargetRow) -> Decision {
+        match row.argmax() {
+            token if proposal == Proposal::Token(token) => Decision::Accept,
+            token => Decision::Emit(token),
+        }
+    }
+}
