@@ -3,6 +3,7 @@
 #define CHECK_H
 
 #include <stdio.h>
+#include <stdlib.h>
 
 static int checks_passed;
 static int checks_failed;
@@ -15,6 +16,16 @@ static int checks_failed;
       checks_failed++;                                                        \
       fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
     }                                                                         \
+  } while (0)
+
+/* A check without which the program cannot go on. */
+#define REQUIRE(condition)                                                    \
+  do {                                                                        \
+    if (!(condition)) {                                                       \
+      fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+      exit(1);                                                                \
+    }                                                                         \
+    checks_passed++;                                                          \
   } while (0)
 
 /* What main returns: 0 if every check passed and there was one. */

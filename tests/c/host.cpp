@@ -56,7 +56,7 @@ Context create_context(const int *threads) {
   options.parallel_for_user = const_cast<int *>(threads);
   options.threads = *threads;
   spec_context *context = nullptr;
-  CHECK(spec_context_create(&options, &context, nullptr) == SPEC_OK);
+  REQUIRE(spec_context_create(&options, &context, nullptr) == SPEC_OK);
   return Context(context);
 }
 
@@ -85,18 +85,18 @@ std::vector<std::int32_t> sampled_round(int threads, const std::string &director
   auto model_options = sized<spec_model_options>();
   model_options.verifier_directory = verifier.c_str();
   spec_model *loaded = nullptr;
-  CHECK(spec_model_load(context.get(), directory.c_str(), &model_options, &loaded, nullptr) ==
+  REQUIRE(spec_model_load(context.get(), directory.c_str(), &model_options, &loaded, nullptr) ==
         SPEC_OK);
   Model model(loaded);
   auto info = sized<spec_model_info>();
-  CHECK(spec_model_get_info(model.get(), &info, nullptr) == SPEC_OK);
+  REQUIRE(spec_model_get_info(model.get(), &info, nullptr) == SPEC_OK);
   auto session_options = sized<spec_session_options>();
   session_options.max_sequences = 1;
   session_options.max_rows = rows;
   session_options.max_drafts = drafts_max;
   session_options.max_position = 64;
   spec_session *created = nullptr;
-  CHECK(spec_session_create(model.get(), &session_options, &created, nullptr) == SPEC_OK);
+  REQUIRE(spec_session_create(model.get(), &session_options, &created, nullptr) == SPEC_OK);
   Session session(created);
 
   std::array<std::int32_t, rows> tokens{};
@@ -156,7 +156,7 @@ std::vector<std::int32_t> sampled_round(int threads, const std::string &director
   verify.draft = &distribution;
   verify.decisions = decision.data();
   verify.decision_stride = static_cast<std::int32_t>(stride);
-  CHECK(spec_verify_workspace_size(context.get(), &verify, &verify.workspace_size, &error) ==
+  REQUIRE(spec_verify_workspace_size(context.get(), &verify, &verify.workspace_size, &error) ==
         SPEC_OK);
   const auto alignment = std::align_val_t(64);
   verify.workspace = ::operator new(verify.workspace_size, alignment);

@@ -63,14 +63,12 @@ int main(int count, char **arguments) {
   options.max_rows = 512;
   options.max_drafts = 8;
   options.max_position = 2048;
-  CHECK(spec_context_create(NULL, &context, NULL) == SPEC_OK);
-  CHECK(spec_model_load(context, arguments[1], &model_options, &model, NULL) == SPEC_OK);
-  CHECK(spec_model_get_info(model, &info, NULL) == SPEC_OK);
-  CHECK(spec_session_create(model, &options, &session, NULL) == SPEC_OK);
-  if (session != NULL) {
-    decodes_what_the_target_would(context, session, -1);
-    decodes_what_the_target_would(context, session, PROMPT + 11);
-  }
+  REQUIRE(spec_context_create(NULL, &context, NULL) == SPEC_OK);
+  REQUIRE(spec_model_load(context, arguments[1], &model_options, &model, NULL) == SPEC_OK);
+  REQUIRE(spec_model_get_info(model, &info, NULL) == SPEC_OK);
+  REQUIRE(spec_session_create(model, &options, &session, NULL) == SPEC_OK);
+  decodes_what_the_target_would(context, session, -1);
+  decodes_what_the_target_would(context, session, PROMPT + 11);
   spec_session_release(session);
   spec_model_release(model);
   spec_context_release(context);
