@@ -76,6 +76,7 @@ macro_rules! sized {
             const FIRST_SIZE: usize = $first;
         }
         const _: () = assert!(offset_of!(super::types::$name, struct_size) == 0);
+        const _: () = assert!($first <= size_of::<super::types::$name>());
     )*};
 }
 
@@ -85,13 +86,13 @@ sized! {
     spec_context_options: 56,
     spec_context_info: 24,
     spec_model_options: 64,
-    spec_model_info: 88,
+    spec_model_info: 72,
     spec_session_options: 64,
     spec_session_requirements: 48,
     spec_sampling: 48,
     spec_distribution: 128,
     spec_tree: 48,
-    spec_draft_args: 232,
+    spec_draft_args: 200,
     spec_verify_args: 240,
 }
 
