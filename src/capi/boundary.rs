@@ -58,8 +58,8 @@ fn report(error: *mut spec_error, status: spec_status, function: &str, text: &st
 ///
 /// # Safety
 ///
-/// The implementor is `repr(C)`, begins with a `u32` that holds its size, and all-zero bytes are a
-/// value of it.
+/// The implementor is `repr(C)`, begins with a `u32` that holds its size, and all-zero bytes are
+/// a value of it.
 pub unsafe trait Sized32: Copy {
     /// The name in the header.
     const NAME: &'static str;

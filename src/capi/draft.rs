@@ -10,20 +10,25 @@ use crate::tensor::{Dtype, Matrix};
 use std::ffi::c_void;
 use std::fmt::{Display, Formatter};
 
-/// Commits verified rows to the drafter's context, then proposes tokens below the new root of each sequence.
+/// Commits verified rows to the drafter's context, then proposes tokens below the new root of
+/// each sequence.
 ///
-/// For each sequence the rows of positions `position - row_count` to `position - 1` are committed: prompt chunks and accepted rows alike, mixed in
-/// one batch. Then up to min(`num_drafts`, `limit` - 1) tokens are proposed, fewer where max_position would be passed. Keys and values that drafting itself makes
-/// are overwritten by the next commit; nothing else is kept, so a smaller `position` is a rollback, and a sequence that is not mentioned costs nothing.
-///
-/// For EAGLE-3 (Li et al., 2025) row t fuses the features of position t with the embedding of token t + 1; each further step
-/// continues from the drafter's own hidden state.
-///
-/// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED, BUSY; then nothing has changed. What is wrong in the contents of the arrays
-/// takes the sequence out of the step and is reported by `spec_session_poll`.
-///
-/// Contract: one thread at a time per session; the work is done when the call returns (CPU); allocates
+/// For each sequence the rows of positions `position - row_count` to `position - 1` are
+/// committed: prompt chunks and accepted rows alike, mixed in one batch. Then up to
+/// min(`num_drafts`, `limit` - 1) tokens are proposed, fewer where max_position would be passed.
+/// Keys and values that drafting itself makes are overwritten by the next commit; nothing else is
+/// kept, so a smaller `position` is a rollback, and a sequence that is not mentioned costs
 /// nothing.
+///
+/// For EAGLE-3 (Li et al., 2025) row t fuses the features of position t with the embedding of
+/// token t + 1; each further step continues from the drafter's own hidden state.
+///
+/// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED, BUSY; then nothing has
+/// changed. What is wrong in the contents of the arrays takes the sequence out of the step and is
+/// reported by `spec_session_poll`.
+///
+/// Contract: one thread at a time per session; the work is done when the call returns (CPU);
+/// allocates nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_draft(
     session: *mut spec_session,

@@ -13,7 +13,8 @@ use std::ffi::{CString, c_char, c_void};
 use std::path::Path;
 use std::sync::Arc;
 
-/// A loaded speculator: its weights and what it needs. Never changes, so any number of sessions share it.
+/// A loaded speculator: its weights and what it needs. Never changes, so any number of sessions
+/// share it.
 #[repr(C)]
 pub struct spec_model {
     magic: u64,
@@ -50,9 +51,10 @@ impl Drop for LentRelease {
 
 /// Loads a speculator.
 ///
-/// `directory` is a UTF-8 path of a checkpoint in the speculators format. `options` NULL means all defaults. `*model`, owned by the host
-/// until `spec_model_release`, is NULL if the call fails. Errors: IO, FORMAT (damaged, or a tensor or setting is missing or wrong), UNSUPPORTED (a
-/// kind that this library does not know), OUT_OF_MEMORY, INVALID_ARGUMENT.
+/// `directory` is a UTF-8 path of a checkpoint in the speculators format. `options` NULL means
+/// all defaults. `*model`, owned by the host until `spec_model_release`, is NULL if the call
+/// fails. Errors: IO, FORMAT (damaged, or a tensor or setting is missing or wrong), UNSUPPORTED
+/// (a kind that this library does not know), OUT_OF_MEMORY, INVALID_ARGUMENT.
 ///
 /// Contract: any thread; blocks (reads files); allocates from the context's allocator.
 #[unsafe(no_mangle)]
@@ -148,7 +150,8 @@ pub unsafe extern "C" fn spec_model_release(model: *mut spec_model) {
     unsafe { boundary::release(model) };
 }
 
-/// Says what a model is and needs. `info.struct_size` is set by the host; the pointers live as long as the model.
+/// Says what a model is and needs. `info.struct_size` is set by the host; the pointers live as
+/// long as the model.
 ///
 /// Contract: any thread; does not block; allocates nothing.
 #[unsafe(no_mangle)]
@@ -181,8 +184,9 @@ pub unsafe extern "C" fn spec_model_get_info(
     })
 }
 
-/// The load report as JSON: every tensor (used, unused, absent), every assumed default, every corrected quirk, unknown settings,
-/// overrides, and what came from the verifier. `json`, `capacity` and `length` as in `spec_checkpoint_inspect`.
+/// The load report as JSON: every tensor (used, unused, absent), every assumed default, every
+/// corrected quirk, unknown settings, overrides, and what came from the verifier. `json`,
+/// `capacity` and `length` as in `spec_checkpoint_inspect`.
 ///
 /// Contract: any thread; does not block; allocates nothing.
 #[unsafe(no_mangle)]

@@ -7,7 +7,7 @@ use super::threads::Pool;
 use crate::sampling::{
     Parameters, Scale, WEIGHT_ONE, fraction, from_order, order, scaled, top_p_limit,
 };
-use crate::tensor::{Carver, Dtype, Matrix, Span};
+use crate::tensor::{Carver, Dtype, Span};
 
 /// How the blocks of a row are shared out.
 #[derive(Clone, Copy, Debug)]
@@ -655,38 +655,4 @@ impl Contest<'_> {
             }
         }
     }
-}
-
-/// Bytes of scratch that [`choose`] needs for rows of `columns` logits.
-pub fn choose_scratch(columns: usize) -> usize {
-    let mut carver = Carver::counting();
-    Scratch::carve(&mut carver, columns, 1);
-    carver.used()
-}
-
-/// The column that a number stands for in a row of draft logits: the one that verification would
-/// draw from the same logits. The first one where there is no candidate.
-///
-/// # Safety
-///
-/// The matrix is valid and not written meanwhile, and `row` one of its rows, which are not empty;
-/// `scratch` has [`choose_scratch`] bytes, aligned as [`Carver`] says, used by nothing else.
-pub unsafe fn choose(
-    isa: Isa,
-    logits: &Matrix,
-    row: usize,
-    parameters: &Parameters,
-    number: u64,
-    scratch: Span<u8>,
-) -> usize {
-    let scratch = Scratch::carve(&mut Carver::of_block(scratch.address()), logits.columns, 1);
-    let row = Row {
-        address: logits.row_address(row),
-        dtype: logits.dtype,
-        len: logits.columns,
-        token_ids: None,
-    };
-    // SAFETY: as this function's contract.
-    let reader = unsafe { Reader::new(isa, Split::NONE, row, scratch) };
-    reader.law(parameters).map_or(0, |law| reader.draw(&law, number))
 }
