@@ -199,7 +199,7 @@ pub use x86::{Avx2Lanes, Avx512Lanes};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{LANES, Lanes, PortableLanes};
+    use super::Lanes;
     use std::arch::x86_64::*;
 
     /// Lanes 0..8 and 8..16.
