@@ -383,7 +383,18 @@ fn settings_of_the_wrong_type_or_size_are_refused_with_their_path() {
         ("num_attention_heads", vec![json!(0), json!(1e18), json!(3)]),
         ("num_key_value_heads", vec![json!(0), json!(3), json!("many")]),
         ("head_dim", vec![json!(0), json!(5), json!(1u64 << 62)]),
-        ("rms_norm_eps", vec![json!(0), json!(-1e-5), json!("nan"), json!("inf"), json!([])]),
+        (
+            "rms_norm_eps",
+            vec![
+                json!(0),
+                json!(1e300),
+                json!(1e-300),
+                json!(-1e-5),
+                json!("nan"),
+                json!("inf"),
+                json!([]),
+            ],
+        ),
         ("max_position_embeddings", vec![json!(0), json!(1e18)]),
         (
             "rope_parameters",
