@@ -12,8 +12,8 @@ use crate::sampling::{Parameters, Purpose, uniform};
 use crate::tensor::{ALIGNMENT, Carver, Matrix, Span};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes of workspace that [`verify`] needs.
-pub fn workspace(pool: &Pool, batch: &VerifyBatch) -> usize {
+/// Bytes of workspace that [`verify`] needs; the rule does not matter.
+pub fn workspace_bytes(pool: &Pool, batch: &VerifyBatch, _rule: &dyn Rule) -> usize {
     if batch.num_sequences == 0 {
         return 0;
     }
@@ -21,8 +21,18 @@ pub fn workspace(pool: &Pool, batch: &VerifyBatch) -> usize {
     workers.saturating_mul(WorkerScratch::bytes(batch, parts))
 }
 
-/// Decides all sequences of a batch. The contract is that of [`crate::backend::Backend`].
-pub fn verify(isa: Isa, pool: &Pool, batch: &VerifyBatch, rule: &dyn Rule, workspace: Span<u8>) {
+/// Decides all sequences of a batch.
+///
+/// # Safety
+///
+/// The contract of [`crate::backend::Backend`]; the workspace has [`workspace_bytes`] bytes.
+pub unsafe fn verify(
+    pool: &Pool,
+    isa: Isa,
+    batch: &VerifyBatch,
+    rule: &dyn Rule,
+    workspace: Span<u8>,
+) {
     if batch.num_sequences == 0 {
         return;
     }
@@ -46,6 +56,46 @@ pub fn verify(isa: Isa, pool: &Pool, batch: &VerifyBatch, rule: &dyn Rule, works
     if let Some(counters) = batch.counters {
         // SAFETY: the contract of Backend; all records are written.
         unsafe { add_counters(batch, counters) };
+    }
+}
+
+/// Bytes of scratch that [`draw_draft`] needs for rows of `columns` logits.
+pub fn draft_scratch(columns: usize) -> usize {
+    let mut carver = Carver::counting();
+    Scratch::carve(&mut carver, columns, 1);
+    carver.used()
+}
+
+/// The column that a sequence's next draft is drawn from, given the logits' row 0: the one that
+/// verification would draw from the same logits, but with a number for drafts. The first one
+/// where there is no candidate.
+///
+/// # Safety
+///
+/// The matrix is valid, not written meanwhile, and has a row that is not empty; the sampling
+/// arrays reach the sequence; `scratch` has [`draft_scratch`] bytes, aligned as [`Carver`] says,
+/// used by nothing else.
+pub unsafe fn draw_draft(
+    isa: Isa,
+    logits: &Matrix,
+    sampling: &SamplingArrays,
+    sequence: usize,
+    position: i32,
+    scratch: Span<u8>,
+) -> usize {
+    let scratch = Scratch::carve(&mut Carver::of_block(scratch.address()), logits.columns, 1);
+    let row = Row {
+        address: logits.row_address(0),
+        dtype: logits.dtype,
+        len: logits.columns,
+        token_ids: None,
+    };
+    // SAFETY: as this function's contract.
+    unsafe {
+        let reader = Reader::new(isa, Split::NONE, row, scratch);
+        let number = uniform(seed(sampling, sequence), position as u64, Purpose::Draft, 0);
+        let law = reader.law(&parameters(sampling, sequence));
+        law.map_or(0, |law| reader.draw(&law, number))
     }
 }
 
@@ -92,7 +142,7 @@ unsafe fn read<T: Copy>(span: Span<T>, index: usize) -> T {
 /// # Safety
 ///
 /// The arrays are valid and reach the sequence.
-pub unsafe fn parameters(arrays: &SamplingArrays, sequence: usize) -> Parameters {
+unsafe fn parameters(arrays: &SamplingArrays, sequence: usize) -> Parameters {
     // SAFETY: as this function's contract.
     unsafe {
         Parameters {
@@ -109,7 +159,7 @@ pub unsafe fn parameters(arrays: &SamplingArrays, sequence: usize) -> Parameters
 /// # Safety
 ///
 /// As for [`parameters`].
-pub unsafe fn seed(arrays: &SamplingArrays, sequence: usize) -> u64 {
+unsafe fn seed(arrays: &SamplingArrays, sequence: usize) -> u64 {
     // SAFETY: as this function's contract.
     arrays.seed.map_or(0, |seeds| unsafe { read(seeds, sequence) })
 }
