@@ -749,11 +749,8 @@ mod tests {
                 let mut counting = Carver::counting();
                 Scratch::carve(&mut counting, len, parts);
                 let mut memory = vec![Block([u64::MAX; BLOCK]); counting.used().div_ceil(2048)];
-                let scratch = Scratch::carve(
-                    &mut Carver::of_block(memory.as_mut_ptr() as u64),
-                    len,
-                    parts,
-                );
+                let scratch =
+                    Scratch::carve(&mut Carver::of_block(memory.as_mut_ptr() as u64), len, parts);
                 let split = Split { pool: Some(&pool), parts };
                 // SAFETY: all memory outlives the reader.
                 body(unsafe { Reader::new(isa, split, row, scratch) });
@@ -800,7 +797,8 @@ mod tests {
     }
 
     fn any_parameters() -> impl Strategy<Value = Parameters> {
-        let temperature = prop_oneof![Just(0.0_f32), Just(1.0), 0.05_f32..3.0, Just(1e6), Just(1e-4)];
+        let temperature =
+            prop_oneof![Just(0.0_f32), Just(1.0), 0.05_f32..3.0, Just(1e6), Just(1e-4)];
         let top_k = prop_oneof![Just(0), 1..8, 1..2000];
         let top_p = prop_oneof![Just(1.0_f32), Just(0.0), 0.0_f32..1.0, Just(0.999_999)];
         let min_p = prop_oneof![Just(0.0_f32), Just(1.0), 0.0_f32..0.3];
@@ -868,7 +866,9 @@ mod tests {
                 for (place, exact) in exact.iter().enumerate() {
                     let probability = reader.weight(&law, place) as f64 / law.sum() as f64;
                     // The power carries the rounding of its own product, up to 80 here.
-                    assert!((probability / (exact / sum) - 1.0).abs() < 1e-5 || *exact / sum < 1e-9);
+                    assert!(
+                        (probability / (exact / sum) - 1.0).abs() < 1e-5 || *exact / sum < 1e-9
+                    );
                 }
             });
         }
