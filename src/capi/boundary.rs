@@ -19,7 +19,8 @@ pub fn call(
         let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
         Err(Error::internal(format!("defect: {}", text.unwrap_or("panic"))))
     });
-    let status = result.as_ref().map_or_else(|failure| failure.status() as spec_status, |()| SPEC_OK);
+    let status =
+        result.as_ref().map_or_else(|failure| failure.status() as spec_status, |()| SPEC_OK);
     match result {
         Ok(()) => report(error, SPEC_OK, "", ""),
         Err(failure) => report(error, status, function, &failure.to_string()),
@@ -58,8 +59,8 @@ fn report(error: *mut spec_error, status: spec_status, function: &str, text: &st
 ///
 /// # Safety
 ///
-/// The implementor is `repr(C)`, begins with a `u32` that holds its size, and all-zero bytes are a
-/// value of it.
+/// The implementor is `repr(C)`, begins with a `u32` that holds its size, and all-zero bytes are
+/// a value of it.
 pub unsafe trait Sized32: Copy {
     /// The name in the header.
     const NAME: &'static str;
@@ -76,6 +77,7 @@ macro_rules! sized {
             const FIRST_SIZE: usize = $first;
         }
         const _: () = assert!(offset_of!(super::types::$name, struct_size) == 0);
+        const _: () = assert!(size_of::<super::types::$name>() >= $first);
     )*};
 }
 
@@ -85,13 +87,13 @@ sized! {
     spec_context_options: 56,
     spec_context_info: 24,
     spec_model_options: 64,
-    spec_model_info: 88,
+    spec_model_info: 72,
     spec_session_options: 64,
     spec_session_requirements: 48,
     spec_sampling: 48,
     spec_distribution: 128,
     spec_tree: 48,
-    spec_draft_args: 232,
+    spec_draft_args: 200,
     spec_verify_args: 240,
 }
 
@@ -303,7 +305,9 @@ pub unsafe fn write_text(
     length: *mut u64,
 ) -> Result<()> {
     if buffer.is_null() && (capacity > 0 || length.is_null()) {
-        return Err(Error::invalid("expected a buffer, or a place for the length alone, found NULL"));
+        return Err(Error::invalid(
+            "expected a buffer, or a place for the length alone, found NULL",
+        ));
     }
     if !length.is_null() {
         // SAFETY: writable, by this function's contract.

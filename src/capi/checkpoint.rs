@@ -4,12 +4,13 @@ use super::boundary::{call, path, write_text};
 use super::types::{spec_error, spec_status};
 use std::ffi::c_char;
 
-/// Describes a checkpoint directory as JSON, without loading it: kind, configuration, tensors, features, and whether this
-/// library can load it (`supported`, with `reason`).
+/// Describes a checkpoint directory as JSON, without loading it: kind, configuration, tensors,
+/// features, and whether this library can load it (`supported`, with `reason`).
 ///
-/// `directory` is a UTF-8 path. `json` receives UTF-8 that ends with NUL; `length`, nullable, its bytes without the NUL. With `json` NULL
-/// and `capacity` 0 only `length` is written. Errors: IO, FORMAT (not a checkpoint, or damaged), INVALID_ARGUMENT
-/// (`capacity` too small; `length` is written all the same).
+/// `directory` is a UTF-8 path. `json` receives UTF-8 that ends with NUL; `length`, nullable, its
+/// bytes without the NUL. With `json` NULL and `capacity` 0 only `length` is written. Errors: IO,
+/// FORMAT (not a checkpoint, or damaged), INVALID_ARGUMENT (`capacity` too small; `length` is
+/// written all the same).
 ///
 /// Contract: any thread; blocks (reads files); allocates.
 #[unsafe(no_mangle)]

@@ -70,9 +70,10 @@ impl Log for HostLog {
 
 /// Creates a context.
 ///
-/// `options` NULL means all defaults. `*context`, owned by the host until `spec_context_release`, is NULL if the call
-/// fails. Errors: INVALID_ARGUMENT (a thread count outside 0 to 1024, an allocator without both functions), UNSUPPORTED
-/// (a device type that this build does not have), OUT_OF_MEMORY (threads could not be started).
+/// `options` NULL means all defaults. `*context`, owned by the host until `spec_context_release`,
+/// is NULL if the call fails. Errors: INVALID_ARGUMENT (a thread count outside 0 to 1024, an
+/// allocator without both functions), UNSUPPORTED (a device type that this build does not have),
+/// OUT_OF_MEMORY (threads could not be started).
 ///
 /// Contract: any thread; blocks while threads start; allocates.
 #[unsafe(no_mangle)]

@@ -10,20 +10,25 @@ use crate::tensor::{Dtype, Matrix};
 use std::ffi::c_void;
 use std::fmt::{Display, Formatter};
 
-/// Commits verified rows to the drafter's context, then proposes tokens below the new root of each sequence.
+/// Commits verified rows to the drafter's context, then proposes tokens below the new root of
+/// each sequence.
 ///
-/// For each sequence the rows of positions `position - row_count` to `position - 1` are committed: prompt chunks and accepted rows alike, mixed in
-/// one batch. Then up to min(`num_drafts`, `limit` - 1) tokens are proposed, fewer where max_position would be passed. Keys and values that drafting itself makes
-/// are overwritten by the next commit; nothing else is kept, so a smaller `position` is a rollback, and a sequence that is not mentioned costs nothing.
-///
-/// For EAGLE-3 (Li et al., 2025) row t fuses the features of position t with the embedding of token t + 1; each further step
-/// continues from the drafter's own hidden state.
-///
-/// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED, BUSY; then nothing has changed. What is wrong in the contents of the arrays
-/// takes the sequence out of the step and is reported by `spec_session_poll`.
-///
-/// Contract: one thread at a time per session; the work is done when the call returns (CPU); allocates
+/// For each sequence the rows of positions `position - row_count` to `position - 1` are
+/// committed: prompt chunks and accepted rows alike, mixed in one batch. Then up to
+/// min(`num_drafts`, `limit` - 1) tokens are proposed, fewer where max_position would be passed.
+/// Keys and values that drafting itself makes are overwritten by the next commit; nothing else is
+/// kept, so a smaller `position` is a rollback, and a sequence that is not mentioned costs
 /// nothing.
+///
+/// For EAGLE-3 (Li et al., 2025) row t fuses the features of position t with the embedding of
+/// token t + 1; each further step continues from the drafter's own hidden state.
+///
+/// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED, BUSY; then nothing has
+/// changed. What is wrong in the contents of the arrays takes the sequence out of the step and is
+/// reported by `spec_session_poll`.
+///
+/// Contract: one thread at a time per session; the work is done when the call returns (CPU);
+/// allocates nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_draft(
     session: *mut spec_session,
@@ -67,8 +72,9 @@ unsafe fn draft(session: &Session, args: &spec_draft_args) -> Result<()> {
     let drafts = within("max_drafts", args.max_drafts.into(), 0, limits.max_drafts as i64)?;
     let decision = |what, pointer| column(what, pointer, sequences, args.decision_stride, 1);
     let table_width = limits.pages_per_sequence;
-    let mut features = [Matrix { address: 0, dtype: Dtype::F32, rows: 0, columns: 0, row_stride: 0 };
-        FEATURES_MAX];
+    let mut features =
+        [Matrix { address: 0, dtype: Dtype::F32, rows: 0, columns: 0, row_stride: 0 };
+            FEATURES_MAX];
     // SAFETY: as this function's contract.
     let features = unsafe { read_features(session, args, rows, &mut features)? };
     // SAFETY: as this function's contract.
@@ -187,7 +193,9 @@ unsafe fn tensor(
     columns: usize,
 ) -> Result<Option<Matrix>> {
     if !tensor.is_null() && !tensor.is_aligned() {
-        return Err(Error::invalid(format!("{what}: expected an aligned struct, found {tensor:p}")));
+        return Err(Error::invalid(format!(
+            "{what}: expected an aligned struct, found {tensor:p}"
+        )));
     }
     // SAFETY: as this function's contract; the pointer is aligned.
     let tensor = unsafe { tensor.as_ref() };

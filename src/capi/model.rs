@@ -4,8 +4,8 @@ use super::boundary::{self, Handle, borrow, call, hand_out, write_text};
 use super::context::spec_context;
 use super::tensors;
 use super::types::{
-    SPEC_MODEL_MAP_FILES, SPEC_STAGE_FINAL_NORM, SPEC_STAGE_LAYER_INPUT, spec_error,
-    spec_feature_layer, spec_model_info, spec_model_options, spec_status,
+    SPEC_MODEL_MAP_FILES, SPEC_STAGE_LAYER_INPUT, spec_error, spec_feature_layer, spec_model_info,
+    spec_model_options, spec_status,
 };
 use crate::error::{Error, Result};
 use crate::model::{FeatureStage, Lent, LoadOptions, Model};
@@ -13,7 +13,8 @@ use std::ffi::{CString, c_char, c_void};
 use std::path::Path;
 use std::sync::Arc;
 
-/// A loaded speculator: its weights and what it needs. Never changes, so any number of sessions share it.
+/// A loaded speculator: its weights and what it needs. Never changes, so any number of sessions
+/// share it.
 #[repr(C)]
 pub struct spec_model {
     magic: u64,
@@ -50,9 +51,10 @@ impl Drop for LentRelease {
 
 /// Loads a speculator.
 ///
-/// `directory` is a UTF-8 path of a checkpoint in the speculators format. `options` NULL means all defaults. `*model`, owned by the host
-/// until `spec_model_release`, is NULL if the call fails. Errors: IO, FORMAT (damaged, or a tensor or setting is missing or wrong), UNSUPPORTED (a
-/// kind that this library does not know), OUT_OF_MEMORY, INVALID_ARGUMENT.
+/// `directory` is a UTF-8 path of a checkpoint in the speculators format. `options` NULL means
+/// all defaults. `*model`, owned by the host until `spec_model_release`, is NULL if the call
+/// fails. Errors: IO, FORMAT (damaged, or a tensor or setting is missing or wrong), UNSUPPORTED
+/// (a kind that this library does not know), OUT_OF_MEMORY, INVALID_ARGUMENT.
 ///
 /// Contract: any thread; blocks (reads files); allocates from the context's allocator.
 #[unsafe(no_mangle)]
@@ -90,7 +92,8 @@ unsafe fn load(
         Some(options) => unsafe { load_options(options)? },
     };
     let mut model = Model::load(&context.context, directory, load_options)?;
-    let release = options.and_then(|options| options.lent_release.map(|release| (release, options)));
+    let release =
+        options.and_then(|options| options.lent_release.map(|release| (release, options)));
     if let Some((release, options)) = release {
         model.keep(Box::new(LentRelease { release, user: options.lent_user }));
     }
@@ -148,7 +151,8 @@ pub unsafe extern "C" fn spec_model_release(model: *mut spec_model) {
     unsafe { boundary::release(model) };
 }
 
-/// Says what a model is and needs. `info.struct_size` is set by the host; the pointers live as long as the model.
+/// Says what a model is and needs. `info.struct_size` is set by the host; the pointers live as
+/// long as the model.
 ///
 /// Contract: any thread; does not block; allocates nothing.
 #[unsafe(no_mangle)]
@@ -181,8 +185,9 @@ pub unsafe extern "C" fn spec_model_get_info(
     })
 }
 
-/// The load report as JSON: every tensor (used, unused, absent), every assumed default, every corrected quirk, unknown settings,
-/// overrides, and what came from the verifier. `json`, `capacity` and `length` as in `spec_checkpoint_inspect`.
+/// The load report as JSON: every tensor (used, unused, absent), every assumed default, every
+/// corrected quirk, unknown settings, overrides, and what came from the verifier. `json`,
+/// `capacity` and `length` as in `spec_checkpoint_inspect`.
 ///
 /// Contract: any thread; does not block; allocates nothing.
 #[unsafe(no_mangle)]

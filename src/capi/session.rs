@@ -3,9 +3,7 @@
 use super::boundary::{self, Handle, borrow, call, hand_out, reserved, within};
 use super::model::spec_model;
 use super::tensors::{self, optional_span};
-use super::types::{
-    spec_error, spec_session_options, spec_session_requirements, spec_status,
-};
+use super::types::{spec_error, spec_session_options, spec_session_requirements, spec_status};
 use crate::error::{Error, Result};
 use crate::session::{Session, SessionOptions};
 use crate::tensor::{ALIGNMENT, Dtype, Span};
@@ -63,10 +61,11 @@ pub(super) fn memory(what: &str, pointer: *mut c_void, size: u64) -> Result<Opti
     optional_span(what, pointer.cast::<u8>().cast_const(), size)
 }
 
-/// Says how much memory a session with these options takes; `kv_pool` and `workspace` of the options are not looked at.
+/// Says how much memory a session with these options takes; `kv_pool` and `workspace` of the
+/// options are not looked at.
 ///
-/// `requirements.struct_size` is set by the host. Errors: INVALID_ARGUMENT (a size out of range, or so large that the total does not
-/// fit the address space).
+/// `requirements.struct_size` is set by the host. Errors: INVALID_ARGUMENT (a size out of range,
+/// or so large that the total does not fit the address space).
 ///
 /// Contract: any thread; does not block; allocates nothing.
 #[unsafe(no_mangle)]
@@ -97,8 +96,8 @@ pub unsafe extern "C" fn spec_session_get_requirements(
 
 /// Creates a session.
 ///
-/// `*session`, owned by the host until `spec_session_release`, is NULL if the call fails. Errors: INVALID_ARGUMENT (sizes, memory too small or
-/// not aligned), OUT_OF_MEMORY.
+/// `*session`, owned by the host until `spec_session_release`, is NULL if the call fails. Errors:
+/// INVALID_ARGUMENT (sizes, memory too small or not aligned), OUT_OF_MEMORY.
 ///
 /// Contract: any thread; does not block on other calls; allocates what the host does not give.
 #[unsafe(no_mangle)]
@@ -120,8 +119,8 @@ pub unsafe extern "C" fn spec_session_create(
     })
 }
 
-/// Makes the first step as fast as the others: makes weights, pages and workspace resident. The KV pool is cleared, so call it
-/// before the first step.
+/// Makes the first step as fast as the others: makes weights, pages and workspace resident. The
+/// KV pool is cleared, so call it before the first step.
 ///
 /// `stream` is NULL on the CPU. Errors: BUSY, INVALID_ARGUMENT.
 ///
@@ -140,10 +139,11 @@ pub unsafe extern "C" fn spec_session_warm_up(
     })
 }
 
-/// Reports what went wrong inside of steps since the last poll: a sequence whose rows, positions, pages or tokens were out of range took
-/// no part in its step and proposed nothing.
+/// Reports what went wrong inside of steps since the last poll: a sequence whose rows, positions,
+/// pages or tokens were out of range took no part in its step and proposed nothing.
 ///
-/// Returns SPEC_OK if nothing did, INVALID_ARGUMENT with the first such sequence otherwise. Errors: BUSY.
+/// Returns SPEC_OK if nothing did, INVALID_ARGUMENT with the first such sequence otherwise.
+/// Errors: BUSY.
 ///
 /// Contract: one thread at a time per session; does not block; allocates nothing if all is well.
 #[unsafe(no_mangle)]

@@ -28,14 +28,16 @@ pub const SPEC_ERROR_DEVICE: spec_status = 7;
 pub const SPEC_ERROR_INTERNAL: spec_status = 8;
 
 /// Why a call failed. The host owns it, sets `struct_size` and passes it as the last argument of
-/// any call, or passes NULL. A call that succeeds sets `status` to `SPEC_OK` and empties `message`.
+/// any call, or passes NULL. A call that succeeds sets `status` to `SPEC_OK` and empties
+/// `message`.
 #[repr(C)]
 pub struct spec_error {
     /// sizeof(spec_error). A value below the size of this version leaves the struct untouched.
     pub struct_size: u32,
     /// The status that the call returned.
     pub status: spec_status,
-    /// `function: what was expected, what was found`, in UTF-8, ends with NUL, cut if it is longer.
+    /// `function: what was expected, what was found`, in UTF-8, ends with NUL, cut if it is
+    /// longer.
     pub message: [c_char; 1016],
 }
 
@@ -70,9 +72,9 @@ pub struct spec_tensor {
     pub ndim: i32,
     /// Elements along each dimension; the unused ones are 0.
     pub shape: [i64; 4],
-    /// Elements from one index to the next, along each dimension. All zero means that the tensor is
-    /// compact; otherwise that of the last dimension is 1, and that of a row is any number from
-    /// the row length on.
+    /// Elements from one index to the next, along each dimension. All zero means that the tensor
+    /// is compact; otherwise that of the last dimension is 1, and that of a row is any number
+    /// from the row length on.
     pub strides: [i64; 4],
 }
 
@@ -107,10 +109,15 @@ pub struct spec_allocator {
     pub reserved: u32,
     /// Handed to both functions.
     pub user: *mut c_void,
-    /// Returns at least `size` bytes of the context's device at a multiple of `alignment`, or NULL.
-    /// `kind` is one of `SPEC_MEMORY_*`. Must not unwind; may be called from any thread.
+    /// Returns at least `size` bytes of the context's device at a multiple of `alignment`, or
+    /// NULL. `kind` is one of `SPEC_MEMORY_*`. Must not unwind; may be called from any thread.
     pub allocate: Option<
-        unsafe extern "C" fn(user: *mut c_void, size: u64, alignment: u64, kind: i32) -> *mut c_void,
+        unsafe extern "C" fn(
+            user: *mut c_void,
+            size: u64,
+            alignment: u64,
+            kind: i32,
+        ) -> *mut c_void,
     >,
     /// Takes back what `allocate` returned, with the same size and kind.
     pub release:
@@ -122,8 +129,8 @@ pub const SPEC_LOG_WARNING: i32 = 1;
 /// A log line about what was loaded or created.
 pub const SPEC_LOG_INFO: i32 = 2;
 
-/// What `spec_context_create` makes. All zero but `struct_size`: the CPU, one thread per core that
-/// the process may use, the library's own allocator, no log.
+/// What `spec_context_create` makes. All zero but `struct_size`: the CPU, one thread per core
+/// that the process may use, the library's own allocator, no log.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_context_options {
@@ -189,31 +196,34 @@ pub struct spec_model_options {
     pub struct_size: u32,
     /// `SPEC_MODEL_*` flags.
     pub flags: u32,
-    /// The directory of the verifier (the target model), UTF-8; its config and, unless they are lent, its
-    /// embedding and head are read where the checkpoint lacks them. NULL: the path that the checkpoint names, if it
-    /// is a directory.
+    /// The directory of the verifier (the target model), UTF-8; its config and, unless they are
+    /// lent, its embedding and head are read where the checkpoint lacks them. NULL: the path that
+    /// the checkpoint names, if it is a directory.
     pub verifier_directory: *const c_char,
     /// A JSON object that is merged over the checkpoint's config.json, UTF-8. NULL: nothing.
     pub config_overrides: *const c_char,
-    /// The verifier's token embedding, `[V, hidden]`, lent by the host as `num_embedding` ranges that cover
-    /// all rows in order. NULL: read from files where needed. Used in place, never written.
+    /// The verifier's token embedding, `[V, hidden]`, lent by the host as `num_embedding` ranges
+    /// that cover all rows in order. NULL: read from files where needed. Used in place, never
+    /// written.
     pub embedding: *const spec_row_range,
-    /// The verifier's LM head, `[V, hidden]`, lent likewise as `num_head` ranges. Used in place if
-    /// the draft vocabulary is the whole one, otherwise its rows are copied at load.
+    /// The verifier's LM head, `[V, hidden]`, lent likewise as `num_head` ranges. Used in place
+    /// if the draft vocabulary is the whole one, otherwise its rows are copied at load.
     pub head: *const spec_row_range,
     /// Elements of `embedding`.
     pub num_embedding: i32,
     /// Elements of `head`.
     pub num_head: i32,
-    /// Called once, from any thread, when nothing uses the lent tensors any more. Not called if the load
-    /// fails. NULL: the host waits for `spec_model_release` and for the release of all sessions.
+    /// Called once, from any thread, when nothing uses the lent tensors any more. Not called if
+    /// the load fails. NULL: the host waits for `spec_model_release` and for the release of all
+    /// sessions.
     pub lent_release: Option<unsafe extern "C" fn(user: *mut c_void)>,
     /// Handed to `lent_release`.
     pub lent_user: *mut c_void,
 }
 
-/// `spec_feature_layer.stage`: the residual stream that enters decoder layer `layer`, before any norm; the
-/// number of layers stands for the stream that leaves the last one, before the final norm.
+/// `spec_feature_layer.stage`: the residual stream that enters decoder layer `layer`, before any
+/// norm; the number of layers stands for the stream that leaves the last one, before the final
+/// norm.
 pub const SPEC_STAGE_LAYER_INPUT: i32 = 0;
 /// `spec_feature_layer.stage`: the output of the target's final norm, which its head reads.
 pub const SPEC_STAGE_FINAL_NORM: i32 = 1;
@@ -248,8 +258,8 @@ pub struct spec_model_info {
     pub vocabulary: i32,
     /// Vd: columns of draft logits.
     pub draft_vocabulary: i32,
-    /// `[Vd]`: the target's id of each column of draft logits, in host memory; NULL: the identity. Fits
-    /// `spec_distribution.token_ids`.
+    /// `[Vd]`: the target's id of each column of draft logits, in host memory; NULL: the
+    /// identity. Fits `spec_distribution.token_ids`.
     pub draft_token_ids: *const i32,
     /// H: the drafter's hidden size.
     pub hidden_size: i32,
@@ -272,7 +282,8 @@ pub struct spec_model_info {
 pub struct spec_session_options {
     /// sizeof(spec_session_options).
     pub struct_size: u32,
-    /// The most sequences in one call, at least 1. Without a block table also the number of slots.
+    /// The most sequences in one call, at least 1. Without a block table also the number of
+    /// slots.
     pub max_sequences: i32,
     /// The most rows committed in one call, at least 1.
     pub max_rows: i32,
@@ -284,17 +295,20 @@ pub struct spec_session_options {
     pub page_size: i32,
     /// Pages of the pool; 0 is what all slots need.
     pub max_pages: i32,
-    /// The element type of keys and values, a DLPack code; 0 together with 0 bits: the default of the device (F32 on the CPU).
+    /// The element type of keys and values, a DLPack code; 0 together with 0 bits: the default of
+    /// the device (F32 on the CPU).
     pub kv_dtype_code: u8,
     /// Its bits.
     pub kv_dtype_bits: u8,
     /// 0.
     pub reserved: u16,
-    /// The host's memory for the pages, `kv_pool_size` bytes, aligned to 64, valid as long as the session. NULL: from the allocator.
+    /// The host's memory for the pages, `kv_pool_size` bytes, aligned to 64, valid as long as the
+    /// session. NULL: from the allocator.
     pub kv_pool: *mut c_void,
     /// Bytes at `kv_pool`; at least what the requirements say.
     pub kv_pool_size: u64,
-    /// The host's memory for the workspace, `workspace_size` bytes, aligned to 64, valid as long as the session. NULL: from the allocator.
+    /// The host's memory for the workspace, `workspace_size` bytes, aligned to 64, valid as long
+    /// as the session. NULL: from the allocator.
     pub workspace: *mut c_void,
     /// Bytes at `workspace`; at least what the requirements say.
     pub workspace_size: u64,
@@ -312,8 +326,8 @@ pub struct spec_session_requirements {
     pub workspace_size: u64,
     /// Bytes of the KV pool.
     pub kv_pool_size: u64,
-    /// Bytes of one page. Page i lies at `i * page_bytes`; what is in a page is private, but pages may be
-    /// copied whole while no call runs.
+    /// Bytes of one page. Page i lies at `i * page_bytes`; what is in a page is private, but
+    /// pages may be copied whole while no call runs.
     pub page_bytes: u64,
     /// Bytes of keys and values of one position.
     pub kv_bytes_per_token: u64,
@@ -334,15 +348,17 @@ pub struct spec_sampling {
     pub reserved: u32,
     /// `[B]` float. NULL: 0, greedy.
     pub temperature: *const f32,
-    /// `[B]` int32: only the k largest logits, with all that equal the k-th; 0 or less: all. NULL: all.
+    /// `[B]` int32: only the k largest logits, with all that equal the k-th; 0 or less: all.
+    /// NULL: all.
     pub top_k: *const i32,
-    /// `[B]` float: only the most probable tokens that reach this mass, with all that equal the last;
-    /// 1 or more: all. NULL: all.
+    /// `[B]` float: only the most probable tokens that reach this mass, with all that equal the
+    /// last; 1 or more: all. NULL: all.
     pub top_p: *const f32,
-    /// `[B]` float: only tokens at least this times as probable as the most probable; 0: all. NULL: all.
+    /// `[B]` float: only tokens at least this times as probable as the most probable; 0: all.
+    /// NULL: all.
     pub min_p: *const f32,
-    /// `[B]` uint64: the seed of the sequence's random numbers. NULL: 0. A draw depends on the seed, the absolute
-    /// position of the token and its purpose, on nothing else.
+    /// `[B]` uint64: the seed of the sequence's random numbers. NULL: 0. A draw depends on the
+    /// seed, the absolute position of the token and its purpose, on nothing else.
     pub seed: *const u64,
 }
 
@@ -357,7 +373,8 @@ pub struct spec_distribution {
     /// `[Q, C]` F32, F16 or BF16: logits over C candidates.
     pub logits: spec_tensor,
     /// The target's ids of the candidates: NULL (the identity, C is V), `[C]`, or `[Q, C]` with
-    /// `token_ids_stride` elements from one row to the next. A negative id is no candidate; no id stands twice in a row.
+    /// `token_ids_stride` elements from one row to the next. A negative id is no candidate; no id
+    /// stands twice in a row.
     pub token_ids: *const i32,
     /// 0: `token_ids` is `[C]`, the same for all rows.
     pub token_ids_stride: i64,
@@ -368,8 +385,8 @@ pub struct spec_distribution {
     pub sampling: *const spec_sampling,
 }
 
-/// The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root; parents come before their
-/// children.
+/// The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root; parents come before
+/// their children.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_tree {
@@ -389,12 +406,13 @@ pub struct spec_tree {
     pub position: *mut i32,
 }
 
-/// `flags` of `spec_draft_args` and `spec_verify_args`: `padding` fills unused places instead of -1.
+/// `flags` of `spec_draft_args` and `spec_verify_args`: `padding` fills unused places instead of
+/// -1.
 pub const SPEC_PADDING: u32 = 1;
 
-/// The arguments of `spec_draft`. B is `num_sequences`, R is `num_rows`, H is the drafter's hidden
-/// size. All arrays are memory of the session's device that the host owns; none is kept after the
-/// call's work is done.
+/// The arguments of `spec_draft`. B is `num_sequences`, R is `num_rows`, H is the drafter's
+/// hidden size. All arrays are memory of the session's device that the host owns; none is kept
+/// after the call's work is done.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_draft_args {
@@ -411,8 +429,8 @@ pub struct spec_draft_args {
     pub max_drafts: i32,
     /// What stands in `draft_tokens` beyond the proposals, with `SPEC_PADDING`.
     pub padding: i32,
-    /// Elements from one sequence to the next in `position`, `row_count` and `next_token`, so that they may point into the
-    /// decision records of `spec_verify`; 0 is 1.
+    /// Elements from one sequence to the next in `position`, `row_count` and `next_token`, so
+    /// that they may point into the decision records of `spec_verify`; 0 is 1.
     pub decision_stride: i32,
     /// Elements from one sequence to the next in `row_index`.
     pub row_index_stride: i32,
@@ -421,36 +439,44 @@ pub struct spec_draft_args {
     pub position: *const i32,
     /// `[B]`: rows to commit. 0: the sequence takes no part, and nothing is proposed for it.
     pub row_count: *const i32,
-    /// `[B]`: the new root: the token after the last row, known but not yet run through the target.
+    /// `[B]`: the new root: the token after the last row, known but not yet run through the
+    /// target.
     pub next_token: *const i32,
     /// `[B]`: the first row of each sequence. NULL: `b * (max_drafts + 1)`.
     pub row_begin: *const i32,
-    /// `[B, row_index_stride]`: the rows to commit where they are not contiguous, counted from `row_begin[b]`; a
-    /// negative first entry means contiguous. NULL: contiguous. Fits the path of a decision record.
+    /// `[B, row_index_stride]`: the rows to commit where they are not contiguous, counted from
+    /// `row_begin[b]`; a negative first entry means contiguous. NULL: contiguous. Fits the path
+    /// of a decision record.
     pub row_index: *const i32,
-    /// `[B]`: tokens to propose, capped by `max_drafts`; 0 only commits. NULL: `max_drafts` for all.
+    /// `[B]`: tokens to propose, capped by `max_drafts`; 0 only commits. NULL: `max_drafts` for
+    /// all.
     pub num_drafts: *const i32,
-    /// `[B]`: tokens that the sequence may still emit; at most one less is proposed. NULL: no limit.
+    /// `[B]`: tokens that the sequence may still emit; at most one less is proposed. NULL: no
+    /// limit.
     pub limit: *const i32,
     /// `[B]`: the first position that has drafter rows; earlier ones are not looked at. NULL: 0.
     pub context_begin: *const i32,
-    /// `[B, block_table_stride]`: the pages of each sequence, page j for positions from `j * page_size` on. They must reach
-    /// position + num_drafts - 2, the last row that drafting writes. NULL: slots.
+    /// `[B, block_table_stride]`: the pages of each sequence, page j for positions from
+    /// `j * page_size` on. They must reach position + num_drafts - 2, the last row that drafting
+    /// writes. NULL: slots.
     pub block_table: *const i32,
     /// Elements from one sequence to the next in `block_table`.
     pub block_table_stride: i32,
     /// Elements of `features`.
     pub num_features: i32,
-    /// `[B]`: the slot of each sequence where `block_table` is NULL, below max_sequences, no slot twice. NULL: b.
+    /// `[B]`: the slot of each sequence where `block_table` is NULL, below max_sequences, no slot
+    /// twice. NULL: b.
     pub slot: *const i32,
     /// `[R]`: the token of each row, unshifted: row r carries the token and the features of one
     /// position. -1: the row of `embeddings` instead.
     pub tokens: *const i32,
     /// `[R]`: the positions that the rotary embedding turns by. NULL: the positions.
     pub rope_position: *const i32,
-    /// `[num_features]` in host memory, one `[R, width]` tensor (F32, F16 or BF16) for each entry of the model's `features`.
+    /// `[num_features]` in host memory, one `[R, width]` tensor (F32, F16 or BF16) for each entry
+    /// of the model's `features`.
     pub features: *const spec_tensor,
-    /// `[R, H]`, in host memory the struct, on the device its data: the embeddings of rows whose token is -1. NULL: there are none.
+    /// `[R, H]`, in host memory the struct, on the device its data: the embeddings of rows whose
+    /// token is -1. NULL: there are none.
     pub embeddings: *const spec_tensor,
     /// How proposals are drawn. NULL: greedily.
     pub sampling: *const spec_sampling,
@@ -460,9 +486,10 @@ pub struct spec_draft_args {
     pub draft_tokens: *mut i32,
     /// `[B]`, written: how many tokens were proposed. NULL: not wanted.
     pub num_proposed: *mut i32,
-    /// `[B * max_drafts, Vd]` (F32, F16 or BF16), written: row `b * max_drafts + i` has the logits that proposal i was drawn from, before
-    /// temperature and filters; rows without proposal are left as they were. The draw uses the values as rounded to this type, so that they are the
-    /// true distribution for `spec_distribution`. NULL: not wanted.
+    /// `[B * max_drafts, Vd]` (F32, F16 or BF16), written: row `b * max_drafts + i` has the
+    /// logits that proposal i was drawn from, before temperature and filters; rows without
+    /// proposal are left as they were. The draw uses the values as rounded to this type, so that
+    /// they are the true distribution for `spec_distribution`. NULL: not wanted.
     pub draft_logits: *const spec_tensor,
     /// Elements from one sequence to the next in `draft_tokens`; 0 is `max_drafts`.
     pub draft_stride: i32,
@@ -470,30 +497,33 @@ pub struct spec_draft_args {
     pub reserved: i32,
 }
 
-/// `spec_verify_args.rule`: lossless. Greedy sequences keep the target's argmax; sampled ones are tested by p / q where
-/// `draft` gives q, and by `SPEC_RULE_FOLLOW` otherwise.
+/// `spec_verify_args.rule`: lossless. Greedy sequences keep the target's argmax; sampled ones are
+/// tested by p / q where `draft` gives q, and by `SPEC_RULE_FOLLOW` otherwise.
 pub const SPEC_RULE_DEFAULT: i32 = 0;
-/// `spec_verify_args.rule`: lossless, for drafts taken as given. The target's token is drawn at each position and the
-/// drafts are followed while they are equal to it, so that the text is the one that sampling without speculation gives
-/// for the same seed.
+/// `spec_verify_args.rule`: lossless, for drafts taken as given. The target's token is drawn at
+/// each position and the drafts are followed while they are equal to it, so that the text is the
+/// one that sampling without speculation gives for the same seed.
 pub const SPEC_RULE_FOLLOW: i32 = 1;
-/// `spec_verify_args.rule`: lossless rejection sampling (Leviathan et al. 2023, Chen et al. 2023): draft d is accepted with
-/// probability min(1, p(d) / q(d)), otherwise its replacement is drawn from max(p - q, 0) normalised. Without `draft`, q is one at d.
+/// `spec_verify_args.rule`: lossless rejection sampling (Leviathan et al. 2023, Chen et al.
+/// 2023): draft d is accepted with probability min(1, p(d) / q(d)), otherwise its replacement is
+/// drawn from max(p - q, 0) normalised. Without `draft`, q is one at d.
 pub const SPEC_RULE_REJECTION: i32 = 2;
 
 /// Index in a decision record: drafts accepted, 0 to K.
 pub const SPEC_DECISION_ACCEPTED: i32 = 0;
-/// Index in a decision record: tokens emitted: 0 (the sequence took no part), ACCEPTED (ended by a limit or a stop token) or
-/// ACCEPTED + 1.
+/// Index in a decision record: tokens emitted: 0 (the sequence took no part), ACCEPTED (ended by
+/// a limit or a stop token) or ACCEPTED + 1.
 pub const SPEC_DECISION_EMITTED: i32 = 1;
-/// Index in a decision record: the last emitted token, the next root. Untouched where nothing was emitted.
+/// Index in a decision record: the last emitted token, the next root. Untouched where nothing was
+/// emitted.
 pub const SPEC_DECISION_NEXT_TOKEN: i32 = 2;
 /// Index in a decision record: position + EMITTED, the position of the next root.
 pub const SPEC_DECISION_NEXT_POSITION: i32 = 3;
 /// Index in a decision record: `SPEC_DECISION_FLAG_*`, combined.
 pub const SPEC_DECISION_FLAGS: i32 = 4;
-/// Index in a decision record: the emitted tokens, `max_drafts + 1` elements, padded. The accepted path follows them, `max_drafts + 1` elements:
-/// the nodes of the rows that are committed next, beginning with 0, padded with -1.
+/// Index in a decision record: the emitted tokens, `max_drafts + 1` elements, padded. The
+/// accepted path follows them, `max_drafts + 1` elements: the nodes of the rows that are
+/// committed next, beginning with 0, padded with -1.
 pub const SPEC_DECISION_TOKENS: i32 = 8;
 
 /// `SPEC_DECISION_FLAGS`: a row had no finite candidate; its lowest id was taken as the token.
@@ -502,7 +532,8 @@ pub const SPEC_DECISION_FLAG_NO_CANDIDATE: i32 = 1;
 pub const SPEC_DECISION_FLAG_STOPPED: i32 = 2;
 /// `SPEC_DECISION_FLAGS`: `limit` ended the emission.
 pub const SPEC_DECISION_FLAG_LIMIT: i32 = 4;
-/// `SPEC_DECISION_FLAGS`: the sequence's rows, drafts or numbers are out of range; nothing was emitted.
+/// `SPEC_DECISION_FLAGS`: the sequence's rows, drafts or numbers are out of range; nothing was
+/// emitted.
 pub const SPEC_DECISION_FLAG_INVALID: i32 = 8;
 
 /// The arguments of `spec_verify`. B is `num_sequences`, K is `max_drafts`, V is the target's
@@ -523,15 +554,17 @@ pub struct spec_verify_args {
     pub rule: i32,
     /// What stands beyond the emitted tokens of a record, with `SPEC_PADDING`.
     pub padding: i32,
-    /// `[R, V]` F32, F16 or BF16: the target's raw logits. Row `row_begin[b]` is the root's, row `row_begin[b] + i` that of draft i. NaN counts as
-    /// -inf.
+    /// `[R, V]` F32, F16 or BF16: the target's raw logits. Row `row_begin[b]` is the root's, row
+    /// `row_begin[b] + i` that of draft i. NaN counts as -inf.
     pub logits: spec_tensor,
     /// `[B]`: the root's row. NULL: `b * (K + 1)`.
     pub row_begin: *const i32,
-    /// `[B]`: drafts of each sequence, 0 to K; negative: the sequence takes no part. NULL: K for all.
+    /// `[B]`: drafts of each sequence, 0 to K; negative: the sequence takes no part. NULL: K for
+    /// all.
     pub num_drafts: *const i32,
-    /// `[B, draft_stride]`: the drafts, in the target's ids. What lies beyond num_drafts is not looked at: nothing was proposed there. A -1 before it was struck
-    /// out by the host after it had been drawn: it is tested as rejected. NULL only if K is 0.
+    /// `[B, draft_stride]`: the drafts, in the target's ids. What lies beyond num_drafts is not
+    /// looked at: nothing was proposed there. A -1 before it was struck out by the host after it
+    /// had been drawn: it is tested as rejected. NULL only if K is 0.
     pub draft_tokens: *const i32,
     /// `[B]`: the root's position, `position_stride` elements apart. May lie in `decisions`.
     pub position: *const i32,
@@ -547,22 +580,27 @@ pub struct spec_verify_args {
     pub draft: *const spec_distribution,
     /// NULL: trees are not supported yet.
     pub tree: *const spec_tree,
-    /// `[B, 2 * (K + 1)]` in [0, 1): the random numbers to use instead of the seeded ones; element 2 i tests draft i,
-    /// element 2 i + 1 draws the token that is emitted after i accepted drafts. NULL: seeded.
+    /// `[B, 2 * (K + 1)]` in [0, 1): the random numbers to use instead of the seeded ones;
+    /// element 2 i tests draft i, element 2 i + 1 draws the token that is emitted after i
+    /// accepted drafts. NULL: seeded.
     pub uniforms: *const f64,
     /// `[num_stop_tokens]`: emission ends after any of these. NULL: none.
     pub stop_tokens: *const i32,
     /// Elements of `stop_tokens`.
     pub num_stop_tokens: i32,
-    /// Elements from one decision record to the next, at least `SPEC_DECISION_TOKENS + 2 * (K + 1)`.
+    /// Elements from one decision record to the next, at least
+    /// `SPEC_DECISION_TOKENS + 2 * (K + 1)`.
     pub decision_stride: i32,
-    /// `[B, decision_stride]`, written: one record per sequence, laid out by `SPEC_DECISION_*`. NEXT_TOKEN is left as it was for a sequence that emits
-    /// nothing; the elements between FLAGS and TOKENS are set to 0.
+    /// `[B, decision_stride]`, written: one record per sequence, laid out by `SPEC_DECISION_*`.
+    /// NEXT_TOKEN is left as it was for a sequence that emits nothing; the elements between FLAGS
+    /// and TOKENS are set to 0.
     pub decisions: *mut i32,
-    /// `[3 + K]` uint64 in host memory, added to: rounds (sequences that took part), drafts, emitted tokens, then acceptances of draft 1 to K. NULL: not
-    /// wanted. Not shared between concurrent calls.
+    /// `[3 + K]` uint64 in host memory, added to: rounds (sequences that took part), drafts,
+    /// emitted tokens, then acceptances of draft 1 to K. NULL: not wanted. Not shared between
+    /// concurrent calls.
     pub counters: *mut u64,
-    /// Scratch of at least the bytes that `spec_verify_workspace_size` says, aligned to 64, for this call alone.
+    /// Scratch of at least the bytes that `spec_verify_workspace_size` says, aligned to 64, for
+    /// this call alone.
     pub workspace: *mut c_void,
     /// Bytes at `workspace`.
     pub workspace_size: u64,

@@ -3,8 +3,8 @@
 use super::types::spec_status;
 use std::ffi::{CStr, c_char};
 
-/// The ABI that this header describes. A library of the same major number (`abi / 1000`) and at least
-/// this minor number can be used with it.
+/// The ABI that this header describes. A library of the same major number (`abi / 1000`) and at
+/// least this minor number can be used with it.
 pub const SPEC_ABI_VERSION: i32 = 1000;
 
 /// The ABI version of the library that is linked: `SPEC_ABI_VERSION` of its own header.
@@ -29,8 +29,9 @@ const FEATURES: [&str; 4] = ["cpu", "eagle3", "verify.chain", "draft.sampling"];
 
 /// Whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
 ///
-/// Names so far: `cpu` (CPU contexts), `eagle3` (EAGLE-3 speculators), `verify.chain` (verification of
-/// chains), `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives 0.
+/// Names so far: `cpu` (CPU contexts), `eagle3` (EAGLE-3 speculators), `verify.chain`
+/// (verification of chains), `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives
+/// 0.
 ///
 /// Contract: any thread; does not block; allocates nothing.
 #[unsafe(no_mangle)]

@@ -1,0 +1,79 @@
+# libspeculators. `make` builds the library, `make demo` shows it at work, `make test` runs every
+# check. Needs GNU make, a Rust toolchain and a C/C++ compiler.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+INSTALL ?= install
+
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+RELEASE := $(CARGO_TARGET_DIR)/release
+EXAMPLES := $(CARGO_TARGET_DIR)/examples
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+ABI := $(shell sed -n 's/^pub const SPEC_ABI_VERSION: i32 = \([0-9]*\);/\1/p' src/capi/version.rs)
+ABI_MAJOR := $(shell expr $(ABI) / 1000)
+ABI_MINOR := $(shell expr $(ABI) % 1000)
+
+# The file is named after its ABI. Programs ask for the major number only (the SONAME), so that a
+# library with a higher minor number can take its place; linkers use the name without numbers.
+ifeq ($(shell uname -s),Darwin)
+LINK_NAME := libspeculators.dylib
+SONAME := libspeculators.$(ABI_MAJOR).dylib
+REAL_NAME := libspeculators.$(ABI_MAJOR).$(ABI_MINOR).dylib
+LIBS_PRIVATE := -lSystem -lc -lm
+else
+LINK_NAME := libspeculators.so
+SONAME := $(LINK_NAME).$(ABI_MAJOR)
+REAL_NAME := $(SONAME).$(ABI_MINOR)
+LIBS_PRIVATE := -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc
+endif
+
+EXAMPLE_ARGUMENTS := BUILD="$(EXAMPLES)" SPECULATORS_LIB="$(RELEASE)"
+
+.PHONY: build demo test bench install uninstall header lint clean
+
+# Only the libraries: with the rlib among the crate types there would be no link-time optimisation.
+build:
+	$(CARGO) rustc --release --lib --crate-type cdylib,staticlib
+	ln -sf $(LINK_NAME) "$(RELEASE)/$(SONAME)"
+
+demo: build
+	$(MAKE) -C examples/c generate $(EXAMPLE_ARGUMENTS)
+	"$(EXAMPLES)/generate" --model examples/models/tiny-python
+
+test: build
+	CARGO="$(CARGO)" MAKE="$(MAKE)" LIBRARY="$(RELEASE)" EXAMPLES="$(EXAMPLES)" tests/run
+
+bench:
+	$(CARGO) bench
+
+install: build
+	$(INSTALL) -d "$(DESTDIR)$(LIBDIR)/pkgconfig" "$(DESTDIR)$(INCLUDEDIR)"
+	$(INSTALL) -m 644 include/speculators.h "$(DESTDIR)$(INCLUDEDIR)/speculators.h"
+	$(INSTALL) -m 755 "$(RELEASE)/$(LINK_NAME)" "$(DESTDIR)$(LIBDIR)/$(REAL_NAME)"
+	ln -sf $(REAL_NAME) "$(DESTDIR)$(LIBDIR)/$(SONAME)"
+	ln -sf $(SONAME) "$(DESTDIR)$(LIBDIR)/$(LINK_NAME)"
+	$(INSTALL) -m 644 "$(RELEASE)/libspeculators.a" "$(DESTDIR)$(LIBDIR)/libspeculators.a"
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' \
+	    -e 's|@VERSION@|$(VERSION)|' -e 's|@LIBS_PRIVATE@|$(LIBS_PRIVATE)|' \
+	    packaging/speculators.pc.in > "$(DESTDIR)$(LIBDIR)/pkgconfig/speculators.pc"
+
+uninstall:
+	rm -f "$(DESTDIR)$(INCLUDEDIR)/speculators.h" "$(DESTDIR)$(LIBDIR)/libspeculators.a"
+	rm -f "$(DESTDIR)$(LIBDIR)/$(REAL_NAME)" "$(DESTDIR)$(LIBDIR)/$(SONAME)"
+	rm -f "$(DESTDIR)$(LIBDIR)/$(LINK_NAME)" "$(DESTDIR)$(LIBDIR)/pkgconfig/speculators.pc"
+
+# Writes the generated header and the records of the ABI anew.
+header:
+	UPDATE_HEADER=1 $(CARGO) test --quiet --test header
+	UPDATE_ABI=1 $(CARGO) test --quiet --test c_programs abi
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+
+clean:
+	$(CARGO) clean
