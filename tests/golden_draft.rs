@@ -84,13 +84,13 @@ impl Stage {
     }
 }
 
-/// The recorded text, continued greedily as far as `drafts` can reach past its end; recorded rows
-/// where there are any, our own elsewhere.
+/// The recorded text, continued greedily as far as the round after the one that passes its end can
+/// reach; recorded rows where there are any, our own elsewhere.
 fn script(target: &Path, prompt: &str, model: &Model, drafts: usize) -> Script {
     let recorded = Tensors::read(&target.join("golden/activations.safetensors"));
     let tokens = recorded.get(&format!("{prompt}.tokens")).expect("the prompt's tokens");
     let mut tokens: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
-    let length = tokens.len() + drafts + 1;
+    let length = tokens.len() + 2 * (drafts + 1);
     let mut engine = Target::load(target);
     let mut positions: Vec<Position> = Vec::new();
     while positions.len() < length {
