@@ -237,8 +237,8 @@ pub struct FuseFeatures<'a> {
     pub features: &'a [Matrix],
     /// How they are normed.
     pub norm: FeatureNorm<'a>,
-    /// The map; `None` hands the features on.
-    pub linear: Option<Linear>,
+    /// The map.
+    pub linear: Linear,
     /// Scratch for the concatenation.
     pub input: Matrix,
     /// The hidden state, written.

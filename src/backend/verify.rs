@@ -85,8 +85,8 @@ pub enum Proposal {
 /// What a rule decides at a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// The proposed token is emitted and its node is the next one.
-    Accept,
+    /// This token, the proposed one, is emitted, and its node is the next one.
+    Accept(usize),
     /// This token is emitted, and nothing after it.
     Emit(usize),
 }

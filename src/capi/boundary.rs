@@ -19,7 +19,8 @@ pub fn call(
         let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
         Err(Error::internal(format!("defect: {}", text.unwrap_or("panic"))))
     });
-    let status = result.as_ref().map_or_else(|failure| failure.status() as spec_status, |()| SPEC_OK);
+    let status =
+        result.as_ref().map_or_else(|failure| failure.status() as spec_status, |()| SPEC_OK);
     match result {
         Ok(()) => report(error, SPEC_OK, "", ""),
         Err(failure) => report(error, status, function, &failure.to_string()),
@@ -76,7 +77,7 @@ macro_rules! sized {
             const FIRST_SIZE: usize = $first;
         }
         const _: () = assert!(offset_of!(super::types::$name, struct_size) == 0);
-        const _: () = assert!($first <= size_of::<super::types::$name>());
+        const _: () = assert!(size_of::<super::types::$name>() >= $first);
     )*};
 }
 
@@ -304,7 +305,9 @@ pub unsafe fn write_text(
     length: *mut u64,
 ) -> Result<()> {
     if buffer.is_null() && (capacity > 0 || length.is_null()) {
-        return Err(Error::invalid("expected a buffer, or a place for the length alone, found NULL"));
+        return Err(Error::invalid(
+            "expected a buffer, or a place for the length alone, found NULL",
+        ));
     }
     if !length.is_null() {
         // SAFETY: writable, by this function's contract.

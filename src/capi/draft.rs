@@ -72,8 +72,9 @@ unsafe fn draft(session: &Session, args: &spec_draft_args) -> Result<()> {
     let drafts = within("max_drafts", args.max_drafts.into(), 0, limits.max_drafts as i64)?;
     let decision = |what, pointer| column(what, pointer, sequences, args.decision_stride, 1);
     let table_width = limits.pages_per_sequence;
-    let mut features = [Matrix { address: 0, dtype: Dtype::F32, rows: 0, columns: 0, row_stride: 0 };
-        FEATURES_MAX];
+    let mut features =
+        [Matrix { address: 0, dtype: Dtype::F32, rows: 0, columns: 0, row_stride: 0 };
+            FEATURES_MAX];
     // SAFETY: as this function's contract.
     let features = unsafe { read_features(session, args, rows, &mut features)? };
     // SAFETY: as this function's contract.
@@ -192,7 +193,9 @@ unsafe fn tensor(
     columns: usize,
 ) -> Result<Option<Matrix>> {
     if !tensor.is_null() && !tensor.is_aligned() {
-        return Err(Error::invalid(format!("{what}: expected an aligned struct, found {tensor:p}")));
+        return Err(Error::invalid(format!(
+            "{what}: expected an aligned struct, found {tensor:p}"
+        )));
     }
     // SAFETY: as this function's contract; the pointer is aligned.
     let tensor = unsafe { tensor.as_ref() };

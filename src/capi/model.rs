@@ -4,8 +4,8 @@ use super::boundary::{self, Handle, borrow, call, hand_out, write_text};
 use super::context::spec_context;
 use super::tensors;
 use super::types::{
-    SPEC_MODEL_MAP_FILES, SPEC_STAGE_FINAL_NORM, SPEC_STAGE_LAYER_INPUT, spec_error,
-    spec_feature_layer, spec_model_info, spec_model_options, spec_status,
+    SPEC_MODEL_MAP_FILES, SPEC_STAGE_LAYER_INPUT, spec_error, spec_feature_layer, spec_model_info,
+    spec_model_options, spec_status,
 };
 use crate::error::{Error, Result};
 use crate::model::{FeatureStage, Lent, LoadOptions, Model};
@@ -92,7 +92,8 @@ unsafe fn load(
         Some(options) => unsafe { load_options(options)? },
     };
     let mut model = Model::load(&context.context, directory, load_options)?;
-    let release = options.and_then(|options| options.lent_release.map(|release| (release, options)));
+    let release =
+        options.and_then(|options| options.lent_release.map(|release| (release, options)));
     if let Some((release, options)) = release {
         model.keep(Box::new(LentRelease { release, user: options.lent_user }));
     }

@@ -3,9 +3,7 @@
 use super::boundary::{self, Handle, borrow, call, hand_out, reserved, within};
 use super::model::spec_model;
 use super::tensors::{self, optional_span};
-use super::types::{
-    spec_error, spec_session_options, spec_session_requirements, spec_status,
-};
+use super::types::{spec_error, spec_session_options, spec_session_requirements, spec_status};
 use crate::error::{Error, Result};
 use crate::session::{Session, SessionOptions};
 use crate::tensor::{ALIGNMENT, Dtype, Span};

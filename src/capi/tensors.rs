@@ -4,8 +4,8 @@ use super::types::{
     SPEC_DEVICE_CPU, SPEC_DTYPE_BFLOAT, SPEC_DTYPE_FLOAT, spec_row_range, spec_sampling,
     spec_tensor,
 };
-use crate::session::{Column, SamplingArrays};
 use crate::error::{Error, Result};
+use crate::session::{Column, SamplingArrays};
 use crate::tensor::{Dtype, Matrix, Span};
 use std::fmt::Display;
 
@@ -37,7 +37,10 @@ pub fn matrix(
         )));
     }
     if tensor.ndim != 2 {
-        return Err(Error::invalid(format!("{what}: expected 2 dimensions, found {}", tensor.ndim)));
+        return Err(Error::invalid(format!(
+            "{what}: expected 2 dimensions, found {}",
+            tensor.ndim
+        )));
     }
     let [found_rows, found_columns, ..] = tensor.shape;
     let sizes = 0..1 << 40;

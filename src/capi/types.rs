@@ -112,7 +112,12 @@ pub struct spec_allocator {
     /// Returns at least `size` bytes of the context's device at a multiple of `alignment`, or
     /// NULL. `kind` is one of `SPEC_MEMORY_*`. Must not unwind; may be called from any thread.
     pub allocate: Option<
-        unsafe extern "C" fn(user: *mut c_void, size: u64, alignment: u64, kind: i32) -> *mut c_void,
+        unsafe extern "C" fn(
+            user: *mut c_void,
+            size: u64,
+            alignment: u64,
+            kind: i32,
+        ) -> *mut c_void,
     >,
     /// Takes back what `allocate` returned, with the same size and kind.
     pub release:

@@ -297,3 +297,161 @@ fn longrope(rope: &mut Settings, base: &Base, report: &mut Report) -> Result<Rop
     }
     Ok(result)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Status;
+    use serde_json::{Value, json};
+    use std::path::Path;
+
+    fn rope_of(config: Value, head_dim: usize) -> Result<Rope> {
+        let Value::Object(object) = config else { panic!("not an object") };
+        let mut report = Report::default();
+        let mut layer = Settings::of_file(Path::new("config.json"), &object);
+        read(&mut layer, head_dim, 512, &mut report)
+    }
+
+    #[track_caller]
+    fn assert_table(table: &[f32], expected: &[f64]) {
+        assert_eq!(table.len(), expected.len());
+        for (&found, &expected) in table.iter().zip(expected) {
+            let close = (f64::from(found) - expected).abs() <= 1e-7 * expected;
+            assert!(close, "expected {expected}, found {found}");
+        }
+    }
+
+    const YARN: [f64; 8] =
+        [1.0, 0.25693506, 0.0625, 0.0138349648, 0.0025, 0.000790569415, 0.00025, 7.90569415e-05];
+
+    #[test]
+    fn every_spelling_of_the_default_rotation_gives_the_same_table() {
+        for config in [
+            json!({}),
+            json!({"rope_theta": 10000}),
+            json!({"rope_theta": "10000.0", "rope_scaling": null}),
+            json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+            json!({"rope_parameters": {"rope_theta": 1e4}, "rope_theta": 5.0}),
+            json!({"rope_theta": 1e4, "rope_scaling": {"type": "default"}}),
+            json!({"rope_theta": 1e4, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}),
+            json!({"rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
+            json!({"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"type": "linear", "factor": 2}}),
+            json!({"rope_theta": 1e4, "rope_scaling": {"type": "dynamic", "factor": 2}}),
+        ] {
+            let rope = rope_of(config, 8).unwrap();
+            assert_table(&rope.inverse_frequency, &[1.0, 0.1, 0.01, 0.001]);
+            assert_eq!((rope.rotated(), rope.scale, rope.long_from), (8, 1.0, usize::MAX));
+            assert_eq!(rope.inverse_frequency, rope.long_inverse_frequency);
+        }
+    }
+
+    #[test]
+    fn linear_scaling_divides_and_a_partial_rotation_leaves_the_tail() {
+        let rope = rope_of(json!({"rope_scaling": {"type": "linear", "factor": 4}}), 8).unwrap();
+        assert_table(&rope.inverse_frequency, &[0.25, 0.025, 0.0025, 0.00025]);
+        let rope = rope_of(json!({"partial_rotary_factor": 0.5}), 8).unwrap();
+        assert_table(&rope.inverse_frequency, &[1.0, 0.01]);
+        assert_eq!(rope.rotated(), 4);
+    }
+
+    #[test]
+    fn proportional_rotates_the_first_pairs_at_full_width_speed() {
+        let rope = rope_of(
+            json!({"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.5}}),
+            8,
+        );
+        assert_table(&rope.unwrap().inverse_frequency, &[1.0, 0.1, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn llama3_matches_its_definition_by_wavelengths() {
+        let config = json!({"rope_parameters": {"rope_type": "llama3", "factor": 8.0,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 10000.0,
+            "original_max_position_embeddings": 64}});
+        let expected = [
+            1.0,
+            0.244384599,
+            0.013042256,
+            0.00395284708,
+            0.00125,
+            0.000395284708,
+            0.000125,
+            3.95284708e-05,
+        ];
+        assert_table(&rope_of(config, 16).unwrap().inverse_frequency, &expected);
+    }
+
+    #[test]
+    fn yarn_blends_frequencies_and_scales_attention() {
+        let yarn = |more: Value| {
+            let mut rope = json!({"rope_type": "yarn", "factor": 4,
+                "original_max_position_embeddings": 256});
+            rope.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            rope_of(json!({"rope_parameters": rope}), 16).unwrap()
+        };
+        let plain = yarn(json!({}));
+        assert_table(&plain.inverse_frequency, &YARN);
+        assert!((plain.scale - 1.138_629_4).abs() < 1e-6);
+        let untruncated = yarn(json!({"beta_fast": 16, "beta_slow": 2, "truncate": false}));
+        assert_table(
+            &untruncated.inverse_frequency[..4],
+            &[1.0, 0.29152562, 0.0506643944, 0.00790569415],
+        );
+        assert!(
+            (yarn(json!({"mscale": 0.7, "mscale_all_dim": 0.4})).scale - 1.039_403_8).abs() < 1e-6
+        );
+        assert_eq!(yarn(json!({"attention_factor": 1.5})).scale, 1.5);
+    }
+
+    #[test]
+    fn yarn_without_a_factor_takes_the_ratio_of_the_lengths() {
+        // 512 positions in all, 128 originally.
+        let config = json!({"rope_scaling": {"rope_type": "yarn"},
+            "original_max_position_embeddings": 128});
+        assert!((rope_of(config, 16).unwrap().scale - 1.138_629_4).abs() < 1e-6);
+    }
+
+    #[test]
+    fn longrope_switches_tables_at_the_original_length() {
+        let config = json!({"rope_scaling": {"type": "longrope", "short_factor": [1, 1, 1, 2],
+            "long_factor": [1, 2, 4, 8]}, "original_max_position_embeddings": 128});
+        let rope = rope_of(config, 8).unwrap();
+        assert_table(&rope.inverse_frequency, &[1.0, 0.1, 0.01, 0.0005]);
+        assert_table(&rope.long_inverse_frequency, &[1.0, 0.05, 0.0025, 0.000125]);
+        assert_eq!(rope.long_from, 128);
+        assert!((rope.scale - 1.133_893_4).abs() < 1e-6);
+    }
+
+    #[test]
+    fn settings_that_give_no_table_are_refused() {
+        for (rope, piece) in [
+            (json!({"rope_type": "linear"}), "factor: expected a number above 0, found nothing"),
+            (json!({"rope_type": "linear", "factor": -1}), "found -1"),
+            (json!({"rope_type": "linear", "factor": "fast"}), "found \"fast\""),
+            (json!({"rope_type": 3}), "rope_type: expected a string"),
+            (json!({"rope_theta": 0}), "rope_theta"),
+            (json!({"rope_theta": 1e-300}), "expected finite frequencies"),
+            (json!({"partial_rotary_factor": 0.1}), "partial_rotary_factor"),
+            (json!({"partial_rotary_factor": 1.5}), "partial_rotary_factor"),
+            (json!({"rope_type": "yarn", "factor": 2, "rope_theta": 1}), "rope_theta"),
+            (
+                json!({"rope_type": "longrope", "short_factor": [1], "long_factor": [1]}),
+                "list of 4",
+            ),
+            (json!({"rope_type": "longrope", "short_factor": [1, 1, 1, 0]}), "list of 4"),
+            (
+                json!({"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4}),
+                "high_freq_factor: expected a number above 4",
+            ),
+        ] {
+            let error = rope_of(json!({ "rope_parameters": rope }), 8).unwrap_err();
+            assert_eq!(error.status(), Status::Format, "{error}");
+            assert!(error.to_string().contains(piece), "{error}");
+        }
+        let error = rope_of(json!({"rope_scaling": {"type": "spiral"}}), 8).unwrap_err();
+        assert_eq!(error.status(), Status::Unsupported);
+        assert!(error.to_string().contains("found \"spiral\""), "{error}");
+    }
+}

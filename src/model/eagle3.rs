@@ -46,7 +46,7 @@ struct Shape {
 struct Features {
     joint: Option<Norm>,
     each: Vec<Norm>,
-    linear: Option<Linear>,
+    linear: Linear,
 }
 
 #[derive(Debug)]
@@ -155,7 +155,8 @@ impl Eagle3 {
             target_ids: ids.map(|ids| placement.table(ids)).transpose()?,
             rotary: Rotary {
                 inverse_frequency: placement.table(&description.rope.inverse_frequency)?,
-                long_inverse_frequency: placement.table(&description.rope.long_inverse_frequency)?,
+                long_inverse_frequency: placement
+                    .table(&description.rope.long_inverse_frequency)?,
                 long_from: description.rope.long_from,
                 scale: description.rope.scale,
             },
@@ -301,11 +302,8 @@ impl Eagle3 {
             norm: layer.input_norm,
         });
         let columns = if embedding.is_some() { 2 * self.shape.hidden } else { self.shape.hidden };
-        let query = QueryProjection {
-            linear: layer.query,
-            norm: layer.query_norm,
-            output: scratch.query,
-        };
+        let query =
+            QueryProjection { linear: layer.query, norm: layer.query_norm, output: scratch.query };
         let kv = KvProjection {
             key: layer.key,
             value: layer.value,
@@ -397,11 +395,11 @@ impl Features {
         };
         let each = each.iter().map(|norm| placement.norm(norm, description.epsilon));
         let each = each.collect::<Result<_>>()?;
-        let weight = description.fc.as_ref().map(|fc| placement.tensor(fc)).transpose()?;
+        let weight = placement.tensor(&description.fc)?;
         Ok(Self {
             joint: placement.optional_norm(joint, description.epsilon)?,
             each,
-            linear: weight.map(|weight| Linear { weight, bias: None }),
+            linear: Linear { weight, bias: None },
         })
     }
 }

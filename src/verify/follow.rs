@@ -14,7 +14,7 @@ impl Rule for Follow {
             return Greedy.decide(proposal, row);
         }
         match row.draw() {
-            token if proposal == Proposal::Token(token) => Decision::Accept,
+            token if proposal == Proposal::Token(token) => Decision::Accept(token),
             token => Decision::Emit(token),
         }
     }

@@ -9,7 +9,7 @@ pub struct Greedy;
 impl Rule for Greedy {
     fn decide(&self, proposal: Proposal, row: &mut dyn TargetRow) -> Decision {
         match row.argmax() {
-            token if proposal == Proposal::Token(token) => Decision::Accept,
+            token if proposal == Proposal::Token(token) => Decision::Accept(token),
             token => Decision::Emit(token),
         }
     }

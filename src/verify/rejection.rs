@@ -17,7 +17,7 @@ impl Rule for Rejection {
         match proposal {
             Proposal::None => Decision::Emit(row.draw()),
             Proposal::StruckOut => Decision::Emit(row.draw_residual(None)),
-            Proposal::Token(token) if row.accepts(token) => Decision::Accept,
+            Proposal::Token(token) if row.accepts(token) => Decision::Accept(token),
             Proposal::Token(token) => Decision::Emit(row.draw_residual(Some(token))),
         }
     }

@@ -51,15 +51,12 @@ impl CpuBackend {
         // SAFETY: the contract of Backend; plan_rows has checked the sources.
         unsafe {
             let rows = active(&phase.rows);
-            let input = if phase.linear.is_some() { &phase.input } else { &phase.hidden };
             self.pool.run(rows, &|index| {
                 let source = elements(phase.rows.source)[index] as usize;
-                self.concatenate(phase, source, row_mut(input, index));
+                self.concatenate(phase, source, row_mut(&phase.input, index));
             });
-            if let Some(linear) = &phase.linear {
-                let product = linear_product(linear, phase.hidden, Sink::Store);
-                multiply(&self.pool, self.isa, input, rows, &[product]);
-            }
+            let product = linear_product(&phase.linear, phase.hidden, Sink::Store);
+            multiply(&self.pool, self.isa, &phase.input, rows, &[product]);
         }
     }
 

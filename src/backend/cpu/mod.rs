@@ -1,10 +1,12 @@
 //! The CPU: phases composed of products, norms, rotations and attention on parked threads.
 
 mod attention;
+mod distribution;
 mod drafting;
 mod matmul;
 mod memory;
 mod plan;
+mod rows;
 mod simd;
 mod threads;
 mod vector;

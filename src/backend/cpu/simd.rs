@@ -92,8 +92,23 @@ pub unsafe trait Lanes: Copy {
     unsafe fn add_exponent(self, exponent: Self) -> Self;
     /// The sum of the lanes: j with j + 8, then j with j + 4, j + 2, j + 1.
     unsafe fn sum(self) -> f32;
-    /// The largest lane that is not NaN, or -inf.
-    unsafe fn maximum(self) -> f32;
+    /// Writes the lanes where `self >= floor` (no NaN), in their order, one after the other, and
+    /// says how many they are. What follows them in the sixteen elements at `to` may change.
+    #[inline(always)]
+    unsafe fn store_from(self, floor: Self, to: *mut f32) -> usize {
+        let (mut lanes, mut floors) = ([0.0; LANES], [0.0; LANES]);
+        let mut count = 0;
+        // SAFETY: sixteen elements each; `count` is at most the lane.
+        unsafe {
+            self.store(lanes.as_mut_ptr());
+            floor.store(floors.as_mut_ptr());
+            for (&lane, &floor) in lanes.iter().zip(&floors) {
+                to.add(count).write(lane);
+                count += usize::from(lane >= floor);
+            }
+        }
+        count
+    }
 }
 
 /// Lanes as an array.
@@ -177,12 +192,6 @@ unsafe impl Lanes for PortableLanes {
         }
         lanes[0]
     }
-    #[inline(always)]
-    unsafe fn maximum(self) -> f32 {
-        self.0
-            .into_iter()
-            .fold(f32::NEG_INFINITY, |most, lane| if lane > most { lane } else { most })
-    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -190,7 +199,7 @@ pub use x86::{Avx2Lanes, Avx512Lanes};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{LANES, Lanes, PortableLanes};
+    use super::Lanes;
     use std::arch::x86_64::*;
 
     /// Lanes 0..8 and 8..16.
@@ -304,15 +313,6 @@ mod x86 {
             // SAFETY: as above.
             unsafe { sum8(_mm256_add_ps(self.0, self.1)) }
         }
-        #[inline(always)]
-        unsafe fn maximum(self) -> f32 {
-            let mut lanes = [0.0; LANES];
-            // SAFETY: sixteen elements on the stack.
-            unsafe {
-                self.store(lanes.as_mut_ptr());
-                PortableLanes(lanes).maximum()
-            }
-        }
     }
 
     // SAFETY: loads and stores touch sixteen elements; the instructions are those of AVX-512F.
@@ -398,12 +398,12 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn maximum(self) -> f32 {
-            let mut lanes = [0.0; LANES];
-            // SAFETY: sixteen elements on the stack.
+        unsafe fn store_from(self, floor: Self, to: *mut f32) -> usize {
+            // SAFETY: as above; sixteen elements are written.
             unsafe {
-                self.store(lanes.as_mut_ptr());
-                PortableLanes(lanes).maximum()
+                let mask = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(self.0, floor.0);
+                _mm512_storeu_ps(to, _mm512_maskz_compress_ps(mask, self.0));
+                mask.count_ones() as usize
             }
         }
     }

@@ -1,0 +1,211 @@
+#define _POSIX_C_SOURCE 200809L
+#include "demo.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char *const default_prompts[] = {
+    "def read_file(path):\n    ",
+    "import os\nimport sys\n\nclass Node:\n    def __init__(self, ",
+    "class Stack:\n    \"\"\"A stack.\"\"\"\n\n    def push(self, item):\n",
+    "try:\n    import json\nexcept ImportError:\n",
+};
+
+static const char usage[] =
+    "usage: %s [options]\n"
+    "  --target DIRECTORY       the target model\n"
+    "  --speculator DIRECTORY   its speculator\n"
+    "  --prompt TEXT            may be given several times; \\n is a line end\n"
+    "  --drafts K               tokens proposed per round, 1 to 16 (5)\n"
+    "  --tokens N               tokens to emit per prompt (96)\n"
+    "  --temperature T          0 is greedy (0)\n"
+    "  --seed S                 (0)\n"
+    "  --threads N              0 is one per core (0)\n"
+    "  --batch B                sequences decoded together, 1 to 64 (1)\n";
+
+static bool number(const char *text, double low, double high, double *value) {
+    char *end = NULL;
+    errno = 0;
+    *value = strtod(text, &end);
+    return errno == 0 && end != text && *end == '\0' && *value >= low && *value <= high;
+}
+
+/* Turns \n of a command line into line ends, in place. */
+static char *unescape(char *text) {
+    char *to = text;
+    for (const char *from = text; *from != '\0'; from++) {
+        if (from[0] == '\\' && from[1] == 'n') {
+            *to++ = '\n';
+            from++;
+        } else {
+            *to++ = *from;
+        }
+    }
+    *to = '\0';
+    return text;
+}
+
+static bool set(demo_options *options, const char *name, char *value) {
+    double x;
+    if (strcmp(name, "--target") == 0) {
+        options->target = value;
+    } else if (strcmp(name, "--speculator") == 0) {
+        options->speculator = value;
+    } else if (strcmp(name, "--prompt") == 0 && options->num_prompts < DEMO_MAX_PROMPTS) {
+        options->prompts[options->num_prompts++] = unescape(value);
+    } else if (strcmp(name, "--drafts") == 0 && number(value, 1, DEMO_MAX_DRAFTS, &x)) {
+        options->drafts = (int32_t)x;
+    } else if (strcmp(name, "--tokens") == 0 && number(value, 1, 1024, &x)) {
+        options->tokens = (int32_t)x;
+    } else if (strcmp(name, "--temperature") == 0 && number(value, 0, 100, &x)) {
+        options->temperature = (float)x;
+    } else if (strcmp(name, "--seed") == 0 && number(value, 0, 9007199254740992.0, &x)) {
+        options->seed = (uint64_t)x;
+    } else if (strcmp(name, "--threads") == 0 && number(value, 0, 256, &x)) {
+        options->threads = (int32_t)x;
+    } else if (strcmp(name, "--batch") == 0 && number(value, 1, DEMO_MAX_PROMPTS, &x)) {
+        options->batch = (int32_t)x;
+    } else {
+        return false;
+    }
+    return true;
+}
+
+bool demo_parse(int argc, char **argv, demo_options *options) {
+    *options = (demo_options){
+        .target = "examples/models/tiny-python/target",
+        .speculator = "examples/models/tiny-python/eagle3",
+        .drafts = 5,
+        .tokens = 96,
+        .batch = 1,
+    };
+    for (int i = 1; i < argc; i += 2) {
+        if (i + 1 == argc || !set(options, argv[i], argv[i + 1])) {
+            fprintf(stderr, "%s: %s is not an option with that value\n", argv[0], argv[i]);
+            fprintf(stderr, usage, argv[0]);
+            return false;
+        }
+    }
+    if (options->threads == 0) {
+        const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+        options->threads = cores < 1 ? 1 : (int32_t)cores;
+    }
+    if (options->num_prompts == 0) {
+        options->num_prompts = (int32_t)(sizeof default_prompts / sizeof *default_prompts);
+        memcpy(options->prompts, default_prompts, sizeof default_prompts);
+    }
+    return true;
+}
+
+bool demo_encode(const engine_model *model, const demo_options *options, demo_text *texts) {
+    const int32_t room = DEMO_MAX_TEXT - options->tokens;
+    for (int32_t i = 0; i < options->num_prompts; i++) {
+        texts[i].prompt = engine_encode(model, options->prompts[i], true, texts[i].ids, room);
+        texts[i].len = texts[i].prompt;
+        const int32_t positions = engine_describe(model)->max_position;
+        if (texts[i].prompt < 1 || texts[i].prompt > room ||
+            texts[i].prompt + options->tokens > positions) {
+            fprintf(stderr, "prompt %d: expected 1 to %d tokens, found %d\n", (int)i,
+                    (int)(room < positions - options->tokens ? room : positions - options->tokens),
+                    (int)texts[i].prompt);
+            return false;
+        }
+    }
+    return true;
+}
+
+double demo_clock(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+void demo_stream(const engine_model *model, const int32_t *ids, int32_t count) {
+    for (int32_t i = 0; i < count; i++) {
+        char bytes[256];
+        const int32_t len = engine_decode(model, ids[i], bytes, (int32_t)sizeof bytes);
+        if (len > 0) {
+            fwrite(bytes, 1, (size_t)(len < (int32_t)sizeof bytes ? len : (int32_t)sizeof bytes),
+                   stdout);
+        }
+    }
+    fflush(stdout);
+}
+
+void demo_lap(double *clock, double *sum) {
+    const double now = demo_clock();
+    *sum += now - *clock;
+    *clock = now;
+}
+
+void demo_begin(const engine_model *model, const demo_text *texts, int32_t n) {
+    if (n == 1) {
+        printf("----\n");
+        demo_stream(model, texts[0].ids, texts[0].len);
+    }
+}
+
+void demo_end(const engine_model *model, const demo_text *texts, int32_t n) {
+    for (int32_t b = 0; n > 1 && b < n; b++) {
+        printf("----\n");
+        demo_stream(model, texts[b].ids, texts[b].len);
+        printf("\n");
+    }
+    if (n == 1) {
+        printf("\n");
+    }
+}
+
+static double total_of(const demo_run *run) {
+    return run->target + run->verify + run->draft + run->host;
+}
+
+static void print_acceptance(const demo_options *options, const demo_run *run) {
+    enum { WIDTH = 40 };
+    const uint64_t rounds = run->counters[0];
+    printf("acceptance by position, of %llu rounds:\n", (unsigned long long)rounds);
+    for (int32_t i = 0; i < options->drafts; i++) {
+        const double share = rounds ? (double)run->counters[3 + i] / (double)rounds : 0.0;
+        const int filled = (int)(share * WIDTH + 0.5);
+        printf("  %2d  ", (int)i + 1);
+        for (int column = 0; column < WIDTH; column++) {
+            putchar(column < filled ? '#' : '.');
+        }
+        printf("  %5.1f %%\n", 100.0 * share);
+    }
+}
+
+void demo_report(const demo_options *options, const demo_run *plain, const demo_run *speculative) {
+    const double total = total_of(speculative);
+    const double slow = (double)plain->emitted / total_of(plain);
+    const double fast = (double)speculative->emitted / total;
+    printf("----\ntokens per target pass: %.3f with %d drafts, %.3f without\n",
+           (double)speculative->emitted / (double)speculative->passes, (int)options->drafts,
+           (double)plain->emitted / (double)plain->passes);
+    print_acceptance(options, speculative);
+    printf("time: %.1f %% target, %.1f %% verify, %.1f %% draft\n",
+           100.0 * speculative->target / total, 100.0 * speculative->verify / total,
+           100.0 * speculative->draft / total);
+    printf("tokens per second: %.0f with speculation, %.0f without: ratio %.2f\n", fast, slow,
+           fast / slow);
+    printf("(A target of 2 million parameters stays in cache, so its passes cost what they\n"
+           "compute: a batch of six rows is not nearly as cheap as one. Speculation pays where\n"
+           "reading the weights is the cost; this ratio says nothing about such targets.)\n");
+}
+
+bool demo_identical(const demo_options *options, const demo_text *a, const demo_text *b) {
+    for (int32_t i = 0; i < options->num_prompts; i++) {
+        for (int32_t j = 0; j < a[i].len || j < b[i].len; j++) {
+            if (j >= a[i].len || j >= b[i].len || a[i].ids[j] != b[i].ids[j]) {
+                printf("texts: prompt %d differs at token %d\n", (int)i, (int)(j - a[i].prompt));
+                return false;
+            }
+        }
+    }
+    printf("texts: identical\n");
+    return true;
+}

@@ -1,0 +1,207 @@
+/*
+ * Completes prompts with and without speculation and compares both.
+ *
+ * This file is the integration of libspeculators into a host engine and nothing else: the engine
+ * is in engine/, its batches in host.c, what is printed in demo.c. Read `decode`: it is the round.
+ */
+#include "host.h"
+#include "speculators.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { B = HOST_MAX_SEQUENCES, K = DEMO_MAX_DRAFTS };
+enum { RECORD = SPEC_DECISION_TOKENS + 2 * (K + 1) };
+
+typedef struct drafter {
+    spec_context *context;
+    spec_model *model;
+    spec_session *session;
+    spec_model_info info;
+    float *logits;  /* [B * K, Vd]: what the drafts were drawn from */
+    void *workspace; /* of verification */
+    uint64_t workspace_size;
+} drafter;
+
+static spec_error error = {.struct_size = sizeof(spec_error)};
+
+static bool fail(void) {
+    fprintf(stderr, "%s\n", error.message);
+    return false;
+}
+
+static spec_tensor matrix(float *data, int64_t rows, int64_t columns) {
+    return (spec_tensor){.data = data, .device_type = SPEC_DEVICE_CPU,
+                         .dtype_code = SPEC_DTYPE_FLOAT, .dtype_bits = 32, .dtype_lanes = 1,
+                         .ndim = 2, .shape = {rows, columns}};
+}
+
+static bool open_drafter(drafter *d, host *h, const demo_options *options) {
+    /* The library works on the engine's own threads. */
+    const spec_context_options context = {
+        .struct_size = sizeof context, .threads = options->threads,
+        .parallel_for = engine_parallel_for, .parallel_for_user = h->threads};
+    /* Where the speculator lacks the embedding or the head, the target's is read. */
+    const spec_model_options model = {
+        .struct_size = sizeof model, .verifier_directory = options->target};
+    /* The same page numbers as in the target's cache, so that one block table serves both. */
+    const spec_session_options session = {
+        .struct_size = sizeof session, .max_sequences = options->batch,
+        .max_rows = options->batch * DEMO_MAX_TEXT, .max_drafts = options->drafts,
+        .max_position = DEMO_MAX_TEXT, .page_size = HOST_PAGE, .max_pages = h->num_pages};
+    d->info.struct_size = sizeof d->info;
+    if (spec_context_create(&context, &d->context, &error) ||
+        spec_model_load(d->context, options->speculator, &model, &d->model, &error) ||
+        spec_model_get_info(d->model, &d->info, &error) ||
+        spec_session_create(d->model, &session, &d->session, &error) ||
+        spec_session_warm_up(d->session, NULL, &error)) {
+        return fail();
+    }
+    /* The hidden states that the speculator reads. */
+    for (int32_t i = 0; i < d->info.num_features && i < HOST_MAX_FEATURES; i++) {
+        const spec_feature_layer *layer = &d->info.features[i];
+        h->features[i] = (engine_feature){layer->layer, layer->stage == SPEC_STAGE_FINAL_NORM, NULL};
+    }
+    h->num_features = d->info.num_features;
+    const size_t rows = (size_t)(options->batch * options->drafts);
+    d->logits = calloc(rows * (size_t)d->info.draft_vocabulary, sizeof *d->logits);
+    return h->num_features <= HOST_MAX_FEATURES && d->logits && host_keep_features(h, options);
+}
+
+/* The workspace grows when a call needs more. */
+static bool verify(drafter *d, spec_verify_args *args) {
+    if (spec_verify_workspace_size(d->context, args, &args->workspace_size, &error)) {
+        return false;
+    }
+    if (args->workspace_size > d->workspace_size) {
+        free(d->workspace);
+        d->workspace_size = (args->workspace_size + 63) / 64 * 64;
+        d->workspace = aligned_alloc(64, d->workspace_size);
+    }
+    args->workspace = d->workspace;
+    return spec_verify(d->context, args, NULL, &error) == SPEC_OK;
+}
+
+/* Decodes n texts together, proposing k tokens per round; k = 0 is decoding without speculation. */
+static bool decode(drafter *d, host *h, const demo_options *options, demo_text *text, int32_t n,
+                   int32_t k, demo_run *run) {
+    static int32_t decisions[B * RECORD];
+    int32_t drafts[B * K], num_drafts[B] = {0}, limit[B], position[B], next_token[B], commit[B];
+    float temperature[B];
+    uint64_t seed[B];
+    spec_tensor features[HOST_MAX_FEATURES];
+    for (int32_t b = 0; b < n; b++) {
+        limit[b] = options->tokens;
+        temperature[b] = options->temperature;
+        seed[b] = options->seed + (uint64_t)b;
+    }
+    const spec_sampling sampling = {.struct_size = sizeof sampling, .temperature = temperature,
+                                    .seed = seed};
+    const spec_tensor draft_logits = matrix(d->logits, (int64_t)n * k, d->info.draft_vocabulary);
+    const spec_distribution q = {.struct_size = sizeof q, .rows_per_sequence = k,
+                                 .logits = draft_logits, .token_ids = d->info.draft_token_ids};
+    const engine_info *target = engine_describe(h->model);
+    h->num_features = k > 0 ? d->info.num_features : 0;
+
+    for (bool prompt = true, alive = true; alive; prompt = false) {
+        /* 1. The target runs over the prompts, later over each root and its drafts. */
+        double clock = demo_clock();
+        if (!host_step(h, text, n, drafts, k, num_drafts)) {
+            return false;
+        }
+        demo_lap(&clock, &run->target);
+
+        /* 2. Verify: how many drafts the target agrees with, and its own token after them. */
+        spec_verify_args verify_args = {
+            .struct_size = sizeof verify_args, .num_sequences = n, .max_drafts = prompt ? 0 : k,
+            .logits = matrix(h->logits, h->num_logit_rows, target->vocabulary),
+            .row_begin = h->logit_begin, .num_drafts = num_drafts, .draft_tokens = drafts,
+            .draft_stride = k, .position = h->root_position, .limit = limit,
+            .sampling = &sampling, .draft = prompt || k == 0 ? NULL : &q,
+            .stop_tokens = target->eos, .num_stop_tokens = target->num_eos,
+            .decisions = decisions, .decision_stride = RECORD,
+            .counters = prompt ? NULL : run->counters};
+        if (!verify(d, &verify_args)) {
+            return fail();
+        }
+        demo_lap(&clock, &run->verify);
+
+        /* 3. The host takes the emitted tokens and sees which texts go on. */
+        alive = false;
+        for (int32_t b = 0; b < n; b++) {
+            const int32_t *decision = &decisions[b * RECORD];
+            const int32_t emitted = decision[SPEC_DECISION_EMITTED];
+            memcpy(&text[b].ids[text[b].len], &decision[SPEC_DECISION_TOKENS],
+                   (size_t)emitted * sizeof(int32_t));
+            text[b].len += emitted;
+            limit[b] -= emitted;
+            run->passes += !prompt && num_drafts[b] >= 0;
+            run->emitted += prompt ? 0 : emitted;
+            const bool ends = emitted == 0 || limit[b] <= 0 ||
+                              (decision[SPEC_DECISION_FLAGS] & SPEC_DECISION_FLAG_STOPPED);
+            position[b] = text[b].len - 1;
+            next_token[b] = text[b].ids[position[b]];
+            /* The rows to commit: all of a prompt, later the root and the accepted drafts. */
+            commit[b] = ends ? 0 : prompt ? text[b].prompt : emitted;
+            alive = alive || !ends;
+            if (n == 1 && k > 0) {
+                demo_stream(h->model, &decision[SPEC_DECISION_TOKENS], emitted);
+            }
+        }
+
+        demo_lap(&clock, &run->host);
+
+        /* 4. Draft: commit the verified rows with their features, propose below the new roots. */
+        for (int32_t i = 0; i < h->num_features; i++) {
+            features[i] = matrix(h->features[i].output, h->num_rows, d->info.features[i].width);
+        }
+        const spec_draft_args draft_args = {
+            .struct_size = sizeof draft_args, .num_sequences = n, .num_rows = h->num_rows,
+            .max_drafts = k, .position = position, .row_count = commit, .next_token = next_token,
+            .row_begin = h->row_begin, .limit = limit, .block_table = h->block_table,
+            .block_table_stride = HOST_PAGES, .num_features = h->num_features,
+            .tokens = h->tokens, .features = features, .sampling = &sampling,
+            .draft_tokens = drafts, .num_proposed = num_drafts, .draft_logits = &draft_logits};
+        if (k > 0 && (spec_draft(d->session, &draft_args, NULL, &error) ||
+                      spec_session_poll(d->session, &error))) {
+            return fail();
+        }
+        for (int32_t b = 0; b < n; b++) {
+            num_drafts[b] = commit[b] == 0 ? -1 : num_drafts[b];
+        }
+        demo_lap(&clock, &run->draft);
+    }
+    return true;
+}
+
+static demo_text plain[DEMO_MAX_PROMPTS], speculative[DEMO_MAX_PROMPTS];
+static host h;
+
+int main(int argc, char **argv) {
+    demo_options options;
+    drafter d = {0};
+    demo_run without = {0}, with = {0};
+    bool ok = demo_parse(argc, argv, &options) && host_open(&h, &options) &&
+              open_drafter(&d, &h, &options) && demo_encode(h.model, &options, plain) &&
+              demo_encode(h.model, &options, speculative);
+    for (int32_t first = 0; ok && first < options.num_prompts; first += options.batch) {
+        const int32_t left = options.num_prompts - first;
+        const int32_t n = left < options.batch ? left : options.batch;
+        demo_begin(h.model, &speculative[first], n);
+        ok = decode(&d, &h, &options, &speculative[first], n, options.drafts, &with) &&
+             decode(&d, &h, &options, &plain[first], n, 0, &without);
+        demo_end(h.model, &speculative[first], n);
+    }
+    if (ok) {
+        demo_report(&options, &without, &with);
+        ok = demo_identical(&options, plain, speculative) || options.temperature >= 1e-5f;
+    }
+    spec_session_release(d.session);
+    spec_model_release(d.model);
+    spec_context_release(d.context);
+    free(d.logits);
+    free(d.workspace);
+    host_close(&h);
+    return ok ? EXIT_SUCCESS : EXIT_FAILURE;
+}

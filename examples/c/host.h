@@ -1,0 +1,46 @@
+/* The part of the example host that knows nothing of speculation: a target model with its KV
+ * pages, and steps of it over several texts. */
+#ifndef HOST_H
+#define HOST_H
+
+#include "demo.h"
+
+enum { HOST_PAGE = 16, HOST_PAGES = DEMO_MAX_TEXT / HOST_PAGE, HOST_MAX_FEATURES = 8 };
+enum { HOST_MAX_SEQUENCES = DEMO_MAX_PROMPTS };
+
+typedef struct host {
+    engine_threads *threads;
+    engine_model *model;
+    engine_cache *cache;
+    int32_t num_pages;
+    int32_t block_table[HOST_MAX_SEQUENCES * HOST_PAGES];
+    engine_feature features[HOST_MAX_FEATURES]; /* wanted of every step */
+    int32_t num_features;
+
+    /* The rows of the last step. */
+    int32_t num_rows;
+    int32_t tokens[HOST_MAX_SEQUENCES * DEMO_MAX_TEXT];
+    int32_t row_begin[HOST_MAX_SEQUENCES];
+    int32_t row_count[HOST_MAX_SEQUENCES];
+    /* Its logits: for each sequence those of the root and of the drafts below it. */
+    int32_t num_logit_rows;
+    int32_t logit_rows[HOST_MAX_SEQUENCES * (DEMO_MAX_DRAFTS + 1)];
+    int32_t logit_begin[HOST_MAX_SEQUENCES];
+    int32_t root_position[HOST_MAX_SEQUENCES];
+    float *logits;
+} host;
+
+/* Loads the target and makes room for the batch; false (and a message) if that fails. */
+bool host_open(host *h, const demo_options *options);
+/* Makes room for the features; the layers are set by the caller. */
+bool host_keep_features(host *h, const demo_options *options);
+void host_close(host *h);
+
+/*
+ * Runs the target over n texts: a text without emitted tokens over its prompt, any other over its
+ * last token, the root, and num_drafts[b] drafts. A negative number leaves the text out.
+ */
+bool host_step(host *h, const demo_text *text, int32_t n, const int32_t *drafts, int32_t stride,
+               const int32_t *num_drafts);
+
+#endif

@@ -1,0 +1,658 @@
+//! The distribution that a row of logits stands for: its filters, draws from it, and draws from
+//! what it has above another one.
+
+use super::rows::{self, BLOCK, BUCKETS, Block, Buckets, Measure, Row};
+use super::simd::Isa;
+use super::threads::Pool;
+use crate::sampling::{
+    Parameters, Scale, WEIGHT_ONE, fraction, from_order, order, scaled, top_p_limit,
+};
+use crate::tensor::{Carver, Dtype, Span};
+
+/// How the blocks of a row are shared out.
+#[derive(Clone, Copy, Debug)]
+pub struct Split<'a> {
+    /// Who works on them.
+    pub pool: Option<&'a Pool>,
+    /// How many pieces are made of a row.
+    pub parts: usize,
+}
+
+impl Split<'_> {
+    /// Everything on the calling thread.
+    pub const NONE: Self = Self { pool: None, parts: 1 };
+
+    /// Pieces of fewer blocks than this are not worth handing out.
+    const LEAST_BLOCKS: usize = 32;
+
+    fn run(&self, blocks: usize, task: &(dyn Fn(usize, (usize, usize)) + Sync)) {
+        let parts = self.parts.min(blocks / Self::LEAST_BLOCKS).max(1);
+        match self.pool {
+            Some(pool) if parts > 1 => {
+                let piece = |part| (part * blocks / parts, (part + 1) * blocks / parts);
+                pool.run(parts, &|part| task(part, piece(part)));
+            }
+            _ => task(0, (0, blocks)),
+        }
+    }
+}
+
+/// Scratch for one row: per block its largest logit and its sum of weights, per part a histogram.
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch {
+    peaks: Span<f32>,
+    sums: Span<u64>,
+    histograms: Span<u64>,
+}
+
+impl Scratch {
+    /// Scratch for rows of `columns` logits in at most `parts` parts.
+    pub fn carve(carver: &mut Carver, columns: usize, parts: usize) -> Self {
+        let blocks = columns.div_ceil(BLOCK);
+        Self {
+            peaks: carver.span(blocks),
+            sums: carver.span(blocks),
+            histograms: carver.span(parts.saturating_mul(BUCKETS)),
+        }
+    }
+}
+
+/// What the weights of a row are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Law {
+    /// All of it lies on one token.
+    Certain(usize),
+    /// Weights of the logits.
+    Scaled {
+        /// How logits become weights.
+        scale: Scale,
+        /// The sum of the weights.
+        sum: u64,
+    },
+}
+
+impl Law {
+    /// The sum of the weights, at least [`WEIGHT_ONE`].
+    pub const fn sum(&self) -> u64 {
+        match *self {
+            Self::Certain(_) => WEIGHT_ONE,
+            Self::Scaled { sum, .. } => sum,
+        }
+    }
+}
+
+/// A row of logits with the means to read it.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader<'a> {
+    isa: Isa,
+    split: Split<'a>,
+    row: Row,
+    scratch: Scratch,
+}
+
+impl<'a> Reader<'a> {
+    /// A reader of `row`, which must not be empty.
+    ///
+    /// # Safety
+    ///
+    /// The row's memory is valid, and not written, as long as the reader is used; the scratch was
+    /// carved for rows at least as long and for the parts of the split, and is used by nothing
+    /// else meanwhile.
+    pub unsafe fn new(isa: Isa, split: Split<'a>, row: Row, scratch: Scratch) -> Self {
+        Self { isa, split, row, scratch }
+    }
+
+    /// The peak of each block, once [`Reader::scan`] has run.
+    fn peaks(&self) -> &[f32] {
+        let address = self.scratch.peaks.address() as *const f32;
+        // SAFETY: scratch of this reader, by the contract of `new`.
+        unsafe { std::slice::from_raw_parts(address, self.row.blocks()) }
+    }
+
+    /// The sum of each block, once [`Reader::law`] has run.
+    fn sums(&self) -> &[u64] {
+        let address = self.scratch.sums.address() as *const u64;
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts(address, self.row.blocks()) }
+    }
+
+    /// The histogram of a part; parts use theirs one after the other or on a thread each.
+    fn histogram(&self, part: usize) -> *mut u64 {
+        self.scratch.histograms.slice(part * BUCKETS, BUCKETS).address() as *mut u64
+    }
+
+    fn clear_histograms(&self) {
+        for part in 0..self.split.parts {
+            // SAFETY: scratch of this reader, and no pass is running.
+            unsafe { self.histogram(part).write_bytes(0, BUCKETS) };
+        }
+    }
+
+    /// Finds the peak of each block, and of the row; `None` where there is no candidate.
+    fn scan(&self) -> Option<f32> {
+        let peaks = self.scratch.peaks;
+        self.split.run(self.row.blocks(), &|_, (begin, end)| {
+            // SAFETY: the contract of `new`; each part writes the peaks of its own blocks.
+            unsafe { rows::peaks(self.isa, &self.row, begin, end, peaks.address() as *mut f32) };
+        });
+        let largest = self.peaks().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        (largest > f32::NEG_INFINITY).then_some(largest)
+    }
+
+    /// The place of the first logit equal to `largest`, the largest of all.
+    fn first(&self, largest: f32) -> Option<usize> {
+        let block = self.peaks().iter().position(|&peak| peak == largest)?;
+        // SAFETY: the contract of `new`; the block is one of the row's.
+        unsafe { rows::find(&self.row, block, largest) }
+    }
+
+    /// The place of the largest logit, of equal ones the first; `None` where there is no candidate.
+    pub fn argmax(&self) -> Option<usize> {
+        self.first(self.scan()?)
+    }
+
+    /// The law of the row; `None` where there is no candidate.
+    pub fn law(&self, parameters: &Parameters) -> Option<Law> {
+        let largest = self.scan()?;
+        if parameters.is_greedy() {
+            return self.first(largest).map(Law::Certain);
+        }
+        let mut scale = Scale::new(largest, parameters.temperature);
+        if parameters.top_k > 0
+            && (parameters.top_k as usize) < self.row.len
+            && let Some(kth) = self.kth_largest(parameters.top_k as usize, largest)
+        {
+            scale.floor = scale.floor.max(kth);
+        }
+        // Min-p raises the floor only after top-p has taken its share of the sum.
+        let nucleus = self.nucleus(&scale, parameters.top_p);
+        if parameters.min_p > 0.0 {
+            let floor = self.lowest_logit(&scale, fraction(parameters.min_p));
+            scale.floor = scale.floor.max(floor);
+        }
+        if let Some(floor) = nucleus {
+            scale.floor = scale.floor.max(floor);
+        }
+        Some(Law::Scaled { scale, sum: self.weigh(&scale, None) })
+    }
+
+    /// Sums the weights block by block, and into histograms if there are buckets.
+    fn weigh(&self, scale: &Scale, buckets: Option<&Buckets>) -> u64 {
+        let (peaks, sums) = (self.scratch.peaks, self.scratch.sums);
+        self.split.run(self.row.blocks(), &|part, range| {
+            let blocks = (peaks.address() as *const f32, sums.address() as *mut u64);
+            // SAFETY: the contract of `new`; the peaks are there, and each part writes the sums of
+            // its own blocks and its own histogram.
+            unsafe {
+                let histogram = self.histogram(part);
+                rows::sums(self.isa, &self.row, range, scale, blocks, buckets, histogram);
+            }
+        });
+        self.sums().iter().sum()
+    }
+
+    fn lowest_logit(&self, scale: &Scale, least: f32) -> f32 {
+        // SAFETY: nothing but arithmetic.
+        unsafe { rows::lowest_logit(self.isa, scale, least) }
+    }
+
+    /// The k-th largest logit; `None` where there are not so many.
+    fn kth_largest(&self, k: usize, largest: f32) -> Option<f32> {
+        let any = Scale { peak: largest, factor: 0.0, floor: f32::NEG_INFINITY };
+        let mut low = order(f32::MIN);
+        // The k-th largest of the peaks is not above that of all: most blocks need no look.
+        let peaks = self.peaks();
+        if k < peaks.len() {
+            let row = Row {
+                address: self.scratch.peaks.address(),
+                dtype: Dtype::F32,
+                len: peaks.len(),
+                token_ids: None,
+            };
+            // SAFETY: the peaks are there and stay. No pass of this reader runs meanwhile, so its
+            // histogram is free; the peaks' reader looks at no scratch but that.
+            let reader = unsafe { Reader::new(self.isa, Split::NONE, row, self.scratch) };
+            let buckets = Buckets::over(Measure::Count, low, order(largest));
+            if let Some(key) = reader.narrow(&any, buckets, k as u64, Skip::Nothing) {
+                low = key;
+            }
+        }
+        let buckets = Buckets::over(Measure::Count, low, order(largest));
+        self.narrow(&any, buckets, k as u64, Skip::LowPeaks).map(from_order)
+    }
+
+    /// The lowest logit that top-p keeps; `None` where it keeps all.
+    fn nucleus(&self, scale: &Scale, top_p: f32) -> Option<f32> {
+        if top_p >= 1.0 || top_p.is_nan() {
+            return None;
+        }
+        // The weights up to `cut` cannot sum to more than what top-p leaves out, as the peaks
+        // alone weigh this much; a margin covers the rounding of these few operations.
+        let peaks = self.weigh_peaks(scale);
+        let left_out = (1.0 - f64::from(top_p.max(0.0))) * peaks as f64;
+        let cut = (left_out / self.row.len as f64 * 0.999 - 1.0).max(0.25) as f32;
+        let highest = WEIGHT_ONE as f32;
+        let buckets = Buckets::over(Measure::Weight, cut.to_bits(), highest.to_bits());
+        self.clear_histograms();
+        let sum = self.weigh(scale, Some(&buckets));
+        let limit = top_p_limit(top_p, sum);
+        let least = self.narrow(scale, buckets, limit, Skip::FirstPass)?;
+        Some(self.lowest_logit(scale, f32::from_bits(least)))
+    }
+
+    /// The weights of the peaks: at most those of the row.
+    fn weigh_peaks(&self, scale: &Scale) -> u64 {
+        let row = Row {
+            address: self.scratch.peaks.address(),
+            dtype: Dtype::F32,
+            len: self.row.blocks(),
+            token_ids: None,
+        };
+        let mut weights = Block([0; BLOCK]);
+        let mut sum = 0;
+        for index in 0..row.blocks() {
+            // SAFETY: the peaks are there; the block is one of theirs.
+            unsafe { rows::weights(self.isa, &row, index, scale, &mut weights) };
+            sum += weights.0.iter().sum::<u64>();
+        }
+        sum
+    }
+
+    /// The lowest key that is kept if a key is kept where the mass strictly above it is less than
+    /// `limit`; `None` where the mass of all keys does not reach the limit.
+    fn narrow(&self, scale: &Scale, mut buckets: Buckets, limit: u64, skip: Skip) -> Option<u32> {
+        let mut above = 0;
+        let mut counted = skip == Skip::FirstPass;
+        loop {
+            if !counted {
+                self.clear_histograms();
+                self.count(scale, &buckets, skip);
+            }
+            counted = false;
+            let (bucket, mass) = self.boundary(limit - above)?;
+            above += mass;
+            let low = buckets.low + ((bucket as u32) << buckets.shift);
+            if buckets.shift == 0 {
+                return Some(low);
+            }
+            let high = buckets.high.min(low + ((1 << buckets.shift) - 1));
+            buckets = Buckets::over(buckets.measure, low, high);
+        }
+    }
+
+    fn count(&self, scale: &Scale, buckets: &Buckets, skip: Skip) {
+        let floor = match (skip, buckets.measure) {
+            (Skip::Nothing, _) => f32::NEG_INFINITY,
+            (_, Measure::Count) => from_order(buckets.low),
+            (_, Measure::Weight) => self.lowest_logit(scale, f32::from_bits(buckets.low)),
+        };
+        let scale = Scale { floor: scale.floor.max(floor), ..*scale };
+        let peaks = match skip {
+            Skip::Nothing => std::ptr::null::<f32>() as u64,
+            _ => self.scratch.peaks.address(),
+        };
+        self.split.run(self.row.blocks(), &|part, range| {
+            let (peaks, histogram) = (peaks as *const f32, self.histogram(part));
+            // SAFETY: the contract of `new`; each part has its own histogram.
+            unsafe {
+                rows::histogram(self.isa, &self.row, range, &scale, peaks, buckets, histogram);
+            }
+        });
+    }
+
+    /// The highest bucket with which the mass from above reaches `limit`, and the mass above it.
+    fn boundary(&self, limit: u64) -> Option<(usize, u64)> {
+        let mut above = 0;
+        for bucket in (0..BUCKETS).rev() {
+            // SAFETY: scratch of this reader, and no pass is running.
+            let mass: u64 = (0..self.split.parts)
+                .map(|part| unsafe { self.histogram(part).add(bucket).read() })
+                .sum();
+            if above + mass >= limit {
+                return Some((bucket, above));
+            }
+            above += mass;
+        }
+        None
+    }
+
+    /// The weights of a block by a law.
+    fn weights(&self, law: &Law, block: usize, weights: &mut Block<u64>) {
+        match law {
+            Law::Certain(place) => {
+                weights.0.fill(0);
+                if place / BLOCK == block {
+                    weights.0[place % BLOCK] = WEIGHT_ONE;
+                }
+            }
+            // SAFETY: the contract of `new`; callers name blocks of the row.
+            Law::Scaled { scale, .. } => unsafe {
+                rows::weights(self.isa, &self.row, block, scale, weights);
+            },
+        }
+    }
+
+    /// The sum of a block's weights, if the law is the last one that was asked for.
+    fn block_sum(&self, law: &Law, block: usize) -> u64 {
+        match law {
+            Law::Certain(place) if place / BLOCK == block => WEIGHT_ONE,
+            Law::Certain(_) => 0,
+            Law::Scaled { .. } => self.sums()[block],
+        }
+    }
+
+    /// The weight of one place.
+    pub fn weight(&self, law: &Law, place: usize) -> u64 {
+        let mut weights = Block([0; BLOCK]);
+        self.weights(law, place / BLOCK, &mut weights);
+        weights.0[place % BLOCK]
+    }
+
+    /// The weights of up to a block of places of this row.
+    fn gather(&self, law: &Law, places: &[Option<usize>], weights: &mut Block<u64>) {
+        weights.0.fill(0);
+        match law {
+            Law::Certain(only) => {
+                for (weight, place) in weights.0.iter_mut().zip(places) {
+                    *weight = if *place == Some(*only) { WEIGHT_ONE } else { 0 };
+                }
+            }
+            Law::Scaled { scale, .. } => {
+                let mut logits = Block([f32::NEG_INFINITY; BLOCK]);
+                for (logit, place) in logits.0.iter_mut().zip(places) {
+                    // SAFETY: the contract of `new`; the places lie in the row.
+                    *logit =
+                        place.map_or(f32::NEG_INFINITY, |place| unsafe { self.row.logit(place) });
+                }
+                let address = logits.0.as_ptr() as u64;
+                let dtype = Dtype::F32;
+                let row = Row { address, dtype, len: BLOCK, token_ids: None };
+                // SAFETY: the row of the block above.
+                unsafe { rows::weights(self.isa, &row, 0, scale, weights) };
+            }
+        }
+    }
+
+    /// The place that a number stands for: the first one in order with which the weights exceed
+    /// the number's share of their sum. The law is the last one that was asked for.
+    pub fn draw(&self, law: &Law, number: u64) -> usize {
+        let mut target = scaled(number, u128::from(law.sum())) as u64;
+        let mut weights = Block([0; BLOCK]);
+        for block in 0..self.row.blocks() {
+            let sum = self.block_sum(law, block);
+            if target >= sum {
+                target -= sum;
+                continue;
+            }
+            self.weights(law, block, &mut weights);
+            for (place, &weight) in weights.0.iter().enumerate() {
+                if target < weight {
+                    return block * BLOCK + place;
+                }
+                target -= weight;
+            }
+        }
+        unreachable!("the share of a sum is less than the sum")
+    }
+}
+
+/// Which blocks a histogram leaves out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Skip {
+    /// None.
+    Nothing,
+    /// Those whose peak is below the lowest key.
+    LowPeaks,
+    /// The same; the first histogram is there already.
+    FirstPass,
+}
+
+/// What a proposal was drawn from, over the target's vocabulary.
+#[derive(Clone, Copy, Debug)]
+pub enum DraftLaw<'a> {
+    /// The weights of a row of candidates.
+    Row(Reader<'a>, Law),
+    /// Certainty of a token.
+    Token(usize),
+}
+
+impl DraftLaw<'_> {
+    fn sum(&self) -> u128 {
+        match self {
+            Self::Row(_, law) => law.sum().into(),
+            Self::Token(_) => WEIGHT_ONE.into(),
+        }
+    }
+
+    /// The weight of a token.
+    fn weight(&self, ids: TokenIds, token: usize) -> u64 {
+        match self {
+            Self::Token(only) => {
+                if *only == token {
+                    WEIGHT_ONE
+                } else {
+                    0
+                }
+            }
+            Self::Row(reader, law) => {
+                ids.place(reader.row.len, token).map_or(0, |place| reader.weight(law, place))
+            }
+        }
+    }
+}
+
+/// The target's ids of a row of candidates.
+#[derive(Clone, Copy, Debug)]
+pub enum TokenIds {
+    /// The candidates are the vocabulary.
+    Identity,
+    /// The address of one id per candidate.
+    At(u64),
+}
+
+impl TokenIds {
+    fn of(self, place: usize) -> Option<usize> {
+        match self {
+            Self::Identity => Some(place),
+            // SAFETY: one id per candidate, by the contract of `Contest`.
+            Self::At(address) => {
+                usize::try_from(unsafe { (address as *const i32).add(place).read() }).ok()
+            }
+        }
+    }
+
+    fn place(self, candidates: usize, token: usize) -> Option<usize> {
+        match self {
+            Self::Identity => (token < candidates).then_some(token),
+            Self::At(_) => (0..candidates).find(|&place| self.of(place) == Some(token)),
+        }
+    }
+}
+
+/// The target's law p of a row against the law q that its proposal was drawn from.
+#[derive(Clone, Copy, Debug)]
+pub struct Contest<'a> {
+    /// The target's row.
+    pub target: Reader<'a>,
+    /// p, the last law that the row was asked for.
+    pub p: Law,
+    /// q.
+    pub q: DraftLaw<'a>,
+    /// The tokens of q's candidates: valid for all of them.
+    pub ids: TokenIds,
+    /// Scratch, one element per block of the target's row.
+    pub overlap: Span<u128>,
+}
+
+impl Contest<'_> {
+    /// Whether `number` is below p / q at the token; not where q is 0, as it was not drawn then.
+    pub fn accepts(&self, token: usize, number: u64) -> bool {
+        let p = u128::from(self.target.weight(&self.p, token));
+        let q = u128::from(self.q.weight(self.ids, token));
+        q > 0 && scaled(number, q * u128::from(self.p.sum())) < p * self.q.sum()
+    }
+
+    /// The token that a number stands for in max(p - q, 0); `None` where that is nothing.
+    pub fn draw_residual(&self, number: u64) -> Option<usize> {
+        let common = self.measure_overlap();
+        let (p_sum, q_sum) = (u128::from(self.p.sum()), self.q.sum());
+        // Ids that stand twice against the documented contract could make the overlap too large:
+        // then a wrong token is drawn, but nothing breaks.
+        let residual = (p_sum * q_sum).saturating_sub(common);
+        let mut target = scaled(number, residual);
+        let mut last = None;
+        for block in 0..self.target.row.blocks() {
+            let p = u128::from(self.target.block_sum(&self.p, block)) * q_sum;
+            let rest = p.saturating_sub(self.overlaps()[block]);
+            if target >= rest {
+                target -= rest;
+                continue;
+            }
+            let (mut ours, mut theirs) = (Block([0; BLOCK]), Block([0; BLOCK]));
+            self.target.weights(&self.p, block, &mut ours);
+            self.draft_weights(block, &mut theirs);
+            for (place, (&ours, &theirs)) in ours.0.iter().zip(&theirs.0).enumerate() {
+                let rest = (u128::from(ours) * q_sum).saturating_sub(u128::from(theirs) * p_sum);
+                if rest > 0 {
+                    last = Some(block * BLOCK + place);
+                }
+                if target < rest {
+                    return last;
+                }
+                target -= rest;
+            }
+        }
+        last
+    }
+
+    fn overlaps(&self) -> &[u128] {
+        let address = self.overlap.address() as *const u128;
+        // SAFETY: scratch of this contest; nothing writes it while the slice is used.
+        unsafe { std::slice::from_raw_parts(address, self.target.row.blocks()) }
+    }
+
+    /// Adds up min(p, q) in units of one over both sums, by blocks of the target's row and in all.
+    fn measure_overlap(&self) -> u128 {
+        let blocks = self.target.row.blocks();
+        let overlap = self.overlap.address();
+        // SAFETY: scratch of this contest.
+        unsafe { (overlap as *mut u128).write_bytes(0, blocks) };
+        match self.q {
+            DraftLaw::Token(token) => {
+                let p = u128::from(self.target.weight(&self.p, token));
+                let common =
+                    (p * self.q.sum()).min(u128::from(WEIGHT_ONE) * u128::from(self.p.sum()));
+                // SAFETY: the token's block is one of the row's.
+                unsafe { (overlap as *mut u128).add(token / BLOCK).write(common) };
+            }
+            DraftLaw::Row(reader, law) => match self.ids {
+                TokenIds::Identity => self.target.split.run(blocks, &|_, (begin, end)| {
+                    for block in begin..end {
+                        let common = self.block_overlap(&reader, &law, block);
+                        // SAFETY: scratch of this contest; each part writes its own blocks.
+                        unsafe { (overlap as *mut u128).add(block).write(common) };
+                    }
+                }),
+                TokenIds::At(_) => self.scatter_overlap(&reader, &law),
+            },
+        }
+        self.overlaps().iter().sum()
+    }
+
+    /// min(p, q) summed over a block of the vocabulary that is the same block of q's row.
+    fn block_overlap(&self, reader: &Reader<'_>, law: &Law, block: usize) -> u128 {
+        if self.target.block_sum(&self.p, block) == 0 || reader.block_sum(law, block) == 0 {
+            return 0;
+        }
+        let (mut ours, mut theirs) = (Block([0; BLOCK]), Block([0; BLOCK]));
+        self.target.weights(&self.p, block, &mut ours);
+        reader.weights(law, block, &mut theirs);
+        self.common(&ours, &theirs, |_, _| {})
+    }
+
+    /// Sums min(p, q) over two blocks of weights, telling each that is not 0.
+    fn common(
+        &self,
+        ours: &Block<u64>,
+        theirs: &Block<u64>,
+        mut tell: impl FnMut(usize, u128),
+    ) -> u128 {
+        let (p_sum, q_sum) = (u128::from(self.p.sum()), self.q.sum());
+        let mut sum = 0;
+        for (place, (&ours, &theirs)) in ours.0.iter().zip(&theirs.0).enumerate() {
+            if ours != 0 && theirs != 0 {
+                let common = (u128::from(ours) * q_sum).min(u128::from(theirs) * p_sum);
+                tell(place, common);
+                sum += common;
+            }
+        }
+        sum
+    }
+
+    /// Adds min(p, q) of all candidates to the blocks that their tokens lie in.
+    fn scatter_overlap(&self, reader: &Reader<'_>, law: &Law) {
+        let vocabulary = self.target.row.len;
+        let (mut ours, mut theirs) = (Block([0; BLOCK]), Block([0; BLOCK]));
+        for block in 0..reader.row.blocks() {
+            if reader.block_sum(law, block) == 0 {
+                continue;
+            }
+            reader.weights(law, block, &mut theirs);
+            let mut tokens = [None; BLOCK];
+            let first = block * BLOCK;
+            for place in 0..BLOCK.min(reader.row.len - first) {
+                let is_drawn = theirs.0[place] > 0;
+                let token = self.ids.of(first + place).filter(|&token| token < vocabulary);
+                tokens[place] = token.filter(|_| is_drawn);
+            }
+            self.target.gather(&self.p, &tokens, &mut ours);
+            self.common(&ours, &theirs, |place, common| {
+                if let Some(token) = tokens[place] {
+                    // SAFETY: scratch of this contest; the token lies in the vocabulary.
+                    unsafe {
+                        let at = (self.overlap.address() as *mut u128).add(token / BLOCK);
+                        *at = (*at).saturating_add(common);
+                    }
+                }
+            });
+        }
+    }
+
+    /// The weights of q on a block of the vocabulary.
+    fn draft_weights(&self, block: usize, weights: &mut Block<u64>) {
+        weights.0.fill(0);
+        match self.q {
+            DraftLaw::Token(token) => {
+                if token / BLOCK == block {
+                    weights.0[token % BLOCK] = WEIGHT_ONE;
+                }
+            }
+            DraftLaw::Row(reader, law) => match self.ids {
+                TokenIds::Identity => reader.weights(&law, block, weights),
+                TokenIds::At(_) => self.collect(&reader, &law, block, weights),
+            },
+        }
+    }
+
+    /// The weights of the candidates whose tokens lie in a block of the vocabulary.
+    fn collect(&self, reader: &Reader<'_>, law: &Law, block: usize, weights: &mut Block<u64>) {
+        let mut theirs = Block([0; BLOCK]);
+        for candidates in 0..reader.row.blocks() {
+            if reader.block_sum(law, candidates) == 0 {
+                continue;
+            }
+            let first = candidates * BLOCK;
+            let mut are_known = false;
+            for place in first..reader.row.len.min(first + BLOCK) {
+                let Some(token) = self.ids.of(place).filter(|token| token / BLOCK == block) else {
+                    continue;
+                };
+                if !are_known {
+                    reader.weights(law, candidates, &mut theirs);
+                    are_known = true;
+                }
+                weights.0[token % BLOCK] = theirs.0[place - first];
+            }
+        }
+    }
+}

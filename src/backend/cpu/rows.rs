@@ -1,0 +1,487 @@
+//! Passes over a row of logits, block by block. All of them give the same bits on every
+//! instruction set: lanes are exact, and sums are those of integers.
+
+use super::simd::{LANES, Lanes, dispatched};
+use crate::sampling::{
+    EXP2, LOWEST_POWER, Scale, WEIGHT_BITS, WEIGHT_ONE, from_order, order, whole,
+};
+use crate::tensor::Dtype;
+
+/// Elements of a block: what a pass skips or sums as a whole.
+pub const BLOCK: usize = 256;
+
+/// Buckets of a histogram.
+pub const BUCKETS: usize = 1 << BUCKET_BITS;
+
+/// The binary logarithm of [`BUCKETS`].
+pub const BUCKET_BITS: u32 = 11;
+
+/// A row of logits in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// The address of the first logit.
+    pub address: u64,
+    /// The element type.
+    pub dtype: Dtype,
+    /// The number of logits.
+    pub len: usize,
+    /// The address of one `i32` per logit; where it is negative, the logit counts as -inf.
+    pub token_ids: Option<u64>,
+}
+
+impl Row {
+    /// The number of blocks.
+    pub fn blocks(&self) -> usize {
+        self.len.div_ceil(BLOCK)
+    }
+
+    /// One logit.
+    ///
+    /// # Safety
+    ///
+    /// The row's memory is valid; `index` lies in it.
+    pub unsafe fn logit(&self, index: usize) -> f32 {
+        // SAFETY: as this function's contract.
+        unsafe {
+            match self.dtype {
+                Dtype::F32 => (self.address as *const f32).add(index).read(),
+                Dtype::F16 => (self.address as *const half::f16).add(index).read().to_f32(),
+                Dtype::Bf16 => (self.address as *const half::bf16).add(index).read().to_f32(),
+            }
+        }
+    }
+}
+
+/// The values of a block.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub struct Block<T>(pub [T; BLOCK]);
+
+/// What a histogram counts, and in which order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// One per logit, in the order of the logits; the key is their [`order`].
+    Count,
+    /// The weights, in the order of the relative weights; the key is their bits.
+    Weight,
+}
+
+/// A histogram over the keys `low ..= high`, with buckets of `1 << shift` keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Buckets {
+    /// What is counted.
+    pub measure: Measure,
+    /// The lowest key.
+    pub low: u32,
+    /// The highest key.
+    pub high: u32,
+    /// The binary logarithm of a bucket's keys.
+    pub shift: u32,
+}
+
+impl Buckets {
+    /// The finest buckets for an interval of keys.
+    pub fn over(measure: Measure, low: u32, high: u32) -> Self {
+        let bits = 32 - (high - low).leading_zeros();
+        Self { measure, low, high, shift: bits.saturating_sub(BUCKET_BITS) }
+    }
+}
+
+/// The block's logits: where they are, or converted and padded with -inf in `buffer`.
+///
+/// # Safety
+///
+/// As for [`Lanes`]; the row's memory is valid; `index` is one of its blocks.
+#[inline(always)]
+unsafe fn logits<L: Lanes>(row: &Row, index: usize, buffer: &mut Block<f32>) -> *const f32 {
+    let start = index * BLOCK;
+    let len = BLOCK.min(row.len - start);
+    let to = buffer.0.as_mut_ptr();
+    let from = row.address + (start * row.dtype.size()) as u64;
+    // SAFETY: `len` elements from `start` on are in the row, and `len` is at most the buffer's.
+    unsafe {
+        match row.dtype {
+            Dtype::F32 if len == BLOCK && row.token_ids.is_none() => return from as *const f32,
+            Dtype::F32 => to.copy_from_nonoverlapping(from as *const f32, len),
+            Dtype::F16 => {
+                let from = from as *const u16;
+                convert(
+                    from,
+                    to,
+                    len,
+                    |group| L::load_f16(group),
+                    |bits| half::f16::from_bits(bits).to_f32(),
+                );
+            }
+            Dtype::Bf16 => {
+                let from = from as *const u16;
+                convert(
+                    from,
+                    to,
+                    len,
+                    |group| L::load_bf16(group),
+                    |bits| half::bf16::from_bits(bits).to_f32(),
+                );
+            }
+        }
+    }
+    buffer.0[len..].fill(f32::NEG_INFINITY);
+    if let Some(ids) = row.token_ids {
+        for lane in 0..len {
+            // SAFETY: one id per logit, by the contract of Row.
+            if unsafe { (ids as *const i32).add(start + lane).read() } < 0 {
+                buffer.0[lane] = f32::NEG_INFINITY;
+            }
+        }
+    }
+    to
+}
+
+/// # Safety
+///
+/// As for [`Lanes`]; `len` elements at both pointers.
+#[inline(always)]
+unsafe fn convert<L: Lanes>(
+    from: *const u16,
+    to: *mut f32,
+    len: usize,
+    group: impl Fn(*const u16) -> L,
+    single: impl Fn(u16) -> f32,
+) {
+    let whole_groups = len / LANES * LANES;
+    // SAFETY: as this function's contract.
+    unsafe {
+        for lane in (0..whole_groups).step_by(LANES) {
+            group(from.add(lane)).store(to.add(lane));
+        }
+        for lane in whole_groups..len {
+            to.add(lane).write(single(from.add(lane).read()));
+        }
+    }
+}
+
+/// The relative weights of a block of logits.
+///
+/// # Safety
+///
+/// As for [`Lanes`]; `logits` points to a block.
+#[inline(always)]
+unsafe fn relative<L: Lanes>(logits: *const f32, scale: &Scale, weights: &mut Block<f32>) {
+    // SAFETY: a block is read and written, by this function's contract.
+    unsafe {
+        for lane in (0..BLOCK).step_by(LANES) {
+            power::<L>(L::load(logits.add(lane)), scale).store(weights.0.as_mut_ptr().add(lane));
+        }
+        if scale.floor > f32::NEG_INFINITY {
+            for lane in 0..BLOCK {
+                if !logits.add(lane).read().ge(&scale.floor) {
+                    weights.0[lane] = 0.0;
+                }
+            }
+        }
+    }
+}
+
+/// The relative weights of sixteen logits, filters aside.
+///
+/// # Safety
+///
+/// As for [`Lanes`].
+#[inline(always)]
+unsafe fn power<L: Lanes>(logits: L, scale: &Scale) -> L {
+    // Adding 1.5 * 2^23 rounds to an integer, which then stands in the lowest bits.
+    const INTEGER: f32 = 12_582_912.0;
+    // SAFETY: lane arithmetic only.
+    unsafe {
+        let power = logits.sub(L::splat(scale.peak)).mul(L::splat(scale.factor));
+        // This order of the two bounds makes NaN the lowest power.
+        let power = power.max(L::splat(LOWEST_POWER)).min(L::splat(0.0));
+        let shifted = power.add(L::splat(INTEGER));
+        let fraction = power.sub(shifted.sub(L::splat(INTEGER)));
+        // Multiples of 2^-22: neighbours then lie further apart than the polynomial errs, so that
+        // the result never falls when the logit rises.
+        let fraction = fraction.add(L::splat(3.0)).sub(L::splat(3.0));
+        let mut sum = L::splat(EXP2[5]);
+        for &coefficient in EXP2[..5].iter().rev() {
+            sum = sum.fma(fraction, L::splat(coefficient));
+        }
+        sum.fma(fraction, L::splat(1.0)).add_exponent(shifted.add(L::splat(WEIGHT_BITS as f32)))
+    }
+}
+
+/// The sum of the integers that relative weights round to.
+#[inline(always)]
+fn total(weights: &Block<f32>) -> u64 {
+    const ONES: f64 = (1_u64 << 52) as f64;
+    let mut sums = [0_u64; LANES];
+    for group in weights.0.as_chunks::<LANES>().0 {
+        for (sum, &weight) in sums.iter_mut().zip(group) {
+            // As `whole`, with the 2^52 taken off at the end.
+            *sum = sum.wrapping_add((f64::from(weight) + ONES).to_bits());
+        }
+    }
+    let sum = sums.into_iter().fold(0, u64::wrapping_add);
+    sum.wrapping_sub(ONES.to_bits().wrapping_mul(BLOCK as u64))
+}
+
+/// The largest of a block that is not NaN, or -inf.
+///
+/// # Safety
+///
+/// As for [`Lanes`]; `logits` points to a block.
+#[inline(always)]
+unsafe fn largest<L: Lanes>(logits: *const f32) -> f32 {
+    const CHAINS: usize = 4;
+    let mut lanes = [0.0; LANES];
+    // SAFETY: a block is read, by this function's contract.
+    unsafe {
+        let mut most = [L::splat(f32::NEG_INFINITY); CHAINS];
+        for group in (0..BLOCK).step_by(LANES * CHAINS) {
+            for (chain, most) in most.iter_mut().enumerate() {
+                *most = L::load(logits.add(group + chain * LANES)).max(*most);
+            }
+        }
+        most[0].max(most[1]).max(most[2].max(most[3])).store(lanes.as_mut_ptr());
+    }
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            lanes[lane] =
+                if lanes[lane + half] > lanes[lane] { lanes[lane + half] } else { lanes[lane] };
+        }
+    }
+    lanes[0]
+}
+
+/// # Safety
+///
+/// As for [`Lanes`]; the row's memory is valid, its blocks begin .. end have a place at `peaks`.
+#[inline(always)]
+unsafe fn peaks_generic<L: Lanes>(row: &Row, begin: usize, end: usize, peaks: *mut f32) {
+    let mut buffer = Block([0.0; BLOCK]);
+    for index in begin..end {
+        // SAFETY: as this function's contract.
+        unsafe { peaks.add(index).write(largest::<L>(logits::<L>(row, index, &mut buffer))) };
+    }
+}
+
+/// # Safety
+///
+/// As for [`Lanes`]; the row's memory is valid, and so are `peaks` and `sums` for its blocks
+/// begin .. end, and `histogram` for [`BUCKETS`] elements where there are buckets.
+#[inline(always)]
+unsafe fn sums_generic<L: Lanes>(
+    row: &Row,
+    (begin, end): (usize, usize),
+    scale: &Scale,
+    (peaks, sums): (*const f32, *mut u64),
+    buckets: Option<&Buckets>,
+    histogram: *mut u64,
+) {
+    let mut buffer = Block([0.0; BLOCK]);
+    let mut weights = Block([0.0; BLOCK]);
+    for index in begin..end {
+        // SAFETY: as this function's contract.
+        unsafe {
+            let mut sum = 0;
+            if peaks.add(index).read() >= scale.floor {
+                relative::<L>(logits::<L>(row, index, &mut buffer), scale, &mut weights);
+                sum = total(&weights);
+                if let Some(buckets) = buckets {
+                    count::<L>(weights.0.as_ptr(), buckets, histogram);
+                }
+            }
+            sums.add(index).write(sum);
+        }
+    }
+}
+
+/// Adds a block of keys, logits or relative weights, to a histogram.
+///
+/// # Safety
+///
+/// As for [`Lanes`]; `values` points to a block and `histogram` to [`BUCKETS`] elements.
+#[inline(always)]
+unsafe fn count<L: Lanes>(values: *const f32, buckets: &Buckets, histogram: *mut u64) {
+    let Buckets { measure, low, high, shift } = *buckets;
+    let lowest = match measure {
+        Measure::Count => from_order(low),
+        Measure::Weight => f32::from_bits(low),
+    };
+    let mut found = [0.0_f32; BLOCK + LANES];
+    let mut len = 0;
+    // SAFETY: a block is read; each group stores sixteen elements from `len` on at most, and `len`
+    // grows by sixteen per group at most. Buckets are at most (high - low) >> shift.
+    unsafe {
+        for lane in (0..BLOCK).step_by(LANES) {
+            len +=
+                L::load(values.add(lane)).store_from(L::splat(lowest), found.as_mut_ptr().add(len));
+        }
+        for &value in found.get_unchecked(..len) {
+            let (key, mass) = match measure {
+                Measure::Count => (order(value), 1),
+                Measure::Weight => (value.to_bits(), whole(value)),
+            };
+            // Zeros of both signs are equal, but not their keys: hence both comparisons.
+            if key >= low && key <= high {
+                *histogram.add(((key - low) >> shift) as usize) += mass;
+            }
+        }
+    }
+}
+
+/// # Safety
+///
+/// As for [`Lanes`]; the row's memory is valid, `peaks` is NULL or valid for its blocks
+/// begin .. end, and `histogram` for [`BUCKETS`] elements.
+#[inline(always)]
+unsafe fn histogram_generic<L: Lanes>(
+    row: &Row,
+    (begin, end): (usize, usize),
+    scale: &Scale,
+    peaks: *const f32,
+    buckets: &Buckets,
+    histogram: *mut u64,
+) {
+    let mut buffer = Block([0.0; BLOCK]);
+    let mut weights = Block([0.0; BLOCK]);
+    for index in begin..end {
+        // SAFETY: as this function's contract.
+        unsafe {
+            if !peaks.is_null() && peaks.add(index).read() < scale.floor {
+                continue;
+            }
+            let logits = logits::<L>(row, index, &mut buffer);
+            match buckets.measure {
+                Measure::Count => count::<L>(logits, buckets, histogram),
+                Measure::Weight => {
+                    relative::<L>(logits, scale, &mut weights);
+                    count::<L>(weights.0.as_ptr(), buckets, histogram);
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+///
+/// As for [`Lanes`]; the row's memory is valid, `index` is one of its blocks.
+#[inline(always)]
+unsafe fn weights_generic<L: Lanes>(
+    row: &Row,
+    index: usize,
+    scale: &Scale,
+    weights: &mut Block<u64>,
+) {
+    let mut buffer = Block([0.0; BLOCK]);
+    let mut block = Block([0.0; BLOCK]);
+    // SAFETY: as this function's contract.
+    unsafe { relative::<L>(logits::<L>(row, index, &mut buffer), scale, &mut block) };
+    for (weight, &relative) in weights.0.iter_mut().zip(&block.0) {
+        *weight = whole(relative);
+    }
+}
+
+/// # Safety
+///
+/// As for [`Lanes`].
+#[inline(always)]
+unsafe fn lowest_logit_generic<L: Lanes>(scale: &Scale, least: f32) -> f32 {
+    // The peak, or for rows with +inf the largest finite number, reaches every weight.
+    let (mut low, mut high) = (order(f32::NEG_INFINITY), order(scale.peak));
+    let mut lanes = [0.0; LANES];
+    while low < high {
+        let middle = low + (high - low) / 2;
+        // SAFETY: sixteen elements on the stack.
+        unsafe { power::<L>(L::splat(from_order(middle)), scale).store(lanes.as_mut_ptr()) };
+        if lanes[0] >= least {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    from_order(high)
+}
+
+dispatched! {
+    /// Writes the largest logit of each of the blocks begin .. end that is not NaN, or -inf.
+    ///
+    /// # Safety
+    ///
+    /// The row's memory is valid; `peaks` has a place for each of its blocks.
+    pub unsafe fn peaks(row: &Row, begin: usize, end: usize, peaks: *mut f32) = peaks_generic
+}
+
+dispatched! {
+    /// Writes the sum of the weights of each of the blocks of a range, and adds the weights to a
+    /// histogram if there are buckets.
+    ///
+    /// # Safety
+    ///
+    /// The row's memory is valid; `peaks` are its blocks' largest logits, `sums` has a place for
+    /// each, and `histogram` has [`BUCKETS`] elements if there are buckets.
+    pub unsafe fn sums(
+        row: &Row,
+        range: (usize, usize),
+        scale: &Scale,
+        blocks: (*const f32, *mut u64),
+        buckets: Option<&Buckets>,
+        histogram: *mut u64,
+    ) = sums_generic
+}
+
+dispatched! {
+    /// Adds the blocks of a range to a histogram, without those whose peak lies below the floor.
+    ///
+    /// # Safety
+    ///
+    /// The row's memory is valid; `peaks` is NULL or has its blocks' largest logits, and
+    /// `histogram` has [`BUCKETS`] elements.
+    pub unsafe fn histogram(
+        row: &Row,
+        range: (usize, usize),
+        scale: &Scale,
+        peaks: *const f32,
+        buckets: &Buckets,
+        histogram: *mut u64,
+    ) = histogram_generic
+}
+
+dispatched! {
+    /// The weights of a block; beyond the row's end they are 0.
+    ///
+    /// # Safety
+    ///
+    /// The row's memory is valid; `index` is one of its blocks.
+    pub unsafe fn weights(row: &Row, index: usize, scale: &Scale, weights: &mut Block<u64>) = weights_generic
+}
+
+dispatched! {
+    /// The lowest logit whose relative weight, filters aside, is at least `least`, which is at
+    /// most the largest there is.
+    ///
+    /// # Safety
+    ///
+    /// None beyond that of the instruction set.
+    pub unsafe fn lowest_logit(scale: &Scale, least: f32) -> f32 = lowest_logit_generic
+}
+
+/// The place of the first logit equal to `value` in a block.
+///
+/// # Safety
+///
+/// The row's memory is valid; `index` is one of its blocks.
+pub unsafe fn find(row: &Row, index: usize, value: f32) -> Option<usize> {
+    let begin = index * BLOCK;
+    let is_candidate = |place: usize| {
+        // SAFETY: one id per logit, by the contract of Row.
+        row.token_ids.is_none_or(|ids| unsafe { (ids as *const i32).add(place).read() } >= 0)
+    };
+    (begin..row.len.min(begin + BLOCK)).find(|&place| {
+        // SAFETY: as this function's contract.
+        unsafe { row.logit(place) == value && is_candidate(place) }
+    })
+}
+
+const _: () = assert!(BLOCK.is_multiple_of(4 * LANES));
+// Every sum of weights fits 63 bits for rows below 2^21 logits, with the ones of `total` on top.
+const _: () = assert!(WEIGHT_ONE == 1 << 42);

@@ -1,0 +1,251 @@
+//! Verification.
+
+use super::boundary::{self, borrow, call, within};
+use super::context::spec_context;
+use super::session::no_stream;
+use super::tensors::{self, column, matrix, optional_span, span};
+use super::types::{
+    SPEC_DECISION_ACCEPTED, SPEC_DECISION_EMITTED, SPEC_DECISION_FLAG_INVALID,
+    SPEC_DECISION_FLAG_LIMIT, SPEC_DECISION_FLAG_NO_CANDIDATE, SPEC_DECISION_FLAG_STOPPED,
+    SPEC_DECISION_FLAGS, SPEC_DECISION_NEXT_POSITION, SPEC_DECISION_NEXT_TOKEN,
+    SPEC_DECISION_TOKENS, SPEC_PADDING, spec_distribution, spec_error, spec_status, spec_tensor,
+    spec_verify_args,
+};
+use crate::backend::phases::Column;
+use crate::backend::verify::{DraftDistribution, VerifyBatch, record};
+use crate::error::{Error, Result};
+use crate::tensor::{ALIGNMENT, Matrix, Span};
+use crate::verify;
+use std::ffi::c_void;
+
+/// Sums of weights fit 63 bits below this.
+const VOCABULARY_END: usize = 1 << 21;
+
+/// Says how many bytes of workspace `spec_verify` needs.
+///
+/// Of `args` only the sizes, the shapes of the tensors and the rule are looked at: the data and the arrays may be NULL. The
+/// answer is enough for any batch of at most as many sequences, logits and candidates. Errors: INVALID_ARGUMENT, UNSUPPORTED.
+///
+/// Contract: any thread; does not block; allocates nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn spec_verify_workspace_size(
+    context: *const spec_context,
+    args: *const spec_verify_args,
+    size: *mut u64,
+    error: *mut spec_error,
+) -> spec_status {
+    call("spec_verify_workspace_size", error, || {
+        // SAFETY: the documented contract of the arguments.
+        let (context, args) = unsafe { (borrow(context)?, boundary::read(args)?) };
+        if size.is_null() || !size.is_aligned() {
+            return Err(Error::invalid(format!("size: expected a place for it, found {size:p}")));
+        }
+        // SAFETY: the documented contract of the distribution.
+        let draft = unsafe { boundary::read_optional(args.draft)? };
+        let sizes = sizes(&args, draft.as_ref())?;
+        let bytes = verify::workspace_bytes(context.context.backend(), &sizes, args.rule)?;
+        // SAFETY: not NULL, aligned, and writable by the documented contract.
+        unsafe { size.write(bytes as u64) };
+        Ok(())
+    })
+}
+
+/// Decides which drafts the target accepts, and which token follows them.
+///
+/// For each sequence one decision record is written: drafts accepted, tokens emitted, the next root and its position, the tokens, and the
+/// path that `spec_draft` commits. Logits are taken as they are: `sampling` says how tokens are drawn from them, top-k first, then top-p of what is
+/// left, then min-p. Only the rows that a decision needs are read.
+///
+/// Every draw is one number through the inverse of the cumulative distribution in the order of the ids, and weights are integers: equal logits
+/// and numbers give equal decisions on any device, for any number of threads and beside any other sequences.
+///
+/// The emission of a sequence ends after a stop token, accepted or not, and after `limit` tokens; the flags say so whenever the last token is a stop token
+/// or the limit is used up. A limit of 0 or less emits nothing. What is out of range in the contents of the arrays (rows, drafts, positions, NaN
+/// parameters, `uniforms` outside of [0, 1)) makes that sequence emit nothing, with the flag INVALID; the others are not affected.
+///
+/// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED (a vocabulary of 2^21 tokens or more, a rule or flag that this version does not
+/// know); then nothing has changed.
+///
+/// Contract: any thread; the work is done when the call returns (CPU); allocates nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn spec_verify(
+    context: *const spec_context,
+    args: *const spec_verify_args,
+    stream: *mut c_void,
+    error: *mut spec_error,
+) -> spec_status {
+    call("spec_verify", error, || {
+        // SAFETY: the documented contract of the arguments.
+        let (context, args) = unsafe { (borrow(context)?, boundary::read(args)?) };
+        no_stream(stream)?;
+        // SAFETY: the documented contract of the arguments.
+        let batch = unsafe { batch(&args)? };
+        let workspace = workspace(&args)?;
+        verify::verify(context.context.backend(), &batch, args.rule, workspace)
+    })
+}
+
+fn workspace(args: &spec_verify_args) -> Result<Span<u8>> {
+    let (address, bytes) = (args.workspace as u64, args.workspace_size);
+    if address == 0 && bytes > 0 || !address.is_multiple_of(ALIGNMENT as u64) {
+        return Err(Error::invalid(format!(
+            "workspace: expected memory aligned to {ALIGNMENT}, found {:p} of {bytes} bytes",
+            args.workspace
+        )));
+    }
+    Ok(Span::new(address, usize::try_from(bytes).unwrap_or(usize::MAX)))
+}
+
+/// The batch as far as its sizes go, with no memory behind it.
+fn sizes(args: &spec_verify_args, draft: Option<&spec_distribution>) -> Result<VerifyBatch> {
+    if args.flags & !SPEC_PADDING != 0 {
+        return Err(Error::unsupported(format!("flags: found {:#x}", args.flags)));
+    }
+    if !args.tree.is_null() {
+        return Err(Error::unsupported("tree: expected NULL; trees are not supported yet"));
+    }
+    let logits = shape("logits", &args.logits)?;
+    let draft = draft.map(|draft| candidates(args, draft, logits.columns)).transpose()?;
+    let none = Column { span: Span::new(0, 0), stride: 1 };
+    Ok(VerifyBatch {
+        num_sequences: within("num_sequences", args.num_sequences.into(), 0, i32::MAX.into())?,
+        max_drafts: within("max_drafts", args.max_drafts.into(), 0, 1023)?,
+        logits,
+        row_begin: None,
+        num_drafts: None,
+        draft_tokens: none,
+        position: none,
+        limit: None,
+        sampling: tensors::sampling(None, 0)?,
+        draft,
+        uniforms: None,
+        stop_tokens: Span::new(0, 0),
+        padding: if args.flags & SPEC_PADDING != 0 { args.padding } else { -1 },
+        decisions: none,
+        counters: None,
+    })
+}
+
+/// The shape of a tensor of logits, whatever its data.
+fn shape(what: &str, tensor: &spec_tensor) -> Result<Matrix> {
+    let data = std::ptr::without_provenance_mut(ALIGNMENT);
+    let matrix = matrix(&what, &spec_tensor { data, ..*tensor }, 0, None)?;
+    match matrix.columns {
+        0 => Err(Error::invalid(format!("{what}: expected at least 1 column, found 0"))),
+        1..VOCABULARY_END => Ok(matrix),
+        columns => Err(Error::unsupported(format!(
+            "{what}: expected fewer than {VOCABULARY_END} columns, found {columns}"
+        ))),
+    }
+}
+
+/// The sizes of a distribution.
+fn candidates(
+    args: &spec_verify_args,
+    draft: &spec_distribution,
+    vocabulary: usize,
+) -> Result<DraftDistribution> {
+    let logits = shape("draft.logits", &draft.logits)?;
+    if draft.token_ids.is_null() && logits.columns != vocabulary {
+        return Err(Error::invalid(format!(
+            "draft.token_ids: expected ids for the {} columns of draft.logits, as the vocabulary has {vocabulary}, found NULL",
+            logits.columns
+        )));
+    }
+    let stride = match draft.token_ids_stride {
+        0 => 0,
+        stride => within("draft.token_ids_stride", stride, logits.columns as i64, 1 << 40)?,
+    };
+    let rows = within("draft.rows_per_sequence", draft.rows_per_sequence.into(), 0, 1 << 30)?;
+    let rows = if rows == 0 { args.max_drafts.max(0) as usize } else { rows };
+    Ok(DraftDistribution {
+        logits,
+        token_ids: None,
+        token_ids_stride: stride,
+        row_begin: None,
+        rows_per_sequence: rows,
+        sampling: None,
+    })
+}
+
+/// # Safety
+///
+/// The pointers in `args` are as documented.
+unsafe fn batch(args: &spec_verify_args) -> Result<VerifyBatch> {
+    // SAFETY: as this function's contract.
+    let (given, sampling) =
+        unsafe { (boundary::read_optional(args.draft)?, boundary::read_optional(args.sampling)?) };
+    let sizes = sizes(args, given.as_ref())?;
+    let (sequences, drafts) = (sizes.num_sequences, sizes.max_drafts);
+    let draft = match (&given, sizes.draft) {
+        // SAFETY: as this function's contract.
+        (Some(given), Some(sizes)) => Some(unsafe { distribution(given, sizes, sequences)? }),
+        _ => None,
+    };
+    let record = record::len(drafts);
+    within("decision_stride", args.decision_stride.into(), record as i64, i32::MAX.into())?;
+    let decisions = args.decisions.cast_const();
+    let stops = within("num_stop_tokens", args.num_stop_tokens.into(), 0, i32::MAX.into())?;
+    Ok(VerifyBatch {
+        logits: matrix(&"logits", &args.logits, 0, None)?,
+        row_begin: optional_span("row_begin", args.row_begin, sequences)?,
+        num_drafts: optional_span("num_drafts", args.num_drafts, sequences)?,
+        draft_tokens: column(
+            "draft_tokens",
+            args.draft_tokens,
+            sequences,
+            args.draft_stride,
+            drafts,
+        )?,
+        position: column("position", args.position, sequences, args.position_stride, 1)?,
+        limit: optional_span("limit", args.limit, sequences)?,
+        sampling: tensors::sampling(sampling.as_ref(), sequences)?,
+        draft,
+        uniforms: optional_span("uniforms", args.uniforms, sequences * 2 * (drafts + 1))?,
+        stop_tokens: span("stop_tokens", args.stop_tokens, stops)?,
+        decisions: column("decisions", decisions, sequences, args.decision_stride, record)?,
+        counters: optional_span("counters", args.counters.cast_const(), 3 + drafts)?,
+        ..sizes
+    })
+}
+
+/// # Safety
+///
+/// The pointers in `given` are as documented.
+unsafe fn distribution(
+    given: &spec_distribution,
+    sizes: DraftDistribution,
+    sequences: usize,
+) -> Result<DraftDistribution> {
+    let logits = matrix(&"draft.logits", &given.logits, 0, None)?;
+    let rows = if sizes.token_ids_stride == 0 { 1 } else { logits.rows };
+    let ids = rows.saturating_sub(1).saturating_mul(sizes.token_ids_stride);
+    let ids = ids.saturating_add(logits.columns);
+    // SAFETY: as this function's contract.
+    let sampling = unsafe { boundary::read_optional(given.sampling)? };
+    let sampling = sampling
+        .map(|sampling| tensors::sampling(Some(&sampling), sequences))
+        .transpose()
+        .map_err(|failure| failure.within("draft"))?;
+    Ok(DraftDistribution {
+        logits,
+        token_ids: optional_span("draft.token_ids", given.token_ids, ids)?,
+        row_begin: optional_span("draft.row_begin", given.row_begin, sequences)?,
+        sampling,
+        ..sizes
+    })
+}
+
+// The records of the library are those of the header.
+const _: () = {
+    assert!(SPEC_DECISION_ACCEPTED as usize == record::ACCEPTED);
+    assert!(SPEC_DECISION_EMITTED as usize == record::EMITTED);
+    assert!(SPEC_DECISION_NEXT_TOKEN as usize == record::NEXT_TOKEN);
+    assert!(SPEC_DECISION_NEXT_POSITION as usize == record::NEXT_POSITION);
+    assert!(SPEC_DECISION_FLAGS as usize == record::FLAGS);
+    assert!(SPEC_DECISION_TOKENS as usize == record::TOKENS);
+    assert!(SPEC_DECISION_FLAG_NO_CANDIDATE == record::NO_CANDIDATE);
+    assert!(SPEC_DECISION_FLAG_STOPPED == record::STOPPED);
+    assert!(SPEC_DECISION_FLAG_LIMIT == record::LIMIT);
+    assert!(SPEC_DECISION_FLAG_INVALID == record::INVALID);
+};

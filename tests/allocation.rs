@@ -1,0 +1,191 @@
+//! Steps allocate nothing, on no thread.
+
+mod host;
+
+use host::checkpoint::Shape;
+use host::draft::{DraftCall, Place, Sampling, SamplingColumns, Text, Turn};
+use host::matrix::Matrix;
+use host::random::Random;
+use host::{AlignedMemory, Context, Model, Session, Versioned};
+use speculators::capi::*;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// The system's allocator, which counts while it is told to.
+struct Counting;
+
+static COUNTS: AtomicBool = AtomicBool::new(false);
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+fn count() {
+    if COUNTS.load(Ordering::Relaxed) {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: hands everything on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: as this function's contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: as this function's contract.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as this function's contract.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        count();
+        // SAFETY: as this function's contract.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations and releases during `work`.
+fn allocations(work: impl FnOnce()) -> usize {
+    ALLOCATIONS.store(0, Ordering::Relaxed);
+    COUNTS.store(true, Ordering::Relaxed);
+    work();
+    COUNTS.store(false, Ordering::Relaxed);
+    ALLOCATIONS.load(Ordering::Relaxed)
+}
+
+const STEPS: usize = 10_000;
+const SEQUENCES: usize = 3;
+const DRAFTS: usize = 3;
+const PROMPT: usize = 9;
+/// Rounds until the texts start again, so that they keep inside of the session.
+const ROUNDS: usize = 20;
+const STRIDE: usize = SPEC_DECISION_TOKENS as usize + 2 * (DRAFTS + 1);
+
+/// Greedy, sampled by p / q, sampled by nucleus.
+fn samplings() -> [Sampling; SEQUENCES] {
+    let sampled = Sampling { temperature: 0.8, seed: 5, ..Sampling::default() };
+    [Sampling::default(), sampled, Sampling { top_p: 0.9, top_k: 30, min_p: 0.01, ..sampled }]
+}
+
+fn session(model: &Model) -> Session {
+    let options = spec_session_options {
+        max_sequences: SEQUENCES as i32,
+        max_rows: (SEQUENCES * PROMPT.max(DRAFTS + 1)) as i32,
+        max_drafts: DRAFTS as i32,
+        max_position: (PROMPT + (ROUNDS + 2) * (DRAFTS + 1)) as i32,
+        page_size: 8,
+        ..Versioned::blank()
+    };
+    Session::create(model, &options).expect("a session")
+}
+
+#[test]
+fn ten_thousand_rounds_of_drafting_and_verification_allocate_nothing() {
+    assert!(allocations(|| drop(std::hint::black_box(vec![1_u8]))) >= 2, "nothing is counted");
+    let context = Context::with_threads(2);
+    let shape = Shape::default();
+    let directory = shape.write("allocation", 3);
+    let model = Model::load(&context, &directory, None).expect("a model");
+    let session = session(&model);
+    let mut random = Random::new(4);
+    let vocabulary = shape.vocabulary as i32;
+    let text = Text::random(&mut random, PROMPT + DRAFTS + 2, vocabulary, &model.widths());
+
+    // The prompts of all sequences.
+    let turn = |slot| Turn {
+        sampling: samplings()[slot],
+        ..Turn::new(&text, 0..PROMPT, DRAFTS as i32, Place::Slot(slot as i32))
+    };
+    let turns: Vec<Turn<'_>> = (0..SEQUENCES).map(turn).collect();
+    let prompts = DraftCall::of(&turns);
+    let prompts = prompts.prepare(session.draft_vocabulary);
+
+    // One round: the rows are root and drafts, everything else stands in the decision records.
+    let mut records = vec![0_i32; SEQUENCES * STRIDE];
+    let records = records.as_mut_ptr();
+    // SAFETY: the fields lie inside of the records, here and below.
+    let field = |name: i32| unsafe { records.add(name as usize) };
+    let turn = |slot| Turn {
+        sampling: samplings()[slot],
+        ..Turn::new(&text, 0..DRAFTS + 1, DRAFTS as i32, Place::Slot(slot as i32))
+    };
+    let turns: Vec<Turn<'_>> = (0..SEQUENCES).map(turn).collect();
+    let round = DraftCall::of(&turns);
+    let mut round = round.prepare(session.draft_vocabulary);
+    round.args.decision_stride = STRIDE as i32;
+    round.args.position = field(SPEC_DECISION_NEXT_POSITION);
+    round.args.row_count = field(SPEC_DECISION_EMITTED);
+    round.args.next_token = field(SPEC_DECISION_NEXT_TOKEN);
+    round.args.draft_tokens = prompts.args.draft_tokens;
+    round.args.draft_logits = prompts.args.draft_logits;
+
+    // Logits in which the drafts are likely, so that chains of every length are accepted.
+    let rows = SEQUENCES * (DRAFTS + 1);
+    let logits: Vec<f32> = random.normals(rows * shape.vocabulary);
+    let logits = Matrix::new(rows, shape.vocabulary, &logits);
+    let columns = SamplingColumns::of(samplings());
+    let sampling = columns.view();
+    // SAFETY: the prompts' tensor lives as long as the prepared call.
+    let draft_logits = unsafe { *prompts.args.draft_logits };
+    let distribution = spec_distribution {
+        logits: draft_logits,
+        token_ids: model.info().draft_token_ids,
+        ..Versioned::blank()
+    };
+    let mut counters = vec![0_u64; 3 + DRAFTS];
+    let mut verification = spec_verify_args {
+        num_sequences: SEQUENCES as i32,
+        max_drafts: DRAFTS as i32,
+        logits: logits.tensor(),
+        draft_tokens: prompts.args.draft_tokens,
+        position: field(SPEC_DECISION_NEXT_POSITION),
+        position_stride: STRIDE as i32,
+        sampling: &sampling,
+        draft: &distribution,
+        decision_stride: STRIDE as i32,
+        decisions: records,
+        counters: counters.as_mut_ptr(),
+        ..Versioned::blank()
+    };
+    let mut size = 0;
+    host::attempt(|error| {
+        // SAFETY: a live handle; all arrays have the documented sizes and outlive the calls.
+        unsafe { spec_verify_workspace_size(context.handle, &verification, &mut size, error) }
+    })
+    .expect("the size of the workspace");
+    let mut workspace = AlignedMemory::filled(size, 0);
+    (verification.workspace, verification.workspace_size) = (workspace.address(), size);
+
+    let step = |index: usize| {
+        // SAFETY: live handles; all arrays have the documented sizes and outlive the calls.
+        unsafe {
+            if index.is_multiple_of(ROUNDS) {
+                let status = spec_draft(session.handle, &prompts.args, null_mut(), null_mut());
+                assert_eq!(status, SPEC_OK);
+                for sequence in 0..SEQUENCES {
+                    *field(SPEC_DECISION_NEXT_POSITION).add(sequence * STRIDE) = PROMPT as i32;
+                }
+            }
+            let status = spec_verify(context.handle, &verification, null_mut(), null_mut());
+            assert_eq!(status, SPEC_OK);
+            let status = spec_draft(session.handle, &round.args, null_mut(), null_mut());
+            assert_eq!(status, SPEC_OK);
+            assert_eq!(spec_session_poll(session.handle, null_mut()), SPEC_OK);
+        }
+    };
+    let counted = allocations(|| (0..STEPS).for_each(step));
+    assert_eq!(counted, 0, "allocations or releases in {STEPS} rounds");
+    let emitted = counters[2];
+    assert_eq!(counters[0], (STEPS * SEQUENCES) as u64, "rounds");
+    assert!(emitted > counters[0], "no draft was ever accepted: {counters:?}");
+}

@@ -1,0 +1,232 @@
+//! Writes EAGLE-3 checkpoints of any shape with random weights.
+
+use super::matrix::Dtype;
+use super::random::Random;
+use safetensors::tensor::{Dtype as FileDtype, TensorView, serialize_to_file};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// The shape of a speculator. Nothing of it has to be read from a verifier's directory.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// `llama`, or `qwen3` for layers with per-head norms.
+    pub layer_kind: &'static str,
+    pub hidden: usize,
+    pub target_hidden: usize,
+    pub intermediate: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub layers: usize,
+    pub vocabulary: usize,
+    /// As large as `vocabulary`: no mapping is written.
+    pub draft_vocabulary: usize,
+    pub feature_layers: Vec<i32>,
+    /// Rows see this many positions.
+    pub window: Option<usize>,
+    pub norm_before_residual: bool,
+    pub norm_output: bool,
+    /// Whether the file has the embedding; the host has to lend it otherwise.
+    pub stores_embedding: bool,
+    pub dtype: Dtype,
+}
+
+impl Default for Shape {
+    /// One llama layer, three features, half of the vocabulary.
+    fn default() -> Self {
+        Self {
+            layer_kind: "llama",
+            hidden: 48,
+            target_hidden: 48,
+            intermediate: 56,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            layers: 1,
+            vocabulary: 96,
+            draft_vocabulary: 50,
+            feature_layers: vec![1, 3, 5],
+            window: None,
+            norm_before_residual: false,
+            norm_output: false,
+            stores_embedding: true,
+            dtype: Dtype::F32,
+        }
+    }
+}
+
+impl Shape {
+    /// Two qwen3 layers with a sliding window, two features of another width, the full vocabulary.
+    pub fn sliding() -> Self {
+        Self {
+            layer_kind: "qwen3",
+            target_hidden: 40,
+            layers: 2,
+            draft_vocabulary: 96,
+            feature_layers: vec![0, 4],
+            window: Some(11),
+            norm_before_residual: true,
+            norm_output: true,
+            ..Self::default()
+        }
+    }
+
+    /// Writes the checkpoint into a folder of this name for the test program.
+    pub fn write(&self, name: &str, seed: u64) -> PathBuf {
+        let directory = scratch_directory(name);
+        std::fs::write(directory.join("config.json"), self.config().to_string()).expect("a config");
+        let tensors = self.tensors(&mut Random::new(seed));
+        let views = tensors.iter().map(|tensor| (tensor.name.clone(), tensor.view()));
+        serialize_to_file(views, None, &directory.join("model.safetensors")).expect("weights");
+        directory
+    }
+
+    fn config(&self) -> Value {
+        let mut layer = json!({
+            "model_type": self.layer_kind, "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden, "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
+            "rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_bias": false,
+            "mlp_bias": false, "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        });
+        if let Some(window) = self.window {
+            layer["sliding_window"] = json!(window);
+            layer["use_sliding_window"] = json!(true);
+            layer["layer_types"] = json!(vec!["sliding_attention"; self.layers]);
+        }
+        let proposal = json!({"proposal_type": "greedy", "speculative_tokens": 4,
+            "verifier_accept_k": 1, "accept_tolerance": 0.0});
+        json!({
+            "speculators_model_type": "eagle3", "speculators_version": "0.9.0",
+            "architectures": ["Eagle3DraftModel"], "draft_vocab_size": self.draft_vocabulary,
+            "norm_before_residual": self.norm_before_residual, "norm_output": self.norm_output,
+            "norm_before_fc": false, "fc_norm": false, "target_hidden_size": self.target_hidden,
+            "eagle_aux_hidden_state_layer_ids": self.feature_layers,
+            "speculators_config": {"algorithm": "eagle3", "default_proposal_method": "greedy",
+                "proposal_methods": [proposal],
+                "verifier": {"name_or_path": null, "architectures": ["LlamaForCausalLM"]}},
+            "transformer_layer_config": layer,
+        })
+    }
+
+    fn tensors(&self, random: &mut Random) -> Vec<Tensor> {
+        let mut writer = Writer { dtype: self.dtype, random, tensors: Vec::new() };
+        let hidden = self.hidden;
+        writer.map("embed_tokens", self.vocabulary, hidden, 1.0);
+        if !self.stores_embedding {
+            writer.tensors.clear();
+        }
+        writer.map("fc", hidden, self.feature_layers.len() * self.target_hidden, 1.0);
+        for index in 0..self.layers {
+            self.layer(&mut writer, index);
+        }
+        writer.norm("norm", hidden);
+        writer.map("lm_head", self.draft_vocabulary, hidden, 3.0);
+        if self.draft_vocabulary != self.vocabulary {
+            writer.vocabulary_maps(self.vocabulary, self.draft_vocabulary);
+        }
+        writer.tensors
+    }
+
+    fn layer(&self, writer: &mut Writer<'_>, index: usize) {
+        let (hidden, head_dim) = (self.hidden, self.head_dim);
+        let inputs = if index == 0 { 2 * hidden } else { hidden };
+        let layer = |part: &str| format!("layers.{index}.{part}");
+        if index == 0 {
+            writer.norm(&layer("hidden_norm"), hidden);
+        }
+        writer.norm(&layer("input_layernorm"), hidden);
+        writer.norm(&layer("post_attention_layernorm"), hidden);
+        for (part, heads) in [("q", self.heads), ("k", self.kv_heads), ("v", self.kv_heads)] {
+            writer.map(&layer(&format!("self_attn.{part}_proj")), heads * head_dim, inputs, 1.5);
+        }
+        writer.map(&layer("self_attn.o_proj"), hidden, self.heads * head_dim, 1.0);
+        if self.layer_kind == "qwen3" {
+            writer.norm(&layer("self_attn.q_norm"), head_dim);
+            writer.norm(&layer("self_attn.k_norm"), head_dim);
+        }
+        writer.map(&layer("mlp.gate_proj"), self.intermediate, hidden, 1.0);
+        writer.map(&layer("mlp.up_proj"), self.intermediate, hidden, 1.0);
+        writer.map(&layer("mlp.down_proj"), hidden, self.intermediate, 1.0);
+    }
+}
+
+/// An empty folder of this name, for this run of the tests alone.
+pub fn scratch_directory(name: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(std::process::id().to_string());
+    let directory = root.join(name);
+    if directory.exists() {
+        std::fs::remove_dir_all(&directory).expect("an old folder to remove");
+    }
+    std::fs::create_dir_all(&directory).expect("a folder");
+    directory
+}
+
+struct Tensor {
+    name: String,
+    dtype: FileDtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Tensor {
+    fn view(&self) -> TensorView<'_> {
+        TensorView::new(self.dtype, self.shape.clone(), &self.bytes).expect("a sound tensor")
+    }
+}
+
+struct Writer<'a> {
+    dtype: Dtype,
+    random: &'a mut Random,
+    tensors: Vec<Tensor>,
+}
+
+impl Writer<'_> {
+    /// A linear map whose outputs have `gain` times the variance of its inputs.
+    fn map(&mut self, name: &str, outputs: usize, inputs: usize, gain: f32) {
+        let scale = (gain / inputs as f32).sqrt();
+        let elements = self.random.normals(outputs * inputs);
+        self.push(name, vec![outputs, inputs], elements.iter().map(|element| element * scale));
+    }
+
+    fn norm(&mut self, name: &str, len: usize) {
+        let elements = self.random.normals(len);
+        self.push(name, vec![len], elements.iter().map(|element| 1.0 + 0.1 * element));
+    }
+
+    fn push(&mut self, name: &str, shape: Vec<usize>, elements: impl Iterator<Item = f32>) {
+        let mut bytes = Vec::new();
+        elements.for_each(|element| self.dtype.encode(element, &mut bytes));
+        let dtype = match self.dtype {
+            Dtype::F32 => FileDtype::F32,
+            Dtype::F16 => FileDtype::F16,
+            Dtype::Bf16 => FileDtype::BF16,
+        };
+        self.tensors.push(Tensor { name: format!("{name}.weight"), dtype, shape, bytes });
+    }
+
+    /// Which of the target's tokens the drafter knows: offsets, and a mask.
+    fn vocabulary_maps(&mut self, vocabulary: usize, draft_vocabulary: usize) {
+        let mut ids: Vec<usize> = (0..vocabulary).collect();
+        self.random.shuffle(&mut ids);
+        ids.truncate(draft_vocabulary);
+        ids.sort_unstable();
+        let offsets =
+            ids.iter().enumerate().flat_map(|(draft, id)| ((id - draft) as i64).to_le_bytes());
+        let mask = (0..vocabulary).map(|id| u8::from(ids.binary_search(&id).is_ok()));
+        self.tensors.push(Tensor {
+            name: "d2t".to_owned(),
+            dtype: FileDtype::I64,
+            shape: vec![draft_vocabulary],
+            bytes: offsets.collect(),
+        });
+        self.tensors.push(Tensor {
+            name: "t2d".to_owned(),
+            dtype: FileDtype::BOOL,
+            shape: vec![vocabulary],
+            bytes: mask.collect(),
+        });
+    }
+}

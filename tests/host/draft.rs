@@ -1,0 +1,383 @@
+//! Drafting calls with all their arrays.
+
+use super::matrix::{Dtype, Matrix};
+use super::random::Random;
+use super::{Outcome, Session, Versioned};
+use speculators::capi::*;
+use std::ops::Range;
+use std::ptr::null;
+
+/// What the target knows of one request: its tokens, and the hidden states of their positions.
+#[derive(Clone, Debug)]
+pub struct Text {
+    pub tokens: Vec<i32>,
+    /// One matrix `[tokens, width]` for each feature of the model.
+    pub features: Vec<Matrix>,
+}
+
+impl Text {
+    /// Random tokens and hidden states.
+    pub fn random(random: &mut Random, len: usize, vocabulary: i32, widths: &[usize]) -> Self {
+        let tokens = (0..len).map(|_| random.below(vocabulary as usize) as i32).collect();
+        let features = widths.iter().map(|&width| {
+            let elements = random.normals(len * width);
+            Matrix::new(len, width, &elements)
+        });
+        Self { tokens, features: features.collect() }
+    }
+}
+
+/// Where a sequence's keys and values are.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    Slot(i32),
+    Pages(&'a [i32]),
+}
+
+/// What one sequence does in a call: commits the rows of a range of positions, then drafts below
+/// the token that follows them.
+#[derive(Clone, Debug)]
+pub struct Turn<'a> {
+    pub text: &'a Text,
+    pub rows: Range<usize>,
+    pub drafts: i32,
+    pub place: Place<'a>,
+    pub context_begin: i32,
+    pub sampling: Sampling,
+}
+
+impl<'a> Turn<'a> {
+    /// A greedy turn with the whole context.
+    pub fn new(text: &'a Text, rows: Range<usize>, drafts: i32, place: Place<'a>) -> Self {
+        Self { text, rows, drafts, place, context_begin: 0, sampling: Sampling::default() }
+    }
+}
+
+/// How one sequence samples; the default is greedy.
+#[derive(Clone, Copy, Debug)]
+pub struct Sampling {
+    pub temperature: f32,
+    pub top_k: i32,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 }
+    }
+}
+
+/// The sampling arrays of a call.
+#[derive(Clone, Debug, Default)]
+pub struct SamplingColumns {
+    pub temperature: Vec<f32>,
+    pub top_k: Vec<i32>,
+    pub top_p: Vec<f32>,
+    pub min_p: Vec<f32>,
+    pub seed: Vec<u64>,
+}
+
+impl SamplingColumns {
+    pub fn of(sequences: impl IntoIterator<Item = Sampling>) -> Self {
+        let mut columns = Self::default();
+        for sampling in sequences {
+            columns.temperature.push(sampling.temperature);
+            columns.top_k.push(sampling.top_k);
+            columns.top_p.push(sampling.top_p);
+            columns.min_p.push(sampling.min_p);
+            columns.seed.push(sampling.seed);
+        }
+        columns
+    }
+
+    pub fn view(&self) -> spec_sampling {
+        spec_sampling {
+            temperature: self.temperature.as_ptr(),
+            top_k: self.top_k.as_ptr(),
+            top_p: self.top_p.as_ptr(),
+            min_p: self.min_p.as_ptr(),
+            seed: self.seed.as_ptr(),
+            ..Versioned::blank()
+        }
+    }
+}
+
+/// Rows of integers, one per sequence.
+#[derive(Clone, Debug)]
+pub struct Table {
+    pub elements: Vec<i32>,
+    pub stride: usize,
+}
+
+impl Table {
+    /// Rows of their own lengths; what lies beyond is filled with -1, which no call may look at.
+    pub fn ragged(rows: &[&[i32]]) -> Self {
+        let stride = rows.iter().map(|row| row.len()).max().unwrap_or(0).max(1);
+        let padded = |row: &&[i32]| {
+            let gap = std::iter::repeat_n(-1, stride - row.len());
+            row.iter().copied().chain(gap).collect::<Vec<i32>>()
+        };
+        Self { elements: rows.iter().flat_map(padded).collect(), stride }
+    }
+}
+
+/// The arrays of one drafting call. A test changes them before it makes the call.
+#[derive(Clone, Debug)]
+pub struct DraftCall {
+    pub max_drafts: i32,
+    pub position: Vec<i32>,
+    pub row_count: Vec<i32>,
+    pub next_token: Vec<i32>,
+    pub row_begin: Option<Vec<i32>>,
+    pub row_index: Option<Table>,
+    pub num_drafts: Option<Vec<i32>>,
+    pub limit: Option<Vec<i32>>,
+    pub context_begin: Option<Vec<i32>>,
+    pub block_table: Option<Table>,
+    pub slot: Option<Vec<i32>>,
+    pub tokens: Vec<i32>,
+    pub rope_position: Option<Vec<i32>>,
+    pub features: Vec<Matrix>,
+    pub embeddings: Option<Matrix>,
+    pub sampling: Option<SamplingColumns>,
+    /// The type of the draft logits; the call gets a place for them if there is one.
+    pub logits: Option<Dtype>,
+    pub draft_stride: usize,
+    pub padding: Option<i32>,
+}
+
+impl DraftCall {
+    /// The call in which all these sequences take their turns, in this order.
+    pub fn of(turns: &[Turn<'_>]) -> Self {
+        let column = |element: &dyn Fn(&Turn<'_>) -> i32| turns.iter().map(element).collect();
+        let max_drafts = turns.iter().map(|turn| turn.drafts).max().unwrap_or(0);
+        let mut rows = 0;
+        let row_begin = turns.iter().map(|turn| {
+            rows += turn.rows.len() as i32;
+            rows - turn.rows.len() as i32
+        });
+        let row_begin = row_begin.collect();
+        let (mut slots, mut tables): (Vec<i32>, Vec<&[i32]>) = (Vec::new(), Vec::new());
+        for turn in turns {
+            match turn.place {
+                Place::Slot(slot) => slots.push(slot),
+                Place::Pages(pages) => tables.push(pages),
+            }
+        }
+        assert!(slots.is_empty() || tables.is_empty(), "a call has slots or tables");
+        Self {
+            max_drafts,
+            position: column(&|turn| turn.rows.end as i32),
+            row_count: column(&|turn| turn.rows.len() as i32),
+            next_token: column(&|turn| turn.text.tokens[turn.rows.end]),
+            row_begin: Some(row_begin),
+            row_index: None,
+            num_drafts: Some(column(&|turn| turn.drafts)),
+            limit: None,
+            context_begin: Some(column(&|turn| turn.context_begin)),
+            block_table: (!tables.is_empty()).then(|| Table::ragged(&tables)),
+            slot: (!slots.is_empty()).then_some(slots),
+            tokens: turns
+                .iter()
+                .flat_map(|turn| &turn.text.tokens[turn.rows.clone()])
+                .copied()
+                .collect(),
+            rope_position: None,
+            features: gather_features(turns),
+            embeddings: None,
+            sampling: Some(SamplingColumns::of(turns.iter().map(|turn| turn.sampling))),
+            logits: Some(Dtype::F32),
+            draft_stride: max_drafts as usize,
+            padding: None,
+        }
+    }
+
+    /// The structs for the call, with places for what it writes.
+    pub fn prepare(&self, draft_vocabulary: usize) -> Prepared<'_> {
+        Prepared::new(self, draft_vocabulary)
+    }
+
+    /// Makes the call.
+    pub fn run(&self, session: &Session) -> Outcome<Vec<Drafts>> {
+        let prepared = self.prepare(session.draft_vocabulary);
+        session.draft(&prepared.args)?;
+        Ok(prepared.drafts())
+    }
+}
+
+/// All rows of all turns, feature by feature.
+fn gather_features(turns: &[Turn<'_>]) -> Vec<Matrix> {
+    let Some(first) = turns.first() else { return Vec::new() };
+    let gather = |feature: usize| {
+        let rows = turns.iter().flat_map(|turn| {
+            turn.rows.clone().flat_map(|row| turn.text.features[feature].row(row))
+        });
+        let elements: Vec<f32> = rows.collect();
+        let columns = first.text.features[feature].columns;
+        Matrix::new(elements.len() / columns, columns, &elements)
+    };
+    (0..first.text.features.len()).map(gather).collect()
+}
+
+/// What stands in the outputs before a call, so that untouched places can be told.
+const MARK: i32 = -77_777;
+const LOGIT_MARK: f32 = -54_321.0;
+
+/// The structs of one call and the places for its results.
+pub struct Prepared<'a> {
+    call: &'a DraftCall,
+    pub args: spec_draft_args,
+    drafts: Vec<i32>,
+    proposed: Vec<i32>,
+    logits: Option<Matrix>,
+    /// What `args` points to; boxed, so that it stays where it is.
+    _records: Box<Records>,
+}
+
+struct Records {
+    features: Vec<spec_tensor>,
+    embeddings: Option<spec_tensor>,
+    sampling: Option<spec_sampling>,
+    logits: Option<spec_tensor>,
+}
+
+fn pointer<T>(array: Option<&Vec<T>>) -> *const T {
+    array.map_or(null(), |array| array.as_ptr())
+}
+
+fn record<T>(record: Option<&T>) -> *const T {
+    record.map_or(null(), std::ptr::from_ref)
+}
+
+impl<'a> Prepared<'a> {
+    fn new(call: &'a DraftCall, draft_vocabulary: usize) -> Self {
+        let sequences = call.position.len();
+        let mut logits = call.logits.map(|dtype| {
+            let rows = sequences * call.max_drafts as usize;
+            Matrix::filled(rows, draft_vocabulary, dtype, LOGIT_MARK)
+        });
+        let records = Box::new(Records {
+            features: call.features.iter().map(Matrix::tensor).collect(),
+            embeddings: call.embeddings.as_ref().map(Matrix::tensor),
+            sampling: call.sampling.as_ref().map(SamplingColumns::view),
+            logits: logits.as_mut().map(Matrix::output_tensor),
+        });
+        let mut drafts = vec![MARK; sequences * call.draft_stride];
+        let mut proposed = vec![MARK; sequences];
+        let args = spec_draft_args {
+            flags: if call.padding.is_some() { SPEC_PADDING } else { 0 },
+            num_sequences: sequences as i32,
+            num_rows: call.tokens.len() as i32,
+            max_drafts: call.max_drafts,
+            padding: call.padding.unwrap_or(0),
+            row_index_stride: call.row_index.as_ref().map_or(0, |table| table.stride as i32),
+            position: call.position.as_ptr(),
+            row_count: call.row_count.as_ptr(),
+            next_token: call.next_token.as_ptr(),
+            row_begin: pointer(call.row_begin.as_ref()),
+            row_index: pointer(call.row_index.as_ref().map(|table| &table.elements)),
+            num_drafts: pointer(call.num_drafts.as_ref()),
+            limit: pointer(call.limit.as_ref()),
+            context_begin: pointer(call.context_begin.as_ref()),
+            block_table: pointer(call.block_table.as_ref().map(|table| &table.elements)),
+            block_table_stride: call.block_table.as_ref().map_or(0, |table| table.stride as i32),
+            num_features: records.features.len() as i32,
+            slot: pointer(call.slot.as_ref()),
+            tokens: call.tokens.as_ptr(),
+            rope_position: pointer(call.rope_position.as_ref()),
+            features: records.features.as_ptr(),
+            embeddings: record(records.embeddings.as_ref()),
+            sampling: record(records.sampling.as_ref()),
+            draft_tokens: drafts.as_mut_ptr(),
+            num_proposed: proposed.as_mut_ptr(),
+            draft_logits: record(records.logits.as_ref()),
+            draft_stride: call.draft_stride as i32,
+            ..Versioned::blank()
+        };
+        Self { call, args, drafts, proposed, logits, _records: records }
+    }
+
+    /// Whether a refused call has left all outputs alone.
+    pub fn is_untouched(&self) -> bool {
+        let logits = self.logits.as_ref();
+        let mut rows =
+            logits.into_iter().flat_map(|logits| (0..logits.rows).map(|row| logits.row(row)));
+        let mark = logits.map_or(0.0, |logits| logits.dtype.round(LOGIT_MARK));
+        self.drafts.iter().chain(&self.proposed).all(|&element| element == MARK)
+            && rows.all(|row| row.iter().all(|&logit| logit == mark))
+    }
+
+    /// What was proposed. Whatever is no proposal must be padded or untouched.
+    pub fn drafts(&self) -> Vec<Drafts> {
+        (0..self.proposed.len()).map(|sequence| self.drafts_of(sequence)).collect()
+    }
+
+    fn drafts_of(&self, sequence: usize) -> Drafts {
+        let (stride, width) = (self.call.draft_stride, self.call.max_drafts as usize);
+        let row = &self.drafts[sequence * stride..][..stride];
+        let proposed = self.proposed[sequence];
+        assert!((0..=width as i32).contains(&proposed), "proposed {proposed} of {width}");
+        let (tokens, rest) = row.split_at(proposed as usize);
+        let (padded, beyond) = rest.split_at(width - tokens.len());
+        let padding = self.call.padding.unwrap_or(-1);
+        assert!(padded.iter().all(|&token| token == padding), "padding: {row:?}");
+        assert!(beyond.iter().all(|&token| token == MARK), "written between rows: {row:?}");
+        let logits = self.logits.as_ref().map(|logits| {
+            let mark = logits.dtype.round(LOGIT_MARK);
+            let mut rows = (0..width).map(|step| logits.row(sequence * width + step));
+            let used: Vec<Vec<f32>> = rows.by_ref().take(tokens.len()).collect();
+            assert!(rows.all(|row| row.iter().all(|&logit| logit == mark)), "a row too many");
+            used
+        });
+        Drafts { tokens: tokens.to_vec(), logits: logits.unwrap_or_default() }
+    }
+}
+
+/// What a call proposed for one sequence.
+#[derive(Clone, Debug)]
+pub struct Drafts {
+    pub tokens: Vec<i32>,
+    /// The logits of each proposal, where they were asked for.
+    pub logits: Vec<Vec<f32>>,
+}
+
+impl PartialEq for Drafts {
+    /// Equal bit for bit.
+    fn eq(&self, other: &Self) -> bool {
+        let bits = |logits: &[Vec<f32>]| -> Vec<Vec<u32>> {
+            logits.iter().map(|row| row.iter().map(|logit| logit.to_bits()).collect()).collect()
+        };
+        self.tokens == other.tokens && bits(&self.logits) == bits(&other.logits)
+    }
+}
+
+impl Drafts {
+    /// The largest difference of two proposals' logits, which must have the same shape.
+    pub fn distance(&self, other: &Self) -> f32 {
+        assert_eq!(self.logits.len(), other.logits.len());
+        let rows = self.logits.iter().zip(&other.logits);
+        rows.map(|(ours, theirs)| distance(ours, theirs)).fold(0.0, f32::max)
+    }
+}
+
+/// The largest difference of two rows; NaN counts as infinite.
+pub fn distance(ours: &[f32], theirs: &[f32]) -> f32 {
+    assert_eq!(ours.len(), theirs.len());
+    let differences = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs());
+    differences.map(|d| if d.is_nan() { f32::INFINITY } else { d }).fold(0.0, f32::max)
+}
+
+/// The lead of the largest element of a row over the second largest.
+pub fn margin(row: &[f32]) -> f32 {
+    let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+    for &element in row {
+        if element > first {
+            (first, second) = (element, first);
+        } else {
+            second = second.max(element);
+        }
+    }
+    first - second
+}

@@ -1,0 +1,305 @@
+//! A host engine in miniature: safe Rust over the C functions. Every buffer that a call sees is
+//! owned here, as an inference engine would own it.
+#![allow(dead_code)] // Each test program uses its own part of the host.
+
+pub mod checkpoint;
+pub mod draft;
+pub mod golden;
+pub mod matrix;
+pub mod random;
+pub mod target;
+pub mod verify;
+
+use speculators::capi::*;
+use std::ffi::{CStr, CString, c_void};
+use std::path::Path;
+use std::ptr::{null, null_mut};
+
+/// A struct of the API that begins with its size.
+pub trait Versioned: Copy {
+    /// All zero but the size.
+    fn blank() -> Self;
+}
+
+macro_rules! versioned {
+    ($($name:ident),* $(,)?) => {$(
+        impl Versioned for $name {
+            fn blank() -> Self {
+                // SAFETY: numbers, raw pointers and nullable function pointers only, so that all
+                // zero is a value.
+                let mut value: Self = unsafe { std::mem::zeroed() };
+                value.struct_size = size_of::<Self>() as u32;
+                value
+            }
+        }
+    )*};
+}
+
+versioned!(
+    spec_allocator,
+    spec_context_options,
+    spec_context_info,
+    spec_model_options,
+    spec_model_info,
+    spec_session_options,
+    spec_session_requirements,
+    spec_sampling,
+    spec_distribution,
+    spec_tree,
+    spec_draft_args,
+    spec_verify_args,
+);
+
+/// What a failed call said.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failure {
+    pub status: spec_status,
+    pub message: String,
+}
+
+pub type Outcome<T> = Result<T, Failure>;
+
+/// An error struct with marks in it, to see that the call fills it.
+pub fn marked_error() -> spec_error {
+    spec_error {
+        struct_size: size_of::<spec_error>() as u32,
+        status: -1,
+        message: [b'#'.cast_signed(); 1016],
+    }
+}
+
+/// Makes one call; its status and its error struct must agree.
+pub fn attempt(call: impl FnOnce(*mut spec_error) -> spec_status) -> Outcome<()> {
+    let mut error = marked_error();
+    let status = call(&mut error);
+    assert_eq!(error.status, status, "the struct and the status differ");
+    let bytes = error.message.map(i8::cast_unsigned);
+    let message = CStr::from_bytes_until_nul(&bytes).expect("a message that ends with NUL");
+    let message = message.to_str().expect("UTF-8").to_owned();
+    assert_eq!(message.is_empty(), status == SPEC_OK, "status {status}, message {message:?}");
+    if status == SPEC_OK { Ok(()) } else { Err(Failure { status, message }) }
+}
+
+/// A path for the API.
+pub fn c_path(path: &Path) -> CString {
+    CString::new(path.to_str().expect("a UTF-8 path")).expect("a path without NUL")
+}
+
+/// A context, released when dropped.
+#[derive(Debug)]
+pub struct Context {
+    pub handle: *mut spec_context,
+}
+
+// SAFETY: a context may be used from any thread, by its contract.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// A context with the library's own threads.
+    pub fn with_threads(threads: i32) -> Self {
+        Self::create(&spec_context_options { threads, ..Versioned::blank() }).expect("a context")
+    }
+
+    pub fn create(options: &spec_context_options) -> Outcome<Self> {
+        let mut handle = null_mut();
+        // SAFETY: the options and what they point to live during the call.
+        attempt(|error| unsafe { spec_context_create(options, &mut handle, error) })
+            .map(|()| Self { handle })
+            .inspect_err(|_| assert!(handle.is_null(), "a failed call left a handle"))
+    }
+
+    pub fn info(&self) -> spec_context_info {
+        let mut info = spec_context_info::blank();
+        // SAFETY: a live handle and a struct of its stated size.
+        attempt(|error| unsafe { spec_context_get_info(self.handle, &mut info, error) })
+            .expect("the context's info");
+        info
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: the handle is given up here and nowhere else.
+        unsafe { spec_context_release(self.handle) };
+    }
+}
+
+/// A model, released when dropped.
+#[derive(Debug)]
+pub struct Model {
+    pub handle: *mut spec_model,
+}
+
+// SAFETY: a model never changes and may be used from any thread, by its contract.
+unsafe impl Send for Model {}
+// SAFETY: as above.
+unsafe impl Sync for Model {}
+
+impl Model {
+    /// A checkpoint with its verifier's directory where it needs one.
+    pub fn load(context: &Context, directory: &Path, verifier: Option<&Path>) -> Outcome<Self> {
+        let verifier = verifier.map(c_path);
+        let options = spec_model_options {
+            verifier_directory: verifier.as_ref().map_or(null(), |path| path.as_ptr()),
+            ..Versioned::blank()
+        };
+        Self::load_with(context, directory, &options)
+    }
+
+    pub fn load_with(
+        context: &Context,
+        directory: &Path,
+        options: &spec_model_options,
+    ) -> Outcome<Self> {
+        let directory = c_path(directory);
+        let mut handle = null_mut();
+        // SAFETY: a live handle; strings, options and what they point to live during the call.
+        attempt(|error| unsafe {
+            spec_model_load(context.handle, directory.as_ptr(), options, &mut handle, error)
+        })
+        .map(|()| Self { handle })
+        .inspect_err(|_| assert!(handle.is_null(), "a failed call left a handle"))
+    }
+
+    pub fn info(&self) -> spec_model_info {
+        let mut info = spec_model_info::blank();
+        // SAFETY: a live handle and a struct of its stated size.
+        attempt(|error| unsafe { spec_model_get_info(self.handle, &mut info, error) })
+            .expect("the model's info");
+        info
+    }
+
+    /// The hidden states that the model reads.
+    pub fn features(&self) -> Vec<spec_feature_layer> {
+        let info = self.info();
+        // SAFETY: the info names that many records, which live as long as the model.
+        unsafe { std::slice::from_raw_parts(info.features, info.num_features as usize) }.to_vec()
+    }
+
+    /// The widths of the hidden states.
+    pub fn widths(&self) -> Vec<usize> {
+        self.features().iter().map(|feature| feature.width as usize).collect()
+    }
+
+    pub fn report(&self) -> serde_json::Value {
+        // SAFETY: a live handle; the closure hands on what `read_text` gives.
+        read_text(|json, capacity, length, error| unsafe {
+            spec_model_get_report(self.handle, json, capacity, length, error)
+        })
+        .expect("a load report")
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        // SAFETY: the handle is given up here and nowhere else.
+        unsafe { spec_model_release(self.handle) };
+    }
+}
+
+/// What the library says of a checkpoint that it has not loaded.
+pub fn inspect(directory: &Path) -> Outcome<serde_json::Value> {
+    let directory = c_path(directory);
+    // SAFETY: the path lives during the call; the closure hands on what `read_text` gives.
+    read_text(|json, capacity, length, error| unsafe {
+        spec_checkpoint_inspect(directory.as_ptr(), json, capacity, length, error)
+    })
+}
+
+/// Asks for the length of a text, then for the text.
+fn read_text(
+    mut call: impl FnMut(*mut std::ffi::c_char, u64, *mut u64, *mut spec_error) -> spec_status,
+) -> Outcome<serde_json::Value> {
+    let mut length = 0;
+    attempt(|error| call(null_mut(), 0, &mut length, error))?;
+    let mut text = vec![0_u8; length as usize + 1];
+    attempt(|error| call(text.as_mut_ptr().cast(), length + 1, &mut length, error))?;
+    assert_eq!(text.pop(), Some(0), "a text that ends with NUL");
+    Ok(serde_json::from_slice(&text).expect("JSON"))
+}
+
+/// A session, released when dropped.
+#[derive(Debug)]
+pub struct Session {
+    pub handle: *mut spec_session,
+    pub draft_vocabulary: usize,
+}
+
+// SAFETY: a session may move between threads; two calls at a time are refused by the library.
+unsafe impl Send for Session {}
+// SAFETY: as above.
+unsafe impl Sync for Session {}
+
+impl Session {
+    pub fn create(model: &Model, options: &spec_session_options) -> Outcome<Self> {
+        let mut handle = null_mut();
+        // SAFETY: a live handle; the options live during the call, their memory as the host says.
+        attempt(|error| unsafe { spec_session_create(model.handle, options, &mut handle, error) })
+            .inspect_err(|_| assert!(handle.is_null(), "a failed call left a handle"))?;
+        Ok(Self { handle, draft_vocabulary: model.info().draft_vocabulary as usize })
+    }
+
+    pub fn requirements(
+        model: &Model,
+        options: &spec_session_options,
+    ) -> Outcome<spec_session_requirements> {
+        let mut needs = spec_session_requirements::blank();
+        // SAFETY: a live handle and structs of their stated sizes.
+        attempt(|error| unsafe {
+            spec_session_get_requirements(model.handle, options, &mut needs, error)
+        })?;
+        Ok(needs)
+    }
+
+    pub fn draft(&self, args: &spec_draft_args) -> Outcome<()> {
+        // SAFETY: a live handle; the caller's arrays are as the struct says.
+        attempt(|error| unsafe { spec_draft(self.handle, args, null_mut(), error) })
+    }
+
+    pub fn poll(&self) -> Outcome<()> {
+        // SAFETY: a live handle.
+        attempt(|error| unsafe { spec_session_poll(self.handle, error) })
+    }
+
+    pub fn warm_up(&self) -> Outcome<()> {
+        // SAFETY: a live handle.
+        attempt(|error| unsafe { spec_session_warm_up(self.handle, null_mut(), error) })
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // SAFETY: the handle is given up here and nowhere else.
+        unsafe { spec_session_release(self.handle) };
+    }
+}
+
+/// Host memory aligned to 64 bytes, as pools and workspaces must be.
+#[derive(Debug)]
+pub struct AlignedMemory {
+    lines: Vec<Line>,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+impl AlignedMemory {
+    /// At least `bytes` bytes, all of them `filling`.
+    pub fn filled(bytes: u64, filling: u8) -> Self {
+        Self { lines: vec![Line([filling; 64]); (bytes as usize).div_ceil(64).max(1)] }
+    }
+
+    pub fn address(&mut self) -> *mut c_void {
+        self.lines.as_mut_ptr().cast()
+    }
+
+    /// The bytes, for use between calls.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        let len = self.lines.len() * 64;
+        // SAFETY: the lines are that many initialised bytes, borrowed with `self`.
+        unsafe { std::slice::from_raw_parts_mut(self.address().cast(), len) }
+    }
+}

@@ -1,0 +1,1085 @@
+//! Bad input gets an error that says what is wrong, and changes nothing.
+
+mod host;
+
+use host::checkpoint::{Shape, scratch_directory};
+use host::draft::{
+    DraftCall, Drafts, Place, Prepared, Sampling, SamplingColumns, Table, Text, Turn,
+};
+use host::matrix::{Dtype, Matrix};
+use host::random::Random;
+use host::verify::VerifyCall;
+use host::{AlignedMemory, Context, Failure, Model, Session, Versioned, attempt, c_path};
+use speculators::capi::*;
+use std::collections::BTreeMap;
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr::{dangling, dangling_mut, null, null_mut};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const DRAFTS: i32 = 3;
+const MAX_POSITION: usize = 64;
+
+fn options() -> spec_session_options {
+    spec_session_options {
+        max_sequences: 4,
+        max_rows: 2 * MAX_POSITION as i32,
+        max_drafts: DRAFTS,
+        max_position: MAX_POSITION as i32,
+        page_size: 8,
+        ..Versioned::blank()
+    }
+}
+
+/// A session with some texts.
+struct Fixture {
+    context: Context,
+    directory: std::path::PathBuf,
+    model: Model,
+    session: Session,
+    texts: Vec<Text>,
+}
+
+impl Fixture {
+    fn new(name: &str) -> Self {
+        let context = Context::with_threads(1);
+        let shape = Shape::default();
+        let directory = shape.write(name, 21);
+        let model = Model::load(&context, &directory, None).expect("a model");
+        let session = Session::create(&model, &options()).expect("a session");
+        let mut random = Random::new(22);
+        let vocabulary = shape.vocabulary as i32;
+        let text = |_| Text::random(&mut random, MAX_POSITION, vocabulary, &model.widths());
+        let texts = (0..3).map(text).collect();
+        Self { context, directory, model, session, texts }
+    }
+
+    /// All texts commit the same positions, each in pages of its own.
+    fn call(&self, rows: std::ops::Range<usize>) -> DraftCall {
+        let tables: Vec<Vec<i32>> = (0..self.texts.len() as i32).map(pages).collect();
+        let turns = self
+            .texts
+            .iter()
+            .zip(&tables)
+            .map(|(text, table)| Turn::new(text, rows.clone(), DRAFTS, Place::Pages(table)));
+        DraftCall::of(&turns.collect::<Vec<_>>())
+    }
+}
+
+/// Eight pages for each sequence.
+fn pages(sequence: i32) -> Vec<i32> {
+    (8 * sequence..8 * sequence + 8).collect()
+}
+
+/// Refused with this status, by a message that begins with the function's name.
+fn assert_refused(outcome: Result<(), Failure>, function: &str, status: spec_status, what: &str) {
+    let failure = outcome.expect_err(what);
+    assert_eq!(failure.status, status, "{what}: {}", failure.message);
+    let prefix = format!("{function}: ");
+    assert!(failure.message.starts_with(&prefix), "{what}: {}", failure.message);
+    assert!(failure.message.len() > prefix.len() + 8, "{what}: {}", failure.message);
+}
+
+const INVALID: spec_status = SPEC_ERROR_INVALID_ARGUMENT;
+const UNSUPPORTED: spec_status = SPEC_ERROR_UNSUPPORTED;
+
+#[test]
+fn every_function_refuses_every_null_that_it_must_not_get() {
+    let fixture = Fixture::new("null");
+    let (context, model, session) =
+        (fixture.context.handle, fixture.model.handle, fixture.session.handle);
+    let directory = c_path(&fixture.directory);
+    let path = directory.as_ptr();
+    let sizes = options();
+    let drafting = fixture.call(0..5);
+    let drafting = drafting.prepare(fixture.session.draft_vocabulary).args;
+    let verification = spec_verify_args::blank();
+    let (mut context_info, mut model_info) = (spec_context_info::blank(), spec_model_info::blank());
+    let (mut needs, mut length) = (spec_session_requirements::blank(), 0_u64);
+    let mut byte: c_char = 0;
+    let mut new_model = null_mut();
+    let mut new_session = null_mut();
+    type Call<'a> = (&'a str, Box<dyn FnMut(*mut spec_error) -> spec_status + 'a>);
+    macro_rules! calls {
+        ($($function:ident($($argument:expr),*);)*) => {
+            vec![$((
+                stringify!($function),
+                // SAFETY: live handles and sound structs, or the NULL that is to be refused.
+                Box::new(|error| unsafe { $function($($argument,)* error) }),
+            )),*]
+        };
+    }
+    let (info_place, needs_place) = (&raw mut context_info, &raw mut needs);
+    let (length_place, byte_place) = (&raw mut length, &raw mut byte);
+    let (model_place, session_place) = (&raw mut new_model, &raw mut new_session);
+    let model_info_place = &raw mut model_info;
+    let calls: Vec<Call<'_>> = calls! {
+        spec_context_create(null(), null_mut());
+        spec_context_get_info(null(), info_place);
+        spec_context_get_info(context, null_mut());
+        spec_checkpoint_inspect(null(), byte_place, 1, length_place);
+        spec_checkpoint_inspect(path, null_mut(), 1, length_place);
+        spec_checkpoint_inspect(path, null_mut(), 0, null_mut());
+        spec_model_load(null(), path, null(), model_place);
+        spec_model_load(context, null(), null(), model_place);
+        spec_model_load(context, path, null(), null_mut());
+        spec_model_get_info(null(), model_info_place);
+        spec_model_get_info(model, null_mut());
+        spec_model_get_report(null(), byte_place, 1, length_place);
+        spec_model_get_report(model, null_mut(), 1, length_place);
+        spec_model_get_report(model, null_mut(), 0, null_mut());
+        spec_session_get_requirements(null(), &sizes, needs_place);
+        spec_session_get_requirements(model, null(), needs_place);
+        spec_session_get_requirements(model, &sizes, null_mut());
+        spec_session_create(null(), &sizes, session_place);
+        spec_session_create(model, null(), session_place);
+        spec_session_create(model, &sizes, null_mut());
+        spec_session_warm_up(null_mut(), null_mut());
+        spec_session_poll(null_mut());
+        spec_draft(null_mut(), &drafting, null_mut());
+        spec_draft(session, null(), null_mut());
+        spec_verify(null(), &verification, null_mut());
+        spec_verify(context, null(), null_mut());
+        spec_verify_workspace_size(null(), &verification, length_place);
+        spec_verify_workspace_size(context, null(), length_place);
+        spec_verify_workspace_size(context, &verification, null_mut());
+    };
+    for (index, (function, mut call)) in calls.into_iter().enumerate() {
+        let what = format!("call {index}, {function}");
+        assert_refused(attempt(&mut call), function, INVALID, &what);
+        assert_eq!(call(null_mut()), INVALID, "{what}, without an error struct");
+    }
+    assert!(new_model.is_null() && new_session.is_null());
+}
+
+#[test]
+fn null_handles_and_names_are_let_be() {
+    // SAFETY: NULL is allowed by all of these.
+    unsafe {
+        spec_context_release(null_mut());
+        spec_model_release(null_mut());
+        spec_session_release(null_mut());
+        assert_eq!(spec_feature(null()), 0);
+        assert_eq!(spec_feature(c"no such thing".as_ptr()), 0);
+        assert_eq!(spec_feature(c"eagle3".as_ptr()), 1);
+        for status in [-1, 9, i32::MAX, i32::MIN] {
+            assert_eq!(CStr::from_ptr(spec_status_name(status)), c"unknown status");
+        }
+        assert_eq!(CStr::from_ptr(spec_status_name(SPEC_ERROR_BUSY)), c"SPEC_ERROR_BUSY");
+    }
+}
+
+#[test]
+fn what_is_no_live_handle_is_refused() {
+    let fixture = Fixture::new("handles");
+    let args = fixture.call(0..5);
+    let args = args.prepare(fixture.session.draft_vocabulary).args;
+    // As much memory as a record may have, without the word that live ones begin with.
+    let mut nothing = AlignedMemory::filled(4096, 0);
+    let strangers = [nothing.address(), fixture.context.handle.cast(), fixture.model.handle.cast()];
+    for stranger in strangers {
+        let session = stranger.cast::<spec_session>();
+        // SAFETY: readable memory, which is all that a check of the handle needs.
+        let outcomes = unsafe {
+            [
+                attempt(|error| spec_draft(session, &args, null_mut(), error)),
+                attempt(|error| spec_session_warm_up(session, null_mut(), error)),
+                attempt(|error| spec_session_poll(session, error)),
+            ]
+        };
+        for (outcome, function) in
+            outcomes.into_iter().zip(["spec_draft", "spec_session_warm_up", "spec_session_poll"])
+        {
+            assert_refused(outcome, function, INVALID, "a stranger as a session");
+        }
+        // SAFETY: as above; what is not live is let be.
+        unsafe { spec_session_release(session) };
+    }
+    let mut info = spec_model_info::blank();
+    let stranger = fixture.session.handle.cast::<spec_model>();
+    // SAFETY: readable memory.
+    let outcome = attempt(|error| unsafe { spec_model_get_info(stranger, &mut info, error) });
+    assert_refused(outcome, "spec_model_get_info", INVALID, "a session as a model");
+    let odd = fixture.session.handle.wrapping_byte_add(1);
+    // SAFETY: a misaligned pointer is refused before it is read.
+    let outcome = attempt(|error| unsafe { spec_session_poll(odd, error) });
+    assert_refused(outcome, "spec_session_poll", INVALID, "a misaligned handle");
+}
+
+#[test]
+fn children_keep_their_parents() {
+    let Fixture { context, model, session, texts, .. } = Fixture::new("parents");
+    let turn = || Turn::new(&texts[0], 0..20, DRAFTS, Place::Slot(0));
+    let expected = DraftCall::of(&[turn()]).run(&session).expect("a call");
+    drop(context);
+    let second = Session::create(&model, &options()).expect("a session");
+    drop(model);
+    assert_eq!(DraftCall::of(&[turn()]).run(&session).expect("a call"), expected);
+    drop(session);
+    assert_eq!(DraftCall::of(&[turn()]).run(&second).expect("a call"), expected);
+}
+
+/// A struct as a later version of the header might have it.
+#[repr(C)]
+struct Grown<T> {
+    value: T,
+    tail: [u8; 16],
+}
+
+/// The statuses of a call for a struct that is too small, empty, larger, and larger with something in it.
+fn sizes<T: Versioned>(
+    value: &T,
+    what: &str,
+    mut call: impl FnMut(*const T) -> Result<(), Failure>,
+) {
+    let size = size_of::<T>() as u32;
+    let mut grown = Grown { value: *value, tail: [0; 16] };
+    let mut outcome = |size: u32, tail: u8| {
+        let place = (&raw mut grown).cast::<T>();
+        grown.tail[9] = tail;
+        // SAFETY: every struct of the API begins with its size.
+        unsafe { place.cast::<u32>().write(size) };
+        call(place)
+    };
+    for size in [0, 4, size - 1] {
+        let failure = outcome(size, 0).expect_err(what);
+        assert_eq!(failure.status, INVALID, "{what} of {size} bytes: {}", failure.message);
+    }
+    outcome(size, 0).unwrap_or_else(|failure| panic!("{what}: {failure:?}"));
+    outcome(size + 16, 0).unwrap_or_else(|failure| panic!("{what}, larger: {failure:?}"));
+    outcome(size, 1).unwrap_or_else(|failure| panic!("{what}, with something behind: {failure:?}"));
+    let failure = outcome(size + 16, 1).expect_err(what);
+    assert_eq!(failure.status, UNSUPPORTED, "{what}: {}", failure.message);
+}
+
+#[test]
+fn structs_of_other_versions_are_read_by_their_size() {
+    let fixture = Fixture::new("sizes");
+    let (context, model) = (fixture.context.handle, fixture.model.handle);
+    let path = c_path(&fixture.directory);
+    sizes(
+        &spec_context_options { threads: 1, ..Versioned::blank() },
+        "context options",
+        |options| {
+            // SAFETY: a struct of its stated size.
+            Context::create(unsafe { &*options }).map(drop)
+        },
+    );
+    sizes(&spec_model_options::blank(), "model options", |options| {
+        let mut model = null_mut();
+        // SAFETY: live handles and structs of their stated sizes, here and below.
+        attempt(|error| unsafe {
+            spec_model_load(context, path.as_ptr(), options, &mut model, error)
+        })?;
+        // SAFETY: the handle is given up.
+        unsafe { spec_model_release(model) };
+        Ok(())
+    });
+    sizes(&options(), "session options", |options| {
+        let mut needs = spec_session_requirements::blank();
+        // SAFETY: as above.
+        attempt(|error| unsafe { spec_session_get_requirements(model, options, &mut needs, error) })
+    });
+    let call = fixture.call(0..5);
+    let prepared = call.prepare(fixture.session.draft_vocabulary);
+    sizes(&prepared.args, "drafting arguments", |args| {
+        // SAFETY: as above.
+        attempt(|error| unsafe { spec_draft(fixture.session.handle, args, null_mut(), error) })
+    });
+    let columns = SamplingColumns::of([Sampling::default(); 3]);
+    sizes(&columns.view(), "sampling", |sampling| {
+        fixture.session.draft(&spec_draft_args { sampling, ..prepared.args })
+    });
+    let mut verification = Verification::new();
+    sizes(&verification.args(), "verification arguments", |args| {
+        // SAFETY: as above.
+        attempt(|error| unsafe { spec_verify(context, args, null_mut(), error) })
+    });
+    let draft_logits = Matrix::filled(2 * DRAFTS as usize, VOCABULARY, Dtype::F32, 0.0);
+    let distribution = spec_distribution { logits: draft_logits.tensor(), ..Versioned::blank() };
+    sizes(&distribution, "distribution", |draft| {
+        verification.run(&fixture.context, &|args| args.draft = draft)
+    });
+}
+
+#[test]
+fn structs_for_results_are_written_as_far_as_the_host_has_them() {
+    let fixture = Fixture::new("results");
+    let mut info = Grown { value: spec_model_info::blank(), tail: [7; 16] };
+    info.value.struct_size = size_of::<Grown<spec_model_info>>() as u32;
+    let place = (&raw mut info).cast();
+    // SAFETY: a live handle, and a struct of its stated size.
+    attempt(|error| unsafe { spec_model_get_info(fixture.model.handle, place, error) })
+        .expect("info");
+    assert_eq!(info.value.vocabulary, 96);
+    assert_eq!(info.value.struct_size, size_of::<Grown<spec_model_info>>() as u32);
+    assert_eq!(info.tail, [7; 16], "what the library does not know was written");
+    info.value.struct_size = 8;
+    info.value.vocabulary = -3;
+    // SAFETY: as above.
+    let outcome =
+        attempt(|error| unsafe { spec_model_get_info(fixture.model.handle, place, error) });
+    assert_refused(outcome, "spec_model_get_info", INVALID, "too small an info");
+    assert_eq!(info.value.vocabulary, -3);
+    let mut error = host::marked_error();
+    error.struct_size -= 1;
+    // SAFETY: NULL is to be refused.
+    assert_eq!(unsafe { spec_session_poll(null_mut(), &mut error) }, INVALID);
+    assert_eq!((error.status, error.message[0] as u8), (-1, b'#'), "too small an error struct");
+}
+
+/// Ways in which a tensor of `rows` by `columns` F32 can be wrong.
+fn wrong_tensors(good: &spec_tensor) -> Vec<(&'static str, spec_tensor)> {
+    let [rows, columns, ..] = good.shape;
+    let shape = |shape| spec_tensor { shape, ..*good };
+    let strides = |strides| spec_tensor { strides, ..*good };
+    vec![
+        ("dtype: integers", spec_tensor { dtype_code: SPEC_DTYPE_INT, ..*good }),
+        ("dtype: 64 bits", spec_tensor { dtype_bits: 64, ..*good }),
+        ("dtype: bfloat of 32 bits", spec_tensor { dtype_code: SPEC_DTYPE_BFLOAT, ..*good }),
+        ("dtype: two lanes", spec_tensor { dtype_lanes: 2, ..*good }),
+        ("dtype: an unknown code", spec_tensor { dtype_code: 99, ..*good }),
+        ("no dimension", spec_tensor { ndim: 0, ..*good }),
+        ("one dimension", spec_tensor { ndim: 1, ..*good }),
+        ("three dimensions", spec_tensor { ndim: 3, ..shape([1, rows, columns, 0]) }),
+        ("a negative number of dimensions", spec_tensor { ndim: -2, ..*good }),
+        ("a row too few", shape([rows - 1, columns, 0, 0])),
+        ("a column too few", shape([rows, columns - 1, 0, 0])),
+        ("a column too many", shape([rows, columns + 1, 0, 0])),
+        ("a negative shape", shape([-rows, columns, 0, 0])),
+        ("a huge shape", shape([i64::MAX, columns, 0, 0])),
+        ("columns apart", strides([2 * columns, 2, 0, 0])),
+        ("rows that overlap", strides([columns - 1, 1, 0, 0])),
+        ("rows backwards", strides([-columns, 1, 0, 0])),
+        ("huge strides", strides([i64::MAX, 1, 0, 0])),
+        ("a GPU", spec_tensor { device_type: 2, ..*good }),
+        ("a second device", spec_tensor { device_id: 1, ..*good }),
+        ("no data", spec_tensor { data: null_mut(), ..*good }),
+        ("odd data", spec_tensor { data: good.data.wrapping_byte_add(1), ..*good }),
+    ]
+}
+
+/// Makes a drafting call with changed arguments, which must be refused without any effect.
+fn assert_draft_refused(
+    fixture: &Fixture,
+    prepared: &Prepared<'_>,
+    args: &spec_draft_args,
+    status: spec_status,
+    what: &str,
+) {
+    assert_refused(fixture.session.draft(args), "spec_draft", status, what);
+    assert!(prepared.is_untouched(), "{what}: something was written");
+    fixture.session.poll().expect("a refused call leaves no fault");
+}
+
+#[test]
+fn wrong_tensors_are_refused_by_drafting() {
+    let fixture = Fixture::new("tensors");
+    let mut call = fixture.call(0..5);
+    call.embeddings = Some(Matrix::filled(15, 48, Dtype::F32, 0.0));
+    let prepared = call.prepare(fixture.session.draft_vocabulary);
+    let args = prepared.args;
+    // SAFETY: the prepared call has three features, embeddings and a place for logits.
+    let (features, embeddings, logits) = unsafe {
+        (
+            std::slice::from_raw_parts(args.features, 3).to_vec(),
+            *args.embeddings,
+            *args.draft_logits,
+        )
+    };
+    for (index, good) in features.iter().enumerate() {
+        for (what, wrong) in wrong_tensors(good) {
+            let mut features = features.clone();
+            features[index] = wrong;
+            let args = spec_draft_args { features: features.as_ptr(), ..args };
+            let what = format!("feature {index}: {what}");
+            assert_draft_refused(&fixture, &prepared, &args, INVALID, &what);
+        }
+    }
+    for (what, wrong) in wrong_tensors(&embeddings) {
+        let args = spec_draft_args { embeddings: &wrong, ..args };
+        assert_draft_refused(&fixture, &prepared, &args, INVALID, &format!("embeddings: {what}"));
+    }
+    for (what, wrong) in wrong_tensors(&logits) {
+        let args = spec_draft_args { draft_logits: &wrong, ..args };
+        assert_draft_refused(&fixture, &prepared, &args, INVALID, &format!("logits: {what}"));
+    }
+    fixture.session.draft(&args).expect("the call as it should be");
+}
+
+/// A way to spoil drafting arguments.
+type Spoil = (&'static str, spec_status, fn(&mut spec_draft_args));
+
+#[test]
+fn wrong_arguments_are_refused_by_drafting() {
+    let fixture = Fixture::new("arguments");
+    let mut call = fixture.call(0..5);
+    call.row_index = Some(Table { elements: (0..15).map(|row| row % 5).collect(), stride: 5 });
+    let prepared = call.prepare(fixture.session.draft_vocabulary);
+    let spoils: &[Spoil] = &[
+        ("position", INVALID, |args| args.position = null()),
+        ("row_count", INVALID, |args| args.row_count = null()),
+        ("next_token", INVALID, |args| args.next_token = null()),
+        ("tokens", INVALID, |args| args.tokens = null()),
+        ("features", INVALID, |args| args.features = null()),
+        ("draft_tokens", INVALID, |args| args.draft_tokens = null_mut()),
+        ("odd position", INVALID, |args| args.position = args.position.wrapping_byte_add(1)),
+        ("odd tokens", INVALID, |args| args.tokens = args.tokens.wrapping_byte_add(2)),
+        ("odd features", INVALID, |args| args.features = args.features.wrapping_byte_add(4)),
+        ("odd block_table", INVALID, |args| {
+            args.block_table = args.block_table.wrapping_byte_add(1);
+        }),
+        ("unknown flags", UNSUPPORTED, |args| args.flags = 1 << 30),
+        ("negative num_sequences", INVALID, |args| args.num_sequences = -1),
+        ("too many sequences", INVALID, |args| args.num_sequences = 5),
+        ("negative num_rows", INVALID, |args| args.num_rows = -1),
+        ("more rows than features have", INVALID, |args| args.num_rows += 1),
+        ("negative max_drafts", INVALID, |args| args.max_drafts = -1),
+        ("too many drafts", INVALID, |args| args.max_drafts = DRAFTS + 1),
+        ("negative decision_stride", INVALID, |args| args.decision_stride = -1),
+        ("no row_index_stride", INVALID, |args| args.row_index_stride = 0),
+        ("no block_table_stride", INVALID, |args| args.block_table_stride = 0),
+        ("negative block_table_stride", INVALID, |args| args.block_table_stride = -8),
+        ("too few features", INVALID, |args| args.num_features -= 1),
+        ("too many features", INVALID, |args| args.num_features += 1),
+        ("a draft_stride below max_drafts", INVALID, |args| args.draft_stride = DRAFTS - 1),
+        ("negative draft_stride", INVALID, |args| args.draft_stride = -1),
+        ("reserved", UNSUPPORTED, |args| args.reserved = 1),
+        ("a tree", UNSUPPORTED, |args| args.tree = dangling()),
+        ("an odd sampling", INVALID, |args| args.sampling = args.sampling.wrapping_byte_add(2)),
+        ("no struct_size", INVALID, |args| args.struct_size = 0),
+    ];
+    for (what, status, spoil) in spoils {
+        let mut args = prepared.args;
+        spoil(&mut args);
+        assert_draft_refused(&fixture, &prepared, &args, *status, what);
+    }
+    let handle = fixture.session.handle;
+    // SAFETY: a stream that is not NULL is refused before it is used.
+    let outcome =
+        attempt(|error| unsafe { spec_draft(handle, &prepared.args, dangling_mut(), error) });
+    assert_refused(outcome, "spec_draft", INVALID, "a stream");
+    // SAFETY: as above.
+    let outcome = attempt(|error| unsafe { spec_session_warm_up(handle, dangling_mut(), error) });
+    assert_refused(outcome, "spec_session_warm_up", INVALID, "a stream");
+    assert!(prepared.is_untouched());
+    fixture.session.draft(&prepared.args).expect("the call as it should be");
+}
+
+#[test]
+fn what_may_be_null_may_be_null() {
+    let fixture = Fixture::new("optional");
+    let turn = |(slot, text)| Turn::new(text, 0..DRAFTS as usize + 1, DRAFTS, Place::Slot(slot));
+    let turns: Vec<Turn<'_>> = (0..).zip(&fixture.texts).map(turn).collect();
+    let call = DraftCall::of(&turns);
+    let expected = call.run(&fixture.session).expect("a call");
+    let leave_out: [fn(&mut spec_draft_args); 9] = [
+        |args| args.row_begin = null(),
+        |args| args.num_drafts = null(),
+        |args| args.limit = null(),
+        |args| args.context_begin = null(),
+        |args| args.slot = null(),
+        |args| args.sampling = null(),
+        |args| args.draft_stride = 0,
+        |args| args.rope_position = null(),
+        |args| args.embeddings = null(),
+    ];
+    for (index, leave_out) in leave_out.into_iter().enumerate() {
+        let mut prepared = call.prepare(fixture.session.draft_vocabulary);
+        leave_out(&mut prepared.args);
+        fixture.session.draft(&prepared.args).expect("a call");
+        assert_eq!(prepared.drafts(), expected, "optional argument {index}");
+    }
+    let mut prepared = call.prepare(fixture.session.draft_vocabulary);
+    (prepared.args.num_proposed, prepared.args.draft_logits) = (null_mut(), null());
+    fixture.session.draft(&prepared.args).expect("a call without optional results");
+    let empty = DraftCall::of(&[]);
+    let mut empty = empty.prepare(fixture.session.draft_vocabulary);
+    let features: Vec<spec_tensor> =
+        fixture.texts[0].features.iter().map(|feature| rows_of_none(feature.columns)).collect();
+    (empty.args.features, empty.args.num_features) = (features.as_ptr(), features.len() as i32);
+    fixture.session.draft(&empty.args).expect("a call of no sequence");
+}
+
+/// A tensor without rows, which needs no data.
+fn rows_of_none(columns: usize) -> spec_tensor {
+    Matrix::new(0, columns, &[]).tensor()
+}
+
+/// A way in which the contents of the arrays take sequence 1 out of a step.
+type Fault = (&'static str, fn(&mut DraftCall));
+
+#[test]
+fn a_fault_takes_one_sequence_out_and_is_reported_once() {
+    let fixture = Fixture::new("faults");
+    let first = fixture.call(0..10);
+    let mut good = fixture.call(10..13);
+    good.row_index = Some(Table { elements: vec![0, 1, 2, 0, 1, 2, 0, 1, 2], stride: 3 });
+    let expected = {
+        first.run(&fixture.session).expect("the prompts");
+        good.run(&fixture.session).expect("a step")
+    };
+    fn table(call: &mut DraftCall) -> &mut [i32] {
+        &mut call.block_table.as_mut().expect("a block table").elements[8..16]
+    }
+    fn path(call: &mut DraftCall) -> &mut [i32] {
+        &mut call.row_index.as_mut().expect("paths").elements[3..6]
+    }
+    let faults: &[Fault] = &[
+        ("a page below 0", |call| table(call)[1] = -1),
+        ("an early page below 0", |call| table(call)[0] = -1),
+        ("a page beyond the pool", |call| table(call)[1] = 32),
+        ("the largest page", |call| table(call)[1] = i32::MAX),
+        ("a token beyond the vocabulary", |call| call.tokens[4] = 96),
+        ("the largest token", |call| call.tokens[5] = i32::MAX),
+        ("a token below 0", |call| call.tokens[4] = -2),
+        ("no embedding for a token of -1", |call| call.tokens[5] = -1),
+        ("a next token beyond the vocabulary", |call| call.next_token[1] = 96),
+        ("a next token below 0", |call| call.next_token[1] = -2),
+        ("a position below 0", |call| call.position[1] = -1),
+        ("a position below the rows", |call| call.position[1] = 2),
+        ("a position beyond the session", |call| call.position[1] = MAX_POSITION as i32),
+        ("the largest position", |call| call.position[1] = i32::MAX),
+        ("the smallest position", |call| call.position[1] = i32::MIN),
+        ("rows before the buffer", |call| call.row_begin.as_mut().unwrap()[1] = -1),
+        ("rows behind the buffer", |call| call.row_begin.as_mut().unwrap()[1] = 9),
+        ("rows that leave the buffer", |call| call.row_begin.as_mut().unwrap()[1] = 7),
+        ("rows far behind the buffer", |call| call.row_begin.as_mut().unwrap()[1] = i32::MAX),
+        ("more rows than there are", |call| call.row_count[1] = 10),
+        ("the largest row_count", |call| call.row_count[1] = i32::MAX),
+        ("a path before the sequence", |call| path(call)[1] = -1),
+        ("a path behind the buffer", |call| path(call)[2] = 6),
+        ("a path far behind the buffer", |call| path(call)[0] = i32::MAX),
+        ("a context that begins behind the rows", |call| {
+            call.context_begin.as_mut().unwrap()[1] = 11;
+        }),
+        ("a context that begins below 0", |call| call.context_begin.as_mut().unwrap()[1] = -1),
+    ];
+    for (what, fault) in faults {
+        first.run(&fixture.session).expect("the prompts");
+        let mut bad = good.clone();
+        fault(&mut bad);
+        let drafts =
+            bad.run(&fixture.session).unwrap_or_else(|failure| panic!("{what}: {failure:?}"));
+        assert_eq!(drafts[1], Drafts { tokens: vec![], logits: vec![] }, "{what}");
+        assert_eq!((&drafts[0], &drafts[2]), (&expected[0], &expected[2]), "{what}: neighbours");
+        let poll = fixture.session.poll();
+        let message = poll.as_ref().expect_err(what).message.clone();
+        assert_refused(poll, "spec_session_poll", INVALID, what);
+        assert!(message.contains("sequence 1"), "{what}: {message}");
+        fixture.session.poll().unwrap_or_else(|failure| panic!("{what}, second poll: {failure:?}"));
+        assert_eq!(good.run(&fixture.session).expect("a step"), expected, "{what}: afterwards");
+        fixture.session.poll().expect("no fault");
+    }
+}
+
+#[test]
+fn slots_out_of_range_and_too_many_rows_are_faults() {
+    let fixture = Fixture::new("slot-faults");
+    let turn = |(slot, text)| Turn::new(text, 0..20, DRAFTS, Place::Slot(slot));
+    let turns: Vec<Turn<'_>> = (0..).zip(&fixture.texts).map(turn).collect();
+    let good = DraftCall::of(&turns);
+    let expected = good.run(&fixture.session).expect("a call");
+    for slot in [-1, 4, i32::MAX] {
+        let mut bad = good.clone();
+        bad.slot = Some(vec![0, slot, 2]);
+        let drafts = bad.run(&fixture.session).expect("a call");
+        assert!(drafts[1].tokens.is_empty(), "slot {slot}");
+        assert_eq!((&drafts[0], &drafts[2]), (&expected[0], &expected[2]), "slot {slot}");
+        fixture.session.poll().expect_err("a fault");
+    }
+    let narrow = spec_session_options { max_rows: 45, ..options() };
+    let narrow = Session::create(&fixture.model, &narrow).expect("a session");
+    let drafts = good.run(&narrow).expect("a call");
+    assert_eq!(drafts[..2], expected[..2], "the rows that have room");
+    assert!(drafts[2].tokens.is_empty(), "60 rows in a session for 45");
+    narrow.poll().expect_err("a fault");
+    narrow.poll().expect("one report");
+}
+
+#[test]
+fn a_sequence_without_rows_takes_no_part() {
+    let fixture = Fixture::new("no-rows");
+    let good = fixture.call(0..10);
+    let expected = good.run(&fixture.session).expect("a call");
+    let mut without = good.clone();
+    without.row_count[1] = 0;
+    // Nothing else of it is looked at.
+    (without.position[1], without.next_token[1]) = (i32::MIN, i32::MAX);
+    without.row_begin.as_mut().expect("row_begin")[1] = i32::MIN;
+    without.block_table.as_mut().expect("a table").elements[8..16].fill(-1);
+    let drafts = without.run(&fixture.session).expect("a call");
+    assert!(drafts[1].tokens.is_empty());
+    assert_eq!((&drafts[0], &drafts[2]), (&expected[0], &expected[2]));
+    fixture.session.poll().expect("no fault");
+}
+
+#[test]
+fn wrong_session_options_are_refused() {
+    let fixture = Fixture::new("options");
+    let mut memory = AlignedMemory::filled(64, 0);
+    let odd = memory.address().wrapping_byte_add(8);
+    let good = options();
+    let wrong = [
+        spec_session_options { max_sequences: 0, ..good },
+        spec_session_options { max_sequences: -1, ..good },
+        spec_session_options { max_rows: 0, ..good },
+        spec_session_options { max_rows: i32::MIN, ..good },
+        spec_session_options { max_drafts: 0, ..good },
+        spec_session_options { max_drafts: 5000, ..good },
+        spec_session_options { max_position: 0, ..good },
+        spec_session_options { max_position: -7, ..good },
+        spec_session_options { page_size: -1, ..good },
+        spec_session_options { max_pages: -1, ..good },
+        spec_session_options { kv_dtype_code: SPEC_DTYPE_FLOAT, kv_dtype_bits: 8, ..good },
+        spec_session_options { kv_dtype_code: SPEC_DTYPE_BFLOAT, ..good },
+        spec_session_options { page_size: i32::MAX - 1, max_pages: i32::MAX - 1, ..good },
+    ];
+    for (index, options) in wrong.iter().enumerate() {
+        let asked = Session::requirements(&fixture.model, options);
+        assert!(asked.is_err(), "options {index}");
+        let failure = Session::create(&fixture.model, options).expect_err("a refusal");
+        assert_eq!(failure.status, INVALID, "options {index}: {}", failure.message);
+    }
+    let wrong_memory = [
+        spec_session_options { kv_pool: memory.address(), kv_pool_size: 64, ..good },
+        spec_session_options { workspace: memory.address(), workspace_size: 64, ..good },
+        spec_session_options { kv_pool: odd, kv_pool_size: 1 << 30, ..good },
+        spec_session_options { workspace: odd, workspace_size: 1 << 30, ..good },
+    ];
+    for (index, options) in wrong_memory.iter().enumerate() {
+        let failure = Session::create(&fixture.model, options).expect_err("a refusal");
+        assert_eq!(failure.status, INVALID, "memory {index}: {}", failure.message);
+    }
+    let reserved = spec_session_options { reserved: 1, ..good };
+    let failure = Session::create(&fixture.model, &reserved).expect_err("a refusal");
+    assert_eq!(failure.status, UNSUPPORTED);
+    let few = spec_session_options { max_pages: 3, ..good };
+    let session = Session::create(&fixture.model, &few).expect("a session without slots");
+    let turn = Turn::new(&fixture.texts[0], 0..9, DRAFTS, Place::Slot(0));
+    let call = DraftCall::of(&[turn]);
+    assert_refused(call.run(&session).map(drop), "spec_draft", INVALID, "slots that do not exist");
+}
+
+#[test]
+fn wrong_context_and_model_options_are_refused() {
+    unsafe extern "C" fn release(_: *mut c_void, _: *mut c_void, _: u64, _: i32) {}
+    let half = spec_allocator { release: Some(release), ..Versioned::blank() };
+    let blank = spec_context_options::blank();
+    let wrong = [
+        (UNSUPPORTED, spec_context_options { device_type: 2, ..blank }),
+        (INVALID, spec_context_options { device_id: 1, ..blank }),
+        (INVALID, spec_context_options { threads: -1, ..blank }),
+        (INVALID, spec_context_options { threads: 1025, ..blank }),
+        (INVALID, spec_context_options { allocator: &half, ..blank }),
+    ];
+    for (index, (status, options)) in wrong.iter().enumerate() {
+        let failure = Context::create(options).expect_err("a refusal");
+        assert_eq!(failure.status, *status, "options {index}: {}", failure.message);
+    }
+    let fixture = Fixture::new("model-options");
+    let lent = Matrix::filled(96, 48, Dtype::F32, 0.0);
+    let narrow = Matrix::filled(96, 47, Dtype::F32, 0.0);
+    let range = |tensor, first_row| spec_row_range { tensor, first_row };
+    let (whole, gap) = (range(lent.tensor(), 0), range(lent.tensor(), 1));
+    let thin = range(narrow.tensor(), 0);
+    let blank = spec_model_options::blank();
+    let wrong = [
+        (UNSUPPORTED, spec_model_options { flags: 1 << 9, ..blank }),
+        (INVALID, spec_model_options { config_overrides: c"[1, 2]".as_ptr(), ..blank }),
+        (INVALID, spec_model_options { config_overrides: c"{".as_ptr(), ..blank }),
+        (INVALID, spec_model_options { config_overrides: c"\xFF".as_ptr(), ..blank }),
+        (INVALID, spec_model_options { verifier_directory: c"\xFF".as_ptr(), ..blank }),
+        (INVALID, spec_model_options { num_embedding: 1, ..blank }),
+        (INVALID, spec_model_options { embedding: &whole, ..blank }),
+        (INVALID, spec_model_options { embedding: &gap, num_embedding: 1, ..blank }),
+        (INVALID, spec_model_options { embedding: &thin, num_embedding: 1, ..blank }),
+        (INVALID, spec_model_options { head: &whole, num_head: -1, ..blank }),
+    ];
+    for (index, (status, options)) in wrong.iter().enumerate() {
+        let failure = Model::load_with(&fixture.context, &fixture.directory, options);
+        let failure = failure.expect_err("a refusal");
+        assert_eq!(failure.status, *status, "options {index}: {}", failure.message);
+    }
+    let empty = scratch_directory("empty");
+    let missing = Model::load(&fixture.context, &empty, None).expect_err("a refusal");
+    assert_eq!(missing.status, SPEC_ERROR_IO, "{}", missing.message);
+    assert!(missing.message.contains("config.json"), "{}", missing.message);
+    let missing = host::inspect(&empty.join("nowhere")).expect_err("a refusal");
+    assert_eq!(missing.status, SPEC_ERROR_IO, "{}", missing.message);
+}
+
+#[test]
+fn texts_are_refused_by_too_small_a_buffer_and_their_length_is_told() {
+    let fixture = Fixture::new("texts");
+    let path = c_path(&fixture.directory);
+    let report = fixture.model.report().to_string();
+    assert!(report.contains("embed_tokens.weight"), "{report}");
+    for inspects in [true, false] {
+        let call = |json: *mut c_char, capacity, length: &mut u64, error| {
+            // SAFETY: a live handle; the buffer has the stated capacity.
+            unsafe {
+                if inspects {
+                    spec_checkpoint_inspect(path.as_ptr(), json, capacity, length, error)
+                } else {
+                    spec_model_get_report(fixture.model.handle, json, capacity, length, error)
+                }
+            }
+        };
+        let mut length = 0;
+        attempt(|error| call(null_mut(), 0, &mut length, error)).expect("a length");
+        let mut buffer = vec![b'#'.cast_signed(); length as usize + 1];
+        let mut told = 0;
+        let place = buffer.as_mut_ptr();
+        attempt(|error| call(place, length, &mut told, error)).expect_err("a refusal");
+        assert_eq!(told, length);
+        assert!(buffer.iter().all(|&byte| byte == b'#'.cast_signed()), "written all the same");
+        let place = buffer.as_mut_ptr();
+        attempt(|error| call(place, length + 1, &mut told, error)).expect("the text");
+        assert_eq!(buffer.last(), Some(&0));
+    }
+}
+
+const VOCABULARY: usize = 20;
+
+/// A sound verification of two chains.
+struct Verification {
+    logits: Matrix,
+    drafts: Vec<i32>,
+    position: Vec<i32>,
+    decisions: Vec<i32>,
+    workspace: AlignedMemory,
+}
+
+impl Verification {
+    const STRIDE: i32 = SPEC_DECISION_TOKENS + 2 * (DRAFTS + 1);
+    const WORKSPACE: u64 = 1 << 20;
+
+    fn new() -> Self {
+        let rows = 2 * (DRAFTS as usize + 1);
+        let elements = Random::new(3).normals(rows * VOCABULARY);
+        Self {
+            logits: Matrix::new(rows, VOCABULARY, &elements),
+            drafts: vec![1, 2, 3, 4, 5, 6],
+            position: vec![7, 9],
+            decisions: vec![-77; 2 * Self::STRIDE as usize],
+            workspace: AlignedMemory::filled(Self::WORKSPACE, 0),
+        }
+    }
+
+    fn args(&mut self) -> spec_verify_args {
+        spec_verify_args {
+            num_sequences: 2,
+            max_drafts: DRAFTS,
+            logits: self.logits.tensor(),
+            draft_tokens: self.drafts.as_ptr(),
+            position: self.position.as_ptr(),
+            decision_stride: Self::STRIDE,
+            decisions: self.decisions.as_mut_ptr(),
+            workspace: self.workspace.address(),
+            workspace_size: Self::WORKSPACE,
+            ..Versioned::blank()
+        }
+    }
+
+    fn run(
+        &mut self,
+        context: &Context,
+        spoil: &dyn Fn(&mut spec_verify_args),
+    ) -> Result<(), Failure> {
+        let mut args = self.args();
+        spoil(&mut args);
+        // SAFETY: a live handle; what is spoilt is to be refused before it is used.
+        attempt(|error| unsafe { spec_verify(context.handle, &args, null_mut(), error) })
+    }
+}
+
+#[test]
+fn wrong_arguments_are_refused_by_verification() {
+    type Spoil<'a> = (&'a str, spec_status, &'a dyn Fn(&mut spec_verify_args));
+    let context = Context::with_threads(1);
+    let mut verification = Verification::new();
+    let short = Matrix::filled(5, VOCABULARY, Dtype::F32, 0.0);
+    let narrow = Matrix::filled(6, VOCABULARY - 1, Dtype::F32, 0.0);
+    let distribution =
+        |logits: &Matrix| spec_distribution { logits: logits.tensor(), ..Versioned::blank() };
+    let (short, narrow) = (distribution(&short), distribution(&narrow));
+    let spoils: &[Spoil<'_>] = &[
+        ("unknown flags", UNSUPPORTED, &|args| args.flags = 1 << 20),
+        ("negative num_sequences", INVALID, &|args| args.num_sequences = -1),
+        ("negative max_drafts", INVALID, &|args| args.max_drafts = -1),
+        ("too many drafts", INVALID, &|args| args.max_drafts = 1024),
+        ("no drafts", INVALID, &|args| args.draft_tokens = null()),
+        ("odd drafts", INVALID, &|args| args.draft_tokens = args.draft_tokens.wrapping_byte_add(1)),
+        ("no position", INVALID, &|args| args.position = null()),
+        ("no decisions", INVALID, &|args| args.decisions = null_mut()),
+        ("short records", INVALID, &|args| args.decision_stride -= 1),
+        ("negative decision_stride", INVALID, &|args| args.decision_stride = -90),
+        ("draft_stride below K", INVALID, &|args| args.draft_stride = DRAFTS - 1),
+        ("negative position_stride", INVALID, &|args| args.position_stride = -1),
+        ("stop tokens without any", INVALID, &|args| args.num_stop_tokens = 1),
+        ("negative num_stop_tokens", INVALID, &|args| args.num_stop_tokens = -1),
+        ("no workspace", INVALID, &|args| args.workspace = null_mut()),
+        ("no room", INVALID, &|args| args.workspace_size = 0),
+        ("odd workspace", INVALID, &|args| args.workspace = args.workspace.wrapping_byte_add(8)),
+        ("a tree", UNSUPPORTED, &|args| args.tree = dangling()),
+        ("a short distribution", INVALID, &|args| args.draft = &raw const short),
+        ("a narrow distribution", INVALID, &|args| args.draft = &raw const narrow),
+    ];
+    for (what, status, spoil) in spoils {
+        assert_refused(verification.run(&context, *spoil), "spec_verify", *status, what);
+        assert!(verification.decisions.iter().all(|&element| element == -77), "{what}: written");
+    }
+    let failure = verification.run(&context, &|args| args.rule = 99).expect_err("a rule");
+    assert!([INVALID, UNSUPPORTED].contains(&failure.status), "{failure:?}");
+    let good = verification.logits.tensor();
+    for (what, wrong) in wrong_tensors(&good) {
+        // V and R are whatever the tensor says.
+        if what.starts_with("a column") || what.starts_with("a row") {
+            continue;
+        }
+        let outcome = verification.run(&context, &|args| args.logits = wrong);
+        assert_refused(outcome, "spec_verify", INVALID, what);
+    }
+    let args = verification.args();
+    // SAFETY: a stream that is not NULL is refused before it is used.
+    let outcome =
+        attempt(|error| unsafe { spec_verify(context.handle, &args, dangling_mut(), error) });
+    assert_refused(outcome, "spec_verify", INVALID, "a stream");
+    verification.run(&context, &|_| ()).expect("the call as it should be");
+    assert!(verification.decisions.iter().any(|&element| element != -77));
+}
+
+#[test]
+fn invalid_contents_end_the_verification_of_one_sequence_only() {
+    let context = Context::with_threads(1);
+    let verification = Verification::new();
+    let chains = |first: [i32; 3]| Table::ragged(&[&first, &[4, 5, 6]]);
+    let good = VerifyCall::new(
+        verification.logits.clone(),
+        chains([1, 2, 3]),
+        vec![3, 3],
+        vec![7, 9],
+        &[Sampling::default(); 2],
+    );
+    let expected = good.run(&context).expect("a verification");
+    let mut cases = vec![VerifyCall { num_drafts: vec![4, 3], ..good.clone() }];
+    for token in [20, i32::MAX, -2] {
+        cases.push(VerifyCall { drafts: chains([token, 2, 3]), ..good.clone() });
+    }
+    for row in [-1, 5, i32::MAX] {
+        cases.push(VerifyCall { row_begin: Some(vec![row, 4]), ..good.clone() });
+    }
+    for (index, call) in cases.iter().enumerate() {
+        let decisions = call.run(&context).expect("a verification");
+        assert!(decisions.emitted(0).is_empty(), "case {index}");
+        let flags = decisions.field(0, SPEC_DECISION_FLAGS);
+        assert_eq!(flags, SPEC_DECISION_FLAG_INVALID, "case {index}");
+        assert_eq!(decisions.emitted(1), expected.emitted(1), "case {index}: the neighbour");
+        assert_eq!(decisions.field(1, SPEC_DECISION_FLAGS), 0, "case {index}: the neighbour");
+    }
+}
+
+/// An allocator of the host that keeps book and can refuse one allocation.
+#[derive(Default)]
+struct Ledger {
+    live: Mutex<BTreeMap<usize, (u64, i32, AlignedMemory)>>,
+    calls: AtomicUsize,
+    refused: AtomicUsize,
+    refuse_at: usize,
+}
+
+impl Ledger {
+    unsafe extern "C" fn allocate(
+        user: *mut c_void,
+        size: u64,
+        alignment: u64,
+        kind: i32,
+    ) -> *mut c_void {
+        // SAFETY: the test hands over a ledger that outlives the context.
+        let ledger = unsafe { &*user.cast::<Self>() };
+        if ledger.calls.fetch_add(1, Ordering::Relaxed) == ledger.refuse_at {
+            ledger.refused.fetch_add(1, Ordering::Relaxed);
+            return null_mut();
+        }
+        let mut memory = AlignedMemory::filled(size, 0xFF);
+        let address = memory.address();
+        assert!((address as u64).is_multiple_of(alignment), "alignment {alignment}");
+        let before = ledger.live.lock().unwrap().insert(address as usize, (size, kind, memory));
+        assert!(before.is_none());
+        address
+    }
+
+    unsafe extern "C" fn release(user: *mut c_void, memory: *mut c_void, size: u64, kind: i32) {
+        // SAFETY: as above.
+        let ledger = unsafe { &*user.cast::<Self>() };
+        let entry = ledger.live.lock().unwrap().remove(&(memory as usize));
+        let (allocated, allocated_kind, _) = entry.expect("memory of this allocator");
+        assert_eq!((size, kind), (allocated, allocated_kind), "size and kind as allocated");
+    }
+
+    fn context(&self) -> Context {
+        let allocator = spec_allocator {
+            user: std::ptr::from_ref(self).cast_mut().cast(),
+            allocate: Some(Self::allocate),
+            release: Some(Self::release),
+            ..Versioned::blank()
+        };
+        let options =
+            spec_context_options { threads: 1, allocator: &allocator, ..Versioned::blank() };
+        Context::create(&options).expect("a context")
+    }
+
+    fn kinds(&self) -> Vec<i32> {
+        let mut kinds: Vec<i32> = self.live.lock().unwrap().values().map(|entry| entry.1).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        kinds
+    }
+}
+
+/// Everything that allocates, with one drafting call at the end.
+fn lifecycle(ledger: &Ledger, directory: &std::path::Path) -> Result<Vec<Drafts>, Failure> {
+    let context = ledger.context();
+    let model = Model::load(&context, directory, None)?;
+    let session = Session::create(&model, &options())?;
+    let kinds = [SPEC_MEMORY_WEIGHTS, SPEC_MEMORY_KV, SPEC_MEMORY_WORKSPACE];
+    assert_eq!(ledger.kinds(), kinds, "kinds of memory");
+    let before = ledger.calls.load(Ordering::Relaxed);
+    session.warm_up()?;
+    let text = Text::random(&mut Random::new(1), 30, 96, &model.widths());
+    let turn = Turn::new(&text, 0..20, DRAFTS, Place::Slot(0));
+    let drafts = DraftCall::of(&[turn]).run(&session)?;
+    assert_eq!(ledger.calls.load(Ordering::Relaxed), before, "a step allocated");
+    Ok(drafts)
+}
+
+#[test]
+fn every_refused_allocation_is_a_clean_error() {
+    for (name, shape) in [("llama", Shape::default()), ("sliding", Shape::sliding())] {
+        let directory = shape.write(&format!("allocator-{name}"), 5);
+        let expected =
+            lifecycle(&Ledger { refuse_at: usize::MAX, ..Ledger::default() }, &directory);
+        let expected = expected.expect("nothing is refused");
+        let mut refused = 0;
+        loop {
+            let ledger = Ledger { refuse_at: refused, ..Ledger::default() };
+            let outcome = lifecycle(&ledger, &directory);
+            assert!(ledger.live.lock().unwrap().is_empty(), "allocation {refused}: a leak");
+            if ledger.refused.load(Ordering::Relaxed) == 0 {
+                assert_eq!(outcome.expect("nothing was refused"), expected);
+                break;
+            }
+            let failure = outcome.expect_err("a refusal");
+            assert_eq!(failure.status, SPEC_ERROR_OUT_OF_MEMORY, "{}", failure.message);
+            assert!(failure.message.contains("no memory for"), "{}", failure.message);
+            refused += 1;
+        }
+        assert!(refused >= 3, "{refused} allocations go through the host's allocator");
+    }
+}
+
+#[test]
+fn lent_tensors_are_given_back_once_when_nothing_uses_them() {
+    unsafe extern "C" fn given_back(count: *mut c_void) {
+        // SAFETY: the test hands over a counter that outlives the model.
+        unsafe { &*count.cast::<AtomicUsize>() }.fetch_add(1, Ordering::Relaxed);
+    }
+    let fixture = Fixture::new("lender");
+    let lacking = Shape { stores_embedding: false, ..Shape::default() };
+    let directory = lacking.write("lacking", 21);
+    Model::load(&fixture.context, &directory, None).expect_err("an embedding is missing");
+    let weights = host::golden::Tensors::read(&fixture.directory.join("model.safetensors"));
+    let table = weights.matrix("embed_tokens.weight").expect("an embedding");
+    let rows = |rows: std::ops::Range<usize>| {
+        let elements: Vec<f32> = rows.clone().flat_map(|row| table.row(row)).collect();
+        Matrix::new(rows.len(), table.columns, &elements).converted(Dtype::F32, table.columns + 4)
+    };
+    let (low, high) = (rows(0..61), rows(61..96));
+    let ranges = [
+        spec_row_range { tensor: low.tensor(), first_row: 0 },
+        spec_row_range { tensor: high.tensor(), first_row: 61 },
+    ];
+    let count = AtomicUsize::new(0);
+    let options = spec_model_options {
+        embedding: ranges.as_ptr(),
+        num_embedding: 2,
+        lent_release: Some(given_back),
+        lent_user: (&raw const count).cast_mut().cast(),
+        ..Versioned::blank()
+    };
+    let short = spec_model_options { num_embedding: 1, ..options };
+    Model::load_with(&fixture.context, &directory, &short).expect_err("rows are missing");
+    assert_eq!(count.load(Ordering::Relaxed), 0, "called for a load that failed");
+    let model = Model::load_with(&fixture.context, &directory, &options).expect("a model");
+    let session = Session::create(&model, &self::options()).expect("a session");
+    let turn = || Turn::new(&fixture.texts[0], 0..20, DRAFTS, Place::Slot(0));
+    let lent = DraftCall::of(&[turn()]).run(&session).expect("a call");
+    let own = DraftCall::of(&[turn()]).run(&fixture.session).expect("a call");
+    assert_eq!(lent, own, "the lent embedding");
+    drop(model);
+    assert_eq!(count.load(Ordering::Relaxed), 0, "the session still uses them");
+    drop(session);
+    assert_eq!(count.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn eight_threads_share_a_context() {
+    let context = Context::with_threads(2);
+    let directory = Shape::sliding().write("eight", 31);
+    let model = Model::load(&context, &directory, None).expect("a model");
+    let texts: Vec<Text> =
+        (0..8).map(|seed| Text::random(&mut Random::new(seed), 60, 96, &model.widths())).collect();
+    let work = |text: &Text| -> Vec<Vec<Drafts>> {
+        let session = Session::create(&model, &options()).expect("a session");
+        let rounds = [0..9, 9..30, 30..31, 31..35, 12..40].into_iter().map(|rows| {
+            let turn = Turn::new(text, rows, DRAFTS, Place::Slot(1));
+            DraftCall::of(&[turn]).run(&session).expect("a call")
+        });
+        rounds.collect()
+    };
+    let alone: Vec<_> = texts.iter().map(work).collect();
+    let work = &work;
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = texts
+            .iter()
+            .map(|text| scope.spawn(move || (0..5).map(|_| work(text)).collect::<Vec<_>>()))
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("a thread")).collect()
+    });
+    for (runs, alone) in together.iter().zip(&alone) {
+        assert!(runs.iter().all(|run| run == alone));
+    }
+}
+
+#[test]
+fn a_second_thread_in_a_session_is_busy_or_right() {
+    let fixture = Fixture::new("busy");
+    let call = |slot: i32| {
+        let turn = Turn::new(&fixture.texts[slot as usize], 0..30, DRAFTS, Place::Slot(slot));
+        DraftCall::of(&[turn])
+    };
+    let calls = [call(0), call(1)];
+    let expected = calls.each_ref().map(|call| call.run(&fixture.session).expect("a call"));
+    let session = &fixture.session;
+    std::thread::scope(|scope| {
+        for (call, expected) in calls.iter().zip(&expected) {
+            scope.spawn(move || {
+                let mut right = 0;
+                while right < 100 {
+                    let prepared = call.prepare(session.draft_vocabulary);
+                    match session.draft(&prepared.args) {
+                        Ok(()) => {
+                            assert_eq!(prepared.drafts(), *expected);
+                            right += 1;
+                        }
+                        Err(failure) => {
+                            assert_eq!(failure.status, SPEC_ERROR_BUSY, "{}", failure.message);
+                            assert!(prepared.is_untouched());
+                        }
+                    }
+                }
+            });
+        }
+    });
+}
