@@ -123,7 +123,7 @@ pub(super) fn read(
         heads: sizes.heads,
         kv_heads: sizes.kv_heads,
         head_dim: sizes.head_dim,
-        epsilon: layer.positive_or("rms_norm_eps", 1e-6)? as f32,
+        epsilon: epsilon(&mut layer)?,
         activation: decoder::activation(&mut layer)?,
         features,
         feature_norm,
@@ -174,6 +174,14 @@ fn warn_of_lost_layer(top: &mut Settings, report: &mut Report) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+fn epsilon(layer: &mut Settings) -> Result<f32> {
+    let epsilon = layer.positive_or("rms_norm_eps", 1e-6)? as f32;
+    if !(f32::MIN_POSITIVE..=1.0).contains(&epsilon) {
+        return Err(layer.unexpected("rms_norm_eps", "a small number above 0"));
+    }
+    Ok(epsilon)
 }
 
 /// A missing flag means true to the engine that runs most of these checkpoints, and

@@ -107,8 +107,9 @@ pub fn inspect(directory: &Path) -> Result<Value> {
     let (file, config) = files::read_config(directory)?;
     let tensors = match WeightFiles::locate(directory, false) {
         Ok(files) => files.open_all()?,
-        // The weights may be elsewhere; the configuration is still worth a description.
-        Err(_) => Default::default(),
+        // Without weights, the configuration is still worth a description.
+        Err(error) if error.status() == Status::Io => Default::default(),
+        Err(error) => return Err(error),
     };
     let loaded = load(directory, &file, &config, None);
     let mut needed = Vec::new();
@@ -178,7 +179,8 @@ fn read_proposal<'a>(
     /// What the format says of a method that does not tell.
     const DRAFTS: usize = 5;
     let Some(mut section) = settings.section("speculators_config")? else {
-        return Ok((settings.assume("speculators_config", DRAFTS), None));
+        let key = "speculators_config.proposal_methods[0].speculative_tokens";
+        return Ok((settings.assume(key, DRAFTS), None));
     };
     let mut name = None;
     if let Some(mut verifier) = section.section("verifier")? {
@@ -188,7 +190,7 @@ fn read_proposal<'a>(
     section.text("default_proposal_method")?;
     let path = section.path_of("proposal_methods[0]");
     let drafts = match section.list("proposal_methods")? {
-        None | Some([]) => section.assume("proposal_methods", DRAFTS),
+        None | Some([]) => section.assume("proposal_methods[0].speculative_tokens", DRAFTS),
         Some([Value::Object(method), ..]) => {
             let mut method = Settings::at(&section, &path, method);
             let kind = method.text("proposal_type")?.unwrap_or("greedy");

@@ -1,1 +1,90 @@
+//! The reference checkpoints, written by the real libraries, are opened and described.
 
+use crate::fixture::refused;
+use serde_json::Value;
+use speculators::checkpoint::{self, Options, Speculator};
+use speculators::error::Status;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Where the reference data are: `SPECULATORS_GOLDEN`, or the copy in this project.
+fn golden() -> Option<PathBuf> {
+    let copy = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let path = std::env::var_os("SPECULATORS_GOLDEN").map_or_else(copy, PathBuf::from);
+    let given = std::env::var_os("SPECULATORS_GOLDEN").is_some();
+    assert!(path.is_dir() || !given, "SPECULATORS_GOLDEN: no directory at {}", path.display());
+    path.is_dir().then_some(path)
+}
+
+fn directories(of: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(of).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<_> = entries.filter(|path| path.is_dir()).collect();
+    found.sort();
+    found
+}
+
+fn json_in(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// Every checkpoint below `golden/speculators`, with its kind.
+fn checkpoints(golden: &Path) -> Vec<(String, PathBuf)> {
+    let kinds = directories(&golden.join("speculators"));
+    let of_kind = |kind: PathBuf| {
+        let name = kind.file_name().unwrap().to_str().unwrap().to_string();
+        directories(&kind).into_iter().map(move |path| (name.clone(), path))
+    };
+    kinds.into_iter().flat_map(of_kind).collect()
+}
+
+#[test]
+fn every_reference_checkpoint_of_a_known_kind_opens() {
+    let Some(golden) = golden() else { return };
+    let mut opened = 0;
+    for (kind, directory) in checkpoints(&golden) {
+        if kind != "eagle3" {
+            let error = refused(checkpoint::open(&directory, &Options::default()));
+            assert_eq!(error.status(), Status::Unsupported);
+            assert!(error.to_string().contains(&format!("{kind:?}")), "{error}");
+            continue;
+        }
+        let about = json_in(&directory.join("about.json"));
+        let config = json_in(&directory.join("config.json"));
+        let target = golden.join("targets").join(about["target"].as_str().unwrap());
+        for map_files in [false, true] {
+            let verifier_directory = Some(target.clone());
+            let options = Options { verifier_directory, map_files, ..Options::default() };
+            let name = directory.display();
+            let loaded = checkpoint::open(&directory, &options);
+            let loaded = loaded.unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!(loaded.report.warnings(), [] as [&str; 0], "{name}");
+            let report = loaded.report.to_json();
+            let used = report["tensors"]["used"].as_array().unwrap().len();
+            assert_eq!(used, about["tensors"].as_object().unwrap().len(), "{name}");
+            assert_eq!(report["unknown_settings"], serde_json::json!({}), "{name}");
+            let Speculator::Eagle3(eagle3) = loaded.speculator;
+            let layers: Vec<_> = eagle3.features.iter().map(|feature| feature.layer).collect();
+            assert_eq!(serde_json::json!(layers), about["aux_layer_ids"], "{name}");
+            let layer = &config["transformer_layer_config"];
+            let sliding = layer["layer_types"][0] == "sliding_attention";
+            let window = eagle3.layers[0].window.map(|window| window as u64);
+            let expected = layer["sliding_window"].as_u64().filter(|_| sliding);
+            assert_eq!(window, expected, "{name}");
+        }
+        opened += 1;
+    }
+    assert!(opened > 0, "no checkpoint to open in {}", golden.display());
+}
+
+#[test]
+fn every_reference_checkpoint_can_be_inspected() {
+    let Some(golden) = golden() else { return };
+    let all = checkpoints(&golden);
+    for (kind, directory) in &all {
+        let found = checkpoint::inspect(directory).unwrap();
+        assert_eq!(found["kind"], kind.as_str());
+        assert_eq!(found["supported"], kind == "eagle3", "{found}");
+        assert!(!found["tensors"].as_array().unwrap().is_empty());
+    }
+    assert!(!all.is_empty(), "no checkpoint to inspect in {}", golden.display());
+}

@@ -176,7 +176,7 @@ fn a_sparse_configuration_is_completed_and_says_so() {
         ("draft_vocab_size", json!(5)),
         ("norm_before_residual", json!(true)),
         ("fc_norm", json!(false)),
-        ("speculators_config", json!(5)),
+        ("speculators_config.proposal_methods[0].speculative_tokens", json!(5)),
         ("transformer_layer_config.model_type", json!("qwen3")),
         ("transformer_layer_config.num_hidden_layers", json!(1)),
         ("transformer_layer_config.num_key_value_heads", json!(2)),
@@ -212,6 +212,70 @@ fn unknown_settings_and_tensors_are_kept_in_the_report() {
         ])
     );
     assert_eq!(report.warnings().len(), 1);
+}
+
+#[test]
+fn every_proposal_method_is_read_as_the_chain_that_is_run() {
+    for (methods, drafts, warning) in [
+        (json!([{"proposal_type": "greedy", "speculative_tokens": 7}]), 7, None),
+        (json!([{"proposal_type": "sampling", "speculative_tokens": "2"}]), 2, None),
+        (json!([{"proposal_type": "greedy"}]), 5, None),
+        (json!([]), 5, None),
+        (
+            json!([{"proposal_type": "dynamic_tree", "depth": 6, "speculative_tokens": 48}]),
+            6,
+            Some("dynamic_tree is run as a chain of 6 tokens"),
+        ),
+        (
+            json!([{"speculative_tokens": 3, "verifier_accept_k": 2}]),
+            3,
+            Some("verifier_accept_k: not applied"),
+        ),
+    ] {
+        let mut fixture = Fixture::llama();
+        fixture.config["speculators_config"]["proposal_methods"] = methods;
+        let directory = fixture.write();
+        let opened = checkpoint::open(directory.path(), &Options::default()).unwrap();
+        assert_eq!(opened.default_num_drafts, drafts);
+        match (warning, opened.report.warnings()) {
+            (None, []) => {}
+            (Some(piece), [text]) => assert!(text.contains(piece), "{text}"),
+            (expected, found) => panic!("expected {expected:?}, found {found:?}"),
+        }
+    }
+}
+
+#[test]
+fn versions_that_lost_layer_0_are_warned_of() {
+    for (version, class, warned) in [
+        ("0.3.0", "Eagle3Speculator", true),
+        ("0.3.0", "Eagle3DraftModel", false),
+        ("0.5.0", "Eagle3Speculator", false),
+        ("0.1.0.dev42", "Eagle3Speculator", false),
+    ] {
+        let mut fixture = Fixture::llama();
+        fixture.config["speculators_version"] = json!(version);
+        fixture.config["architectures"] = json!([class]);
+        let (_, report) = open(fixture.write().path(), &Options::default());
+        let found = report.warnings().iter().any(|text| text.contains("layer 0"));
+        assert_eq!(found, warned, "{version} {class}");
+    }
+}
+
+#[test]
+fn activations_are_read_by_all_their_names() {
+    for (name, expected) in [
+        ("silu", Activation::Silu),
+        ("gelu", Activation::Gelu),
+        ("gelu_new", Activation::GeluTanh),
+        ("gelu_pytorch_tanh", Activation::GeluTanh),
+        ("relu", Activation::Relu),
+    ] {
+        let mut fixture = Fixture::llama();
+        fixture.layer_config()["hidden_act"] = json!(name);
+        let (eagle3, _) = open(fixture.write().path(), &Options::default());
+        assert_eq!(eagle3.activation, expected);
+    }
 }
 
 #[test]
