@@ -42,7 +42,7 @@ build:
 
 demo: build
 	$(MAKE) -C examples/c generate $(EXAMPLE_ARGUMENTS)
-	"$(EXAMPLES)/generate" --model examples/models/tiny-python
+	"$(EXAMPLES)/generate"
 
 test: build
 	CARGO="$(CARGO)" MAKE="$(MAKE)" LIBRARY="$(RELEASE)" EXAMPLES="$(EXAMPLES)" tests/run
