@@ -341,9 +341,8 @@ struct Loop<'a> {
     scripts: Vec<&'a Script>,
     outputs: Vec<Vec<i32>>,
     rounds: Vec<u64>,
+    /// Accepted drafts per position, of the text that the record counts.
     accepted: Vec<Vec<u64>>,
-    /// Accepted drafts of the recorded text only, not of what lies past its end.
-    accepted_within: Vec<Vec<u64>>,
     proposed: Vec<Drafts>,
     positions: Vec<i32>,
     /// Whether a near-tie was decided otherwise than in the record.
@@ -368,7 +367,6 @@ impl<'a> Loop<'a> {
             outputs: Vec::new(),
             rounds: vec![0; sequences],
             accepted: vec![vec![0; run.drafts]; sequences],
-            accepted_within: vec![vec![0; run.drafts]; sequences],
             proposed: Vec::new(),
             positions: Vec::new(),
             diverged: vec![false; sequences],
@@ -430,9 +428,9 @@ impl<'a> Loop<'a> {
             self.rounds[sequence] += 1;
             let accepted = decisions.field(sequence, SPEC_DECISION_ACCEPTED) as usize;
             let left = self.run.generations[sequence].output.len() - self.outputs[sequence].len();
-            for index in 0..accepted {
+            let counted = if self.stage.record.counts_past_the_end { accepted } else { left };
+            for index in 0..accepted.min(counted) {
                 self.accepted[sequence][index] += 1;
-                self.accepted_within[sequence][index] += u64::from(index < left);
             }
             self.outputs[sequence].extend(emitted);
         }
@@ -528,11 +526,9 @@ impl<'a> Loop<'a> {
                 continue;
             }
             assert_eq!(self.rounds[sequence], generation.rounds, "{what}: rounds");
-            let recorded = &generation.accepted_per_position;
-            let counts = [&self.accepted[sequence], &self.accepted_within[sequence]];
-            assert!(
-                counts.contains(&recorded),
-                "{what}: accepted {counts:?}, recorded {recorded:?}"
+            assert_eq!(
+                self.accepted[sequence], generation.accepted_per_position,
+                "{what}: accepted"
             );
             coverage.compared += generation.output.len();
         }

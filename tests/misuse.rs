@@ -597,6 +597,63 @@ fn slots_out_of_range_and_too_many_rows_are_faults() {
     narrow.poll().expect("one report");
 }
 
+/// A number that arrays may hold by mistake.
+fn stray(random: &mut Random) -> i32 {
+    match random.below(6) {
+        0 => i32::MIN,
+        1 => i32::MAX,
+        2 => random.bits() as i32,
+        _ => random.below(80) as i32 - 8,
+    }
+}
+
+#[test]
+fn whatever_the_arrays_hold_a_step_leaves_the_others_alone() {
+    let fixture = Fixture::new("strays");
+    let mut random = Random::new(23);
+    let mut good = fixture.call(0..13);
+    good.limit = Some(vec![9; 3]);
+    good.row_index = Some(Table { elements: (0..39).map(|row| row % 13).collect(), stride: 13 });
+    good.rope_position = Some((0..39).map(|row| row % 13).collect());
+    let expected = good.run(&fixture.session).expect("a call");
+    let mut faults = 0;
+    for _ in 0..3000 {
+        let mut bad = good.clone();
+        let table = &mut bad.block_table.as_mut().expect("a table").elements[8..16];
+        let columns: [&mut [i32]; 12] = [
+            &mut bad.position[1..2],
+            &mut bad.row_count[1..2],
+            &mut bad.next_token[1..2],
+            &mut bad.row_begin.as_mut().expect("row_begin")[1..2],
+            &mut bad.num_drafts.as_mut().expect("num_drafts")[1..2],
+            &mut bad.limit.as_mut().expect("limit")[1..2],
+            &mut bad.context_begin.as_mut().expect("context_begin")[1..2],
+            &mut bad.tokens[13..26],
+            &mut bad.row_index.as_mut().expect("paths").elements[13..26],
+            &mut bad.rope_position.as_mut().expect("rope positions")[13..26],
+            &mut bad.sampling.as_mut().expect("sampling").top_k[1..2],
+            table,
+        ];
+        for column in columns {
+            if random.chance(0.2) {
+                let place = random.below(column.len());
+                column[place] = stray(&mut random);
+            }
+        }
+        // Whose a page is, the host alone knows: none of the neighbours' is handed out twice.
+        for page in &mut bad.block_table.as_mut().expect("a table").elements[8..16] {
+            if (0..8).contains(page) || (16..24).contains(page) {
+                *page = 30;
+            }
+        }
+        let drafts = bad.run(&fixture.session).expect("a call");
+        assert_eq!((&drafts[0], &drafts[2]), (&expected[0], &expected[2]));
+        faults += usize::from(fixture.session.poll().is_err());
+    }
+    assert!((100..2900).contains(&faults), "{faults} faults");
+    assert_eq!(good.run(&fixture.session).expect("a call"), expected);
+}
+
 #[test]
 fn a_sequence_without_rows_takes_no_part() {
     let fixture = Fixture::new("no-rows");
