@@ -751,6 +751,133 @@ static bool broken_files_are_refused(const fixture *f)
     return kept;
 }
 
+/* ---- Stored forms ---- */
+
+/* Half precision, rounded towards zero; exact for what it returns. */
+static uint16_t to_half(float value)
+{
+    int exponent;
+    double fraction = frexp(fabs((double)value), &exponent); /* in [0.5, 1), or 0 */
+    uint16_t sign = signbit(value) ? 0x8000 : 0;
+    if (fraction == 0 || exponent < -24) return sign;
+    if (exponent < -13) return (uint16_t)(sign | (uint16_t)ldexp(fraction, exponent + 24));
+    return (uint16_t)(sign | (exponent + 14) << 10 | ((uint16_t)ldexp(fraction, 11) & 1023));
+}
+
+static float of_half(uint16_t half)
+{
+    int exponent = half >> 10 & 31, fraction = half & 1023;
+    double magnitude = exponent ? ldexp(1024 + fraction, exponent - 25) : ldexp(fraction, -24);
+    return (float)(half & 0x8000 ? -magnitude : magnitude);
+}
+
+/* Element i of a BF16 tensor as `dtype` stores it. With `rounded`, its value in half precision. */
+static size_t put_element(const safetensors_tensor *tensor, size_t i, const char *dtype,
+                          bool rounded, unsigned char *out)
+{
+    uint16_t bfloat = ((const uint16_t *)tensor->data)[i];
+    uint32_t bits = (uint32_t)bfloat << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    uint16_t half = to_half(value);
+    if (rounded) value = of_half(half);
+    if (!strcmp(dtype, "F32")) {
+        memcpy(out, &value, 4);
+        return 4;
+    }
+    memcpy(out, !strcmp(dtype, "F16") ? &half : &bfloat, 2);
+    return 2;
+}
+
+/* Writes tensors first .. end - 1 of a BF16 file into another one. */
+static void write_tensors(const safetensors_file *file, size_t first, size_t end, const char *dtype,
+                          bool rounded, const char *folder, const char *name)
+{
+    enum { HEADER = 16000 };
+    size_t capacity = HEADER, at = HEADER, used;
+    for (size_t i = first; i < end; i++) capacity += file->tensors[i].size * 2;
+    unsigned char *out = required(malloc(capacity), "out of memory");
+    memset(out, ' ', HEADER);
+    out[8] = '{';
+    for (int i = 0; i < 8; i++) out[i] = (unsigned char)((uint64_t)(HEADER - 8) >> (8 * i));
+    used = 9;
+    for (size_t i = first; i < end; i++) {
+        const safetensors_tensor *t = &file->tensors[i];
+        size_t begin = at - HEADER;
+        for (size_t j = 0; j < t->size / 2; j++) at += put_element(t, j, dtype, rounded, out + at);
+        char shape[64], entry[512];
+        snprintf(shape, sizeof shape, t->dimensions == 2 ? "%d,%d" : "%d", (int)t->shape[0], (int)t->shape[1]);
+        int length = snprintf(entry, sizeof entry,
+                              "%s\"%.*s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
+                              i > first ? "," : "", (int)t->name_length, t->name, dtype, shape, begin,
+                              at - HEADER);
+        memcpy(out + used, entry, (size_t)length);
+        used += (size_t)length;
+    }
+    out[used] = '}';
+    write_bytes(folder, name, out, at);
+    free(out);
+}
+
+static bool logits_of_folder(const char *folder, float *logits)
+{
+    static const int32_t tokens[] = {0, 516, 980, 63, 430, 8, 446, 286, 260};
+    engine_error error = {""};
+    engine_model *model = engine_load(folder, NULL, &error);
+    CHECK(model, "%s", complain(&error));
+    engine_cache *cache = fresh_cache(model);
+    bool done = forward_alone(model, cache, tokens, 0, 9, NULL, 0, logits);
+    engine_cache_free(cache);
+    engine_free(model);
+    return done;
+}
+
+static void remove_file(const char *folder, const char *name)
+{
+    char path[2048];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    remove(path);
+}
+
+/* The same values, whatever dtype and however many files hold them, must give the same bits. */
+static bool stored_forms_agree(const fixture *f)
+{
+    char folder[] = "/tmp/engine_test.XXXXXX", path[2048];
+    required(mkdtemp(folder), "no folder for stored forms");
+    bytes config = read_bytes(f->target, "config.json");
+    write_bytes(folder, "config.json", config.data, config.length);
+    free(config.data);
+    safetensors_file file;
+    snprintf(path, sizeof path, "%s/model.safetensors", f->target);
+    CHECK(safetensors_load(&file, path, NULL), "%s", path);
+    size_t count = 9 * (size_t)f->info->vocabulary, all = file.num_tensors;
+    float *logits = required(malloc(3 * count * sizeof *logits), "out of memory");
+    float *other = logits + count, *wide = other + count;
+    CHECK(logits_of_folder(f->target, logits), "the model as it is");
+
+    write_tensors(&file, 0, all, "F32", false, folder, "model.safetensors");
+    CHECK(logits_of_folder(folder, other) && !memcmp(logits, other, count * 4), "F32");
+    remove_file(folder, "model.safetensors");
+    write_tensors(&file, 0, all / 2, "BF16", false, folder, "model-00001-of-00002.safetensors");
+    CHECK(answers(folder, true, "half of the files"), "half of the files");
+    write_tensors(&file, all / 2, all, "F32", false, folder, "model-00002-of-00002.safetensors");
+    CHECK(logits_of_folder(folder, other) && !memcmp(logits, other, count * 4), "two files");
+    write_tensors(&file, all / 2 - 1, all, "BF16", false, folder, "model-00002-of-00002.safetensors");
+    CHECK(answers(folder, true, "a tensor in two files"), "a tensor in two files");
+    remove_file(folder, "model-00001-of-00002.safetensors");
+    remove_file(folder, "model-00002-of-00002.safetensors");
+    write_tensors(&file, 0, all, "F16", true, folder, "model.safetensors");
+    CHECK(logits_of_folder(folder, other), "F16");
+    write_tensors(&file, 0, all, "F32", true, folder, "model.safetensors");
+    CHECK(logits_of_folder(folder, wide) && !memcmp(wide, other, count * 4), "F16 against F32");
+    remove_file(folder, "model.safetensors");
+    remove_file(folder, "config.json");
+    rmdir(folder);
+    safetensors_free(&file);
+    free(logits);
+    return true;
+}
+
 /* ---- Speed, for information ---- */
 
 static double seconds(void)
@@ -814,6 +941,7 @@ int main(int argc, char **argv)
     run("greedy texts are the recorded ones", greedy_texts_are_the_recorded_ones(&f));
     run("rows do not depend on batch, calls, pages or threads", rows_do_not_depend_on_their_company(&f));
     run("wrong batches are refused", wrong_batches_are_refused(&f));
+    run("stored forms give the same bits", stored_forms_agree(&f));
     run("broken files are refused", broken_files_are_refused(&f));
     for (int i = 2; i < argc; i++) {
         printf("%s\n", argv[i]);
