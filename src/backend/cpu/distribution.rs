@@ -158,6 +158,8 @@ impl<'a> Reader<'a> {
             return self.first(largest).map(Law::Certain);
         }
         let mut scale = Scale::new(largest, parameters.temperature);
+        // Relative weights up to one half round to 0. Blocks of nothing else need no look.
+        scale.floor = scale.floor.max(self.lowest_logit(&scale, 0.5));
         if parameters.top_k > 0
             && (parameters.top_k as usize) < self.row.len
             && let Some(kth) = self.kth_largest(parameters.top_k as usize, largest)
@@ -199,6 +201,7 @@ impl<'a> Reader<'a> {
     /// The k-th largest logit; `None` where there are not so many.
     fn kth_largest(&self, k: usize, largest: f32) -> Option<f32> {
         let any = Scale { peak: largest, factor: 0.0, floor: f32::NEG_INFINITY };
+        let counts = |low| Buckets::over(Measure::Count, low, order(largest), from_order(low));
         let mut low = order(f32::MIN);
         // The k-th largest of the peaks is not above that of all: most blocks need no look.
         let peaks = self.peaks();
@@ -212,13 +215,11 @@ impl<'a> Reader<'a> {
             // SAFETY: the peaks are there and stay. No pass of this reader runs meanwhile, so its
             // histogram is free; the peaks' reader looks at no scratch but that.
             let reader = unsafe { Reader::new(self.isa, Split::NONE, row, self.scratch) };
-            let buckets = Buckets::over(Measure::Count, low, order(largest));
-            if let Some(key) = reader.narrow(&any, buckets, k as u64, Skip::Nothing) {
+            if let Some(key) = reader.narrow(&any, counts(low), k as u64, Skip::Nothing) {
                 low = key;
             }
         }
-        let buckets = Buckets::over(Measure::Count, low, order(largest));
-        self.narrow(&any, buckets, k as u64, Skip::LowPeaks).map(from_order)
+        self.narrow(&any, counts(low), k as u64, Skip::LowPeaks).map(from_order)
     }
 
     /// The lowest logit that top-p keeps; `None` where it keeps all.
@@ -232,7 +233,8 @@ impl<'a> Reader<'a> {
         let left_out = (1.0 - f64::from(top_p.max(0.0))) * peaks as f64;
         let cut = (left_out / self.row.len as f64 * 0.999 - 1.0).max(0.25) as f32;
         let highest = WEIGHT_ONE as f32;
-        let buckets = Buckets::over(Measure::Weight, cut.to_bits(), highest.to_bits());
+        let lowest = self.lowest_logit(scale, cut).max(scale.floor);
+        let buckets = Buckets::over(Measure::Weight, cut.to_bits(), highest.to_bits(), lowest);
         self.clear_histograms();
         let sum = self.weigh(scale, Some(&buckets));
         let limit = top_p_limit(top_p, sum);
@@ -276,17 +278,15 @@ impl<'a> Reader<'a> {
                 return Some(low);
             }
             let high = buckets.high.min(low + ((1 << buckets.shift) - 1));
-            buckets = Buckets::over(buckets.measure, low, high);
+            let lowest = match buckets.measure {
+                Measure::Count => from_order(low),
+                Measure::Weight => self.lowest_logit(scale, f32::from_bits(low)),
+            };
+            buckets = Buckets::over(buckets.measure, low, high, lowest.max(scale.floor));
         }
     }
 
     fn count(&self, scale: &Scale, buckets: &Buckets, skip: Skip) {
-        let floor = match (skip, buckets.measure) {
-            (Skip::Nothing, _) => f32::NEG_INFINITY,
-            (_, Measure::Count) => from_order(buckets.low),
-            (_, Measure::Weight) => self.lowest_logit(scale, f32::from_bits(buckets.low)),
-        };
-        let scale = Scale { floor: scale.floor.max(floor), ..*scale };
         let peaks = match skip {
             Skip::Nothing => std::ptr::null::<f32>() as u64,
             _ => self.scratch.peaks.address(),
@@ -295,7 +295,7 @@ impl<'a> Reader<'a> {
             let (peaks, histogram) = (peaks as *const f32, self.histogram(part));
             // SAFETY: the contract of `new`; each part has its own histogram.
             unsafe {
-                rows::histogram(self.isa, &self.row, range, &scale, peaks, buckets, histogram);
+                rows::histogram(self.isa, &self.row, range, scale, peaks, buckets, histogram);
             }
         });
     }

@@ -94,6 +94,10 @@ pub unsafe trait Lanes: Copy {
     unsafe fn sum(self) -> f32;
     /// The largest lane that is not NaN, or -inf.
     unsafe fn maximum(self) -> f32;
+    /// The sums of the lanes' bits as integers, without carry checks.
+    unsafe fn add_bits(self, other: Self) -> Self;
+    /// Where `key >= floor` (no NaN) self, elsewhere 0.
+    unsafe fn where_from(self, key: Self, floor: Self) -> Self;
     /// Writes the lanes where `self >= floor` (no NaN), in their order, one after the other, and
     /// says how many they are. What follows them in the sixteen elements at `to` may change.
     #[inline(always)]
@@ -183,6 +187,15 @@ unsafe impl Lanes for PortableLanes {
     #[inline(always)]
     unsafe fn add_exponent(self, exponent: Self) -> Self {
         self.zip(exponent, |a, b| f32::from_bits(a.to_bits().wrapping_add(b.to_bits() << 23)))
+    }
+    #[inline(always)]
+    unsafe fn add_bits(self, other: Self) -> Self {
+        self.zip(other, |a, b| f32::from_bits(a.to_bits().wrapping_add(b.to_bits())))
+    }
+    #[inline(always)]
+    unsafe fn where_from(self, key: Self, floor: Self) -> Self {
+        let kept = |lane: usize| key.0[lane] >= floor.0[lane];
+        Self(std::array::from_fn(|lane| if kept(lane) { self.0[lane] } else { 0.0 }))
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
@@ -315,6 +328,26 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn add_bits(self, other: Self) -> Self {
+            // SAFETY: the processor has AVX2.
+            unsafe {
+                let add = |a, b| {
+                    let sum = _mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b));
+                    _mm256_castsi256_ps(sum)
+                };
+                Self(add(self.0, other.0), add(self.1, other.1))
+            }
+        }
+        #[inline(always)]
+        unsafe fn where_from(self, key: Self, floor: Self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let low = _mm256_cmp_ps::<_CMP_GE_OQ>(key.0, floor.0);
+                let high = _mm256_cmp_ps::<_CMP_GE_OQ>(key.1, floor.1);
+                Self(_mm256_and_ps(low, self.0), _mm256_and_ps(high, self.1))
+            }
+        }
+        #[inline(always)]
         unsafe fn sum(self) -> f32 {
             // SAFETY: as above.
             unsafe { sum8(_mm256_add_ps(self.0, self.1)) }
@@ -401,6 +434,22 @@ mod x86 {
             unsafe {
                 let shifted = _mm512_slli_epi32::<23>(_mm512_castps_si512(exponent.0));
                 Self(_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self.0), shifted)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_bits(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let (ours, theirs) = (_mm512_castps_si512(self.0), _mm512_castps_si512(other.0));
+                Self(_mm512_castsi512_ps(_mm512_add_epi32(ours, theirs)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn where_from(self, key: Self, floor: Self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let mask = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(key.0, floor.0);
+                Self(_mm512_maskz_mov_ps(mask, self.0))
             }
         }
         #[inline(always)]
