@@ -77,15 +77,23 @@ pub struct Buckets {
     pub high: u32,
     /// The binary logarithm of a bucket's keys.
     pub shift: u32,
-    /// A logit that none with a key from `low` on lies below.
+    /// The logits that can have such keys: not less than this,
     pub lowest: f32,
+    /// and not more than this.
+    pub highest: f32,
 }
 
 impl Buckets {
-    /// The finest buckets for an interval of keys.
-    pub fn over(measure: Measure, low: u32, high: u32, lowest: f32) -> Self {
+    /// The finest buckets for an interval of keys and the logits that can have them.
+    pub fn over(measure: Measure, (low, high): (u32, u32), (lowest, highest): (f32, f32)) -> Self {
         let bits = 32 - (high - low).leading_zeros();
-        Self { measure, low, high, shift: bits.saturating_sub(BUCKET_BITS), lowest }
+        let shift = bits.saturating_sub(BUCKET_BITS);
+        Self { measure, low, high, shift, lowest, highest }
+    }
+
+    /// The number of buckets in use.
+    pub fn len(&self) -> usize {
+        ((self.high - self.low) >> self.shift) as usize + 1
     }
 }
 
@@ -305,7 +313,7 @@ unsafe fn count<L: Lanes>(
     buckets: &Buckets,
     histogram: *mut u64,
 ) {
-    let Buckets { measure, low, high, shift, lowest } = *buckets;
+    let Buckets { measure, low, high, shift, lowest, highest } = *buckets;
     let mut found = Block([0.0_f32; BLOCK]);
     let mut len = 0;
     // SAFETY: a block is read; each group stores sixteen elements from `len` on at most, and `len`
@@ -313,7 +321,7 @@ unsafe fn count<L: Lanes>(
     unsafe {
         let to = found.0.as_mut_ptr();
         for lane in (0..BLOCK).step_by(LANES) {
-            len += L::load(logits.add(lane)).store_from(L::splat(lowest), to.add(len));
+            len += L::load(logits.add(lane)).store_between(lowest, highest, to.add(len));
         }
         if measure == Measure::Weight {
             for lane in (0..len).step_by(LANES) {
@@ -355,6 +363,50 @@ unsafe fn histogram_generic<L: Lanes>(
                 count::<L>(logits, scale, buckets, histogram);
             }
         }
+    }
+}
+
+/// # Safety
+///
+/// As for [`Lanes`]; the row's memory is valid, `peaks` is valid for its blocks begin .. end, and
+/// `to` for `room` elements, at least a block.
+#[inline(always)]
+unsafe fn collect_generic<L: Lanes>(
+    row: &Row,
+    (begin, end): (usize, usize),
+    peaks: *const f32,
+    (lowest, highest): (f32, f32),
+    to: *mut f32,
+    room: usize,
+) -> Option<usize> {
+    let mut buffer = Block([0.0; BLOCK]);
+    let mut len = 0;
+    for index in begin..end {
+        // SAFETY: as this function's contract; what a block adds fits, as it is checked before.
+        unsafe {
+            if peaks.add(index).read() < lowest {
+                continue;
+            }
+            if room - len < BLOCK {
+                return None;
+            }
+            let logits = logits::<L>(row, index, &mut buffer);
+            for lane in (0..BLOCK).step_by(LANES) {
+                len += L::load(logits.add(lane)).store_between(lowest, highest, to.add(len));
+            }
+        }
+    }
+    Some(len)
+}
+
+/// # Safety
+///
+/// As for [`Lanes`]; `values` is valid for `len` elements rounded up to whole groups.
+#[inline(always)]
+unsafe fn relatives_generic<L: Lanes>(values: *mut f32, len: usize, scale: &Scale) {
+    for lane in (0..len).step_by(LANES) {
+        // SAFETY: as this function's contract.
+        unsafe { relative::<L>(L::load(values.add(lane)), scale).store(values.add(lane)) };
     }
 }
 
@@ -452,6 +504,33 @@ dispatched! {
         buckets: &Buckets,
         histogram: *mut u64,
     ) = histogram_generic
+}
+
+dispatched! {
+    /// Writes the logits of a range of blocks that lie between two bounds, and says how many they
+    /// are; `None` when there may be no room for those of another block.
+    ///
+    /// # Safety
+    ///
+    /// The row's memory is valid; `peaks` has its blocks' largest logits, and `to` has `room`
+    /// elements, at least a block.
+    pub unsafe fn collect(
+        row: &Row,
+        range: (usize, usize),
+        peaks: *const f32,
+        bounds: (f32, f32),
+        to: *mut f32,
+        room: usize,
+    ) -> Option<usize> = collect_generic
+}
+
+dispatched! {
+    /// Puts their relative weights in the place of logits.
+    ///
+    /// # Safety
+    ///
+    /// `values` is valid for `len` elements, rounded up to a multiple of sixteen.
+    pub unsafe fn relatives(values: *mut f32, len: usize, scale: &Scale) = relatives_generic
 }
 
 dispatched! {

@@ -98,19 +98,19 @@ pub unsafe trait Lanes: Copy {
     unsafe fn add_bits(self, other: Self) -> Self;
     /// Where `key >= floor` (no NaN) self, elsewhere 0.
     unsafe fn where_from(self, key: Self, floor: Self) -> Self;
-    /// Writes the lanes where `self >= floor` (no NaN), in their order, one after the other, and
-    /// says how many they are. What follows them in the sixteen elements at `to` may change.
+    /// Writes the lanes that are at least `low` and at most `high` (no NaN), in their order, one
+    /// after the other, and says how many they are. What follows them in the sixteen elements at
+    /// `to` may change.
     #[inline(always)]
-    unsafe fn store_from(self, floor: Self, to: *mut f32) -> usize {
-        let (mut lanes, mut floors) = ([0.0; LANES], [0.0; LANES]);
+    unsafe fn store_between(self, low: f32, high: f32, to: *mut f32) -> usize {
+        let mut lanes = [0.0; LANES];
         let mut count = 0;
-        // SAFETY: sixteen elements each; `count` is at most the lane.
+        // SAFETY: sixteen elements; `count` is at most the lane.
         unsafe {
             self.store(lanes.as_mut_ptr());
-            floor.store(floors.as_mut_ptr());
-            for (&lane, &floor) in lanes.iter().zip(&floors) {
+            for lane in lanes {
                 to.add(count).write(lane);
-                count += usize::from(lane >= floor);
+                count += usize::from(lane >= low && lane <= high);
             }
         }
         count
@@ -472,10 +472,12 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn store_from(self, floor: Self, to: *mut f32) -> usize {
+        unsafe fn store_between(self, low: f32, high: f32, to: *mut f32) -> usize {
             // SAFETY: as above; sixteen elements are written.
             unsafe {
-                let mask = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(self.0, floor.0);
+                let mask = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(self.0, _mm512_set1_ps(low));
+                let mask =
+                    _mm512_mask_cmp_ps_mask::<_CMP_LE_OQ>(mask, self.0, _mm512_set1_ps(high));
                 _mm512_storeu_ps(to, _mm512_maskz_compress_ps(mask, self.0));
                 mask.count_ones() as usize
             }
