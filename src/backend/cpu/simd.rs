@@ -92,8 +92,6 @@ pub unsafe trait Lanes: Copy {
     unsafe fn add_exponent(self, exponent: Self) -> Self;
     /// The sum of the lanes: j with j + 8, then j with j + 4, j + 2, j + 1.
     unsafe fn sum(self) -> f32;
-    /// The largest lane that is not NaN, or -inf.
-    unsafe fn maximum(self) -> f32;
     /// The sums of the lanes' bits as integers, without carry checks.
     unsafe fn add_bits(self, other: Self) -> Self;
     /// Where `key >= floor` (no NaN) self, elsewhere 0.
@@ -207,10 +205,6 @@ unsafe impl Lanes for PortableLanes {
         }
         lanes[0]
     }
-    #[inline(always)]
-    unsafe fn maximum(self) -> f32 {
-        self.0.into_iter().fold(f32::NEG_INFINITY, |most, lane| if lane > most { lane } else { most })
-    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -218,7 +212,7 @@ pub use x86::{Avx2Lanes, Avx512Lanes};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{LANES, Lanes, PortableLanes};
+    use super::Lanes;
     use std::arch::x86_64::*;
 
     /// Lanes 0..8 and 8..16.
@@ -352,15 +346,6 @@ mod x86 {
             // SAFETY: as above.
             unsafe { sum8(_mm256_add_ps(self.0, self.1)) }
         }
-        #[inline(always)]
-        unsafe fn maximum(self) -> f32 {
-            let mut lanes = [0.0; LANES];
-            // SAFETY: sixteen elements on the stack.
-            unsafe {
-                self.store(lanes.as_mut_ptr());
-                PortableLanes(lanes).maximum()
-            }
-        }
     }
 
     // SAFETY: loads and stores touch sixteen elements; the instructions are those of AVX-512F.
@@ -457,18 +442,8 @@ mod x86 {
             // SAFETY: as above.
             unsafe {
                 let low = _mm512_castps512_ps256(self.0);
-                let high =
-                    _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)));
+                let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)));
                 sum8(_mm256_add_ps(low, high))
-            }
-        }
-        #[inline(always)]
-        unsafe fn maximum(self) -> f32 {
-            let mut lanes = [0.0; LANES];
-            // SAFETY: sixteen elements on the stack.
-            unsafe {
-                self.store(lanes.as_mut_ptr());
-                PortableLanes(lanes).maximum()
             }
         }
         #[inline(always)]
