@@ -15,8 +15,14 @@ pub const LOWEST_POWER: f32 = -64.0;
 
 /// `2^f` is `1 + f * (EXP2[0] + f * (EXP2[1] + ...))` for f in [-1/2, 1/2], to 1.5 units in the
 /// last place: interpolation of `(2^f - 1) / f` at the Chebyshev nodes.
-pub const EXP2: [f32; 6] =
-    [0.693_147_2, 0.240_226_5, 0.055_503_57, 0.009_618_083, 0.001_339_086_3, 0.000_154_531_63];
+pub const EXP2: [f32; 6] = [
+    std::f32::consts::LN_2,
+    0.240_226_5,
+    0.055_503_57,
+    0.009_618_083,
+    0.001_339_086_3,
+    0.000_154_531_63,
+];
 
 /// How a sequence's tokens are drawn from logits.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,16 +5,20 @@ use super::rows::{self, BLOCK, BUCKETS, Block, Buckets, Measure, Row};
 use super::simd::Isa;
 use super::threads::Pool;
 use crate::sampling::{
-    Parameters, Scale, WEIGHT_ONE, fraction, from_order, order, scaled, top_p_limit,
+    Parameters, Scale, WEIGHT_ONE, fraction, from_order, order, scaled, top_p_limit, whole,
 };
 use crate::tensor::{Carver, Dtype, Span};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The most pieces that are made of a row.
+pub const MOST_PARTS: usize = 64;
 
 /// How the blocks of a row are shared out.
 #[derive(Clone, Copy, Debug)]
 pub struct Split<'a> {
     /// Who works on them.
     pub pool: Option<&'a Pool>,
-    /// How many pieces are made of a row.
+    /// How many pieces are made of a row, at most [`MOST_PARTS`].
     pub parts: usize,
 }
 
@@ -158,6 +162,8 @@ impl<'a> Reader<'a> {
             return self.first(largest).map(Law::Certain);
         }
         let mut scale = Scale::new(largest, parameters.temperature);
+        // Relative weights up to one half round to 0. Blocks of nothing else need no look.
+        scale.floor = scale.floor.max(self.lowest_logit(&scale, 0.5));
         if parameters.top_k > 0
             && (parameters.top_k as usize) < self.row.len
             && let Some(kth) = self.kth_largest(parameters.top_k as usize, largest)
@@ -199,26 +205,36 @@ impl<'a> Reader<'a> {
     /// The k-th largest logit; `None` where there are not so many.
     fn kth_largest(&self, k: usize, largest: f32) -> Option<f32> {
         let any = Scale { peak: largest, factor: 0.0, floor: f32::NEG_INFINITY };
-        let mut low = order(f32::MIN);
+        let from = |low| {
+            let keys = (order(low), order(largest));
+            Buckets::over(Measure::Count, keys, (low, largest))
+        };
         // The k-th largest of the peaks is not above that of all: most blocks need no look.
-        let peaks = self.peaks();
-        if k < peaks.len() {
-            let row = Row {
-                address: self.scratch.peaks.address(),
-                dtype: Dtype::F32,
-                len: peaks.len(),
-                token_ids: None,
-            };
-            // SAFETY: the peaks are there and stay. No pass of this reader runs meanwhile, so its
-            // histogram is free; the peaks' reader looks at no scratch but that.
-            let reader = unsafe { Reader::new(self.isa, Split::NONE, row, self.scratch) };
-            let buckets = Buckets::over(Measure::Count, low, order(largest));
-            if let Some(key) = reader.narrow(&any, buckets, k as u64, Skip::Nothing) {
-                low = key;
-            }
+        let candidates = self.peaks().iter().filter(|&&peak| peak > f32::NEG_INFINITY);
+        let lowest_peak = candidates.copied().fold(largest, f32::min);
+        let buckets = from(lowest_peak);
+        self.clear_histograms();
+        let range = (0, self.peak_row().blocks());
+        // SAFETY: the peaks are there, and no other pass is running.
+        unsafe {
+            let none = std::ptr::null();
+            let histogram = self.histogram(0);
+            rows::histogram(self.isa, &self.peak_row(), range, &any, none, &buckets, histogram);
         }
-        let buckets = Buckets::over(Measure::Count, low, order(largest));
-        self.narrow(&any, buckets, k as u64, Skip::LowPeaks).map(from_order)
+        let low = self.boundary(buckets.len(), k as u64).map_or(f32::MIN, |(bucket, _)| {
+            from_order(buckets.low + ((bucket as u32) << buckets.shift))
+        });
+        self.narrow(&any, from(low), k as u64, false).map(from_order)
+    }
+
+    /// The peaks as a row.
+    fn peak_row(&self) -> Row {
+        Row {
+            address: self.scratch.peaks.address(),
+            dtype: Dtype::F32,
+            len: self.row.blocks(),
+            token_ids: None,
+        }
     }
 
     /// The lowest logit that top-p keeps; `None` where it keeps all.
@@ -232,22 +248,19 @@ impl<'a> Reader<'a> {
         let left_out = (1.0 - f64::from(top_p.max(0.0))) * peaks as f64;
         let cut = (left_out / self.row.len as f64 * 0.999 - 1.0).max(0.25) as f32;
         let highest = WEIGHT_ONE as f32;
-        let buckets = Buckets::over(Measure::Weight, cut.to_bits(), highest.to_bits());
+        let lowest = self.lowest_logit(scale, cut).max(scale.floor);
+        let keys = (cut.to_bits(), highest.to_bits());
+        let buckets = Buckets::over(Measure::Weight, keys, (lowest, f32::INFINITY));
         self.clear_histograms();
         let sum = self.weigh(scale, Some(&buckets));
         let limit = top_p_limit(top_p, sum);
-        let least = self.narrow(scale, buckets, limit, Skip::FirstPass)?;
+        let least = self.narrow(scale, buckets, limit, true)?;
         Some(self.lowest_logit(scale, f32::from_bits(least)))
     }
 
     /// The weights of the peaks: at most those of the row.
     fn weigh_peaks(&self, scale: &Scale) -> u64 {
-        let row = Row {
-            address: self.scratch.peaks.address(),
-            dtype: Dtype::F32,
-            len: self.row.blocks(),
-            token_ids: None,
-        };
+        let row = self.peak_row();
         let mut weights = Block([0; BLOCK]);
         let mut sum = 0;
         for index in 0..row.blocks() {
@@ -259,59 +272,145 @@ impl<'a> Reader<'a> {
     }
 
     /// The lowest key that is kept if a key is kept where the mass strictly above it is less than
-    /// `limit`; `None` where the mass of all keys does not reach the limit.
-    fn narrow(&self, scale: &Scale, mut buckets: Buckets, limit: u64, skip: Skip) -> Option<u32> {
+    /// `limit`; `None` where the mass of all keys does not reach the limit. With `is_counted` the
+    /// histograms are there for the first turn.
+    fn narrow(
+        &self,
+        scale: &Scale,
+        mut buckets: Buckets,
+        limit: u64,
+        mut is_counted: bool,
+    ) -> Option<u32> {
         let mut above = 0;
-        let mut counted = skip == Skip::FirstPass;
         loop {
-            if !counted {
+            if !is_counted {
+                if let Some(len) = self.collect(&buckets) {
+                    return self.settle(scale, &buckets, len, limit - above);
+                }
                 self.clear_histograms();
-                self.count(scale, &buckets, skip);
+                self.count(scale, &buckets);
             }
-            counted = false;
-            let (bucket, mass) = self.boundary(limit - above)?;
+            is_counted = false;
+            let (bucket, mass) = self.boundary(buckets.len(), limit - above)?;
             above += mass;
             let low = buckets.low + ((bucket as u32) << buckets.shift);
             if buckets.shift == 0 {
                 return Some(low);
             }
             let high = buckets.high.min(low + ((1 << buckets.shift) - 1));
-            buckets = Buckets::over(buckets.measure, low, high);
+            let logits = match buckets.measure {
+                Measure::Count => (from_order(low), from_order(high)),
+                Measure::Weight => self.logits_between(scale, (low, high), buckets.highest),
+            };
+            buckets = Buckets::over(buckets.measure, (low, high), logits);
         }
     }
 
-    fn count(&self, scale: &Scale, buckets: &Buckets, skip: Skip) {
-        let floor = match (skip, buckets.measure) {
-            (Skip::Nothing, _) => f32::NEG_INFINITY,
-            (_, Measure::Count) => from_order(buckets.low),
-            (_, Measure::Weight) => self.lowest_logit(scale, f32::from_bits(buckets.low)),
-        };
-        let scale = Scale { floor: scale.floor.max(floor), ..*scale };
-        let peaks = match skip {
-            Skip::Nothing => std::ptr::null::<f32>() as u64,
-            _ => self.scratch.peaks.address(),
-        };
+    /// The logits whose relative weights have bits from `low` to `high`.
+    fn logits_between(&self, scale: &Scale, (low, high): (u32, u32), highest: f32) -> (f32, f32) {
+        let lowest = self.lowest_logit(scale, f32::from_bits(low)).max(scale.floor);
+        if f32::from_bits(high) >= WEIGHT_ONE as f32 {
+            return (lowest, highest);
+        }
+        // What lies above belongs to the next bits; it does no harm that it is one logit more.
+        (lowest, self.lowest_logit(scale, f32::from_bits(high + 1)))
+    }
+
+    fn count(&self, scale: &Scale, buckets: &Buckets) {
+        let peaks = self.scratch.peaks;
         self.split.run(self.row.blocks(), &|part, range| {
-            let (peaks, histogram) = (peaks as *const f32, self.histogram(part));
-            // SAFETY: the contract of `new`; each part has its own histogram.
+            let (peaks, histogram) = (peaks.address() as *const f32, self.histogram(part));
+            // SAFETY: the contract of `new`; the peaks are there, and each part has its own
+            // histogram.
             unsafe {
-                rows::histogram(self.isa, &self.row, range, &scale, peaks, buckets, histogram);
+                rows::histogram(self.isa, &self.row, range, scale, peaks, buckets, histogram);
             }
         });
     }
 
-    /// The highest bucket with which the mass from above reaches `limit`, and the mass above it.
-    fn boundary(&self, limit: u64) -> Option<(usize, u64)> {
-        let mut above = 0;
-        for bucket in (0..BUCKETS).rev() {
-            // SAFETY: scratch of this reader, and no pass is running.
-            let mass: u64 = (0..self.split.parts)
-                .map(|part| unsafe { self.histogram(part).add(bucket).read() })
-                .sum();
-            if above + mass >= limit {
-                return Some((bucket, above));
+    /// Puts the logits that the buckets are for in the place of the histograms, if they are few,
+    /// and says how many they are.
+    fn collect(&self, buckets: &Buckets) -> Option<usize> {
+        let peaks = self.scratch.peaks;
+        let counts = [const { AtomicUsize::new(0) }; MOST_PARTS];
+        self.split.run(self.row.blocks(), &|part, range| {
+            let (peaks, to) = (peaks.address() as *const f32, self.histogram(part).cast::<f32>());
+            let bounds = (buckets.lowest, buckets.highest);
+            // SAFETY: the contract of `new`; the peaks are there, and each part has the room of
+            // its own histogram, of which less is asked for.
+            let count =
+                unsafe { rows::collect(self.isa, &self.row, range, peaks, bounds, to, FEW) };
+            counts[part].store(count.unwrap_or(usize::MAX), Ordering::Relaxed);
+        });
+        let mut len = 0;
+        for (part, count) in counts.iter().enumerate().take(self.split.parts) {
+            let count = count.load(Ordering::Relaxed);
+            if count > FEW - len {
+                return None;
             }
-            above += mass;
+            // SAFETY: parts are behind one another, and no pass is running; `len` never passes
+            // the first part's room.
+            unsafe {
+                let to = self.histogram(0).cast::<f32>().add(len);
+                to.copy_from(self.histogram(part).cast::<f32>(), count);
+            }
+            len += count;
+        }
+        Some(len)
+    }
+
+    /// What [`Reader::narrow`] looks for, among the `len` logits that [`Reader::collect`] has put
+    /// where the histograms are.
+    fn settle(&self, scale: &Scale, buckets: &Buckets, len: usize, limit: u64) -> Option<u32> {
+        // SAFETY: scratch of this reader, written so far, which nothing else uses meanwhile.
+        let values =
+            unsafe { std::slice::from_raw_parts_mut(self.histogram(0).cast::<f32>(), len) };
+        if buckets.measure == Measure::Weight {
+            // SAFETY: the values begin a histogram, which is longer than they are by a group.
+            unsafe { rows::relatives(self.isa, values.as_mut_ptr(), values.len(), scale) };
+        }
+        values.sort_unstable_by(|left, right| right.total_cmp(left));
+        let mut above = 0;
+        for equals in values.chunk_by(|left, right| left == right) {
+            let (key, mass) = match buckets.measure {
+                Measure::Count => (order(equals[0]), 1),
+                Measure::Weight => (equals[0].to_bits(), whole(equals[0])),
+            };
+            // The upper bound of the logits may let some in that belong above.
+            if key <= buckets.high {
+                above += mass * equals.len() as u64;
+                if above >= limit {
+                    return Some(key);
+                }
+            }
+        }
+        None
+    }
+
+    /// The highest of the buckets with which the mass from above reaches `limit`, and the mass
+    /// above it.
+    fn boundary(&self, buckets: usize, limit: u64) -> Option<(usize, u64)> {
+        // SAFETY: scratch of this reader, and no pass is running; parts do not overlap.
+        let part = |part| unsafe { std::slice::from_raw_parts_mut(self.histogram(part), buckets) };
+        let merged = part(0);
+        for other in 1..self.split.parts {
+            for (mass, other) in merged.iter_mut().zip(part(other).iter()) {
+                *mass += other;
+            }
+        }
+        let mut above = 0;
+        for (index, group) in merged.chunks(GROUP).enumerate().rev() {
+            let mass: u64 = group.iter().sum();
+            if above + mass < limit {
+                above += mass;
+                continue;
+            }
+            for (bucket, mass) in group.iter().enumerate().rev() {
+                if above + mass >= limit {
+                    return Some((index * GROUP + bucket, above));
+                }
+                above += mass;
+            }
         }
         None
     }
@@ -396,16 +495,14 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Which blocks a histogram leaves out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Skip {
-    /// None.
-    Nothing,
-    /// Those whose peak is below the lowest key.
-    LowPeaks,
-    /// The same; the first histogram is there already.
-    FirstPass,
-}
+/// Buckets or ids that are passed over as a whole where what is looked for is not among them.
+const GROUP: usize = 32;
+
+/// As many logits are sorted rather than counted.
+const FEW: usize = 1024;
+
+// They lie where a histogram does, with a group behind them.
+const _: () = assert!(FEW * size_of::<f32>() < BUCKETS * size_of::<u64>());
 
 /// What a proposal was drawn from, over the target's vocabulary.
 #[derive(Clone, Copy, Debug)]
@@ -452,20 +549,25 @@ pub enum TokenIds {
 
 impl TokenIds {
     fn of(self, place: usize) -> Option<usize> {
-        match self {
-            Self::Identity => Some(place),
-            // SAFETY: one id per candidate, by the contract of `Contest`.
-            Self::At(address) => {
-                usize::try_from(unsafe { (address as *const i32).add(place).read() }).ok()
-            }
-        }
+        let Self::At(address) = self else { return Some(place) };
+        // SAFETY: one id per candidate, by the contract of `Contest`.
+        let id = unsafe { (address as *const i32).add(place).read() };
+        usize::try_from(id).ok()
     }
 
+    /// The candidate that is a token.
     fn place(self, candidates: usize, token: usize) -> Option<usize> {
-        match self {
-            Self::Identity => (token < candidates).then_some(token),
-            Self::At(_) => (0..candidates).find(|&place| self.of(place) == Some(token)),
-        }
+        let Self::At(address) = self else { return (token < candidates).then_some(token) };
+        // SAFETY: as above.
+        let ids = unsafe { std::slice::from_raw_parts(address as *const i32, candidates) };
+        // Whole groups are compared before one is looked through, which leaves room for vectors.
+        let is_token = |id: &i32| *id == token as i32;
+        let mut groups = ids.chunks(GROUP).enumerate();
+        groups.find_map(|(index, group)| {
+            let is_here = group.iter().fold(false, |found, id| found | is_token(id));
+            let place = if is_here { group.iter().position(is_token) } else { None };
+            place.map(|place| index * GROUP + place)
+        })
     }
 }
 
@@ -600,10 +702,11 @@ impl Contest<'_> {
             reader.weights(law, block, &mut theirs);
             let mut tokens = [None; BLOCK];
             let first = block * BLOCK;
-            for place in 0..BLOCK.min(reader.row.len - first) {
-                let is_drawn = theirs.0[place] > 0;
-                let token = self.ids.of(first + place).filter(|&token| token < vocabulary);
-                tokens[place] = token.filter(|_| is_drawn);
+            for (place, (token, &weight)) in tokens.iter_mut().zip(&theirs.0).enumerate() {
+                // Beyond the row's end there is no weight, and no id.
+                if weight > 0 {
+                    *token = self.ids.of(first + place).filter(|&token| token < vocabulary);
+                }
             }
             self.target.gather(&self.p, &tokens, &mut ours);
             self.common(&ours, &theirs, |place, common| {
@@ -661,7 +764,7 @@ impl Contest<'_> {
 mod tests {
     use super::*;
     use crate::backend::cpu::threads::Threads;
-    use crate::sampling::{EXP2, LOWEST_POWER, WEIGHT_BITS, whole};
+    use crate::sampling::{EXP2, LOWEST_POWER, WEIGHT_BITS};
     use proptest::prelude::*;
 
     /// The relative weight of a logit, one operation after the other as the definition has them.

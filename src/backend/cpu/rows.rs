@@ -77,13 +77,23 @@ pub struct Buckets {
     pub high: u32,
     /// The binary logarithm of a bucket's keys.
     pub shift: u32,
+    /// The logits that can have such keys: not less than this,
+    pub lowest: f32,
+    /// and not more than this.
+    pub highest: f32,
 }
 
 impl Buckets {
-    /// The finest buckets for an interval of keys.
-    pub fn over(measure: Measure, low: u32, high: u32) -> Self {
+    /// The finest buckets for an interval of keys and the logits that can have them.
+    pub fn over(measure: Measure, (low, high): (u32, u32), (lowest, highest): (f32, f32)) -> Self {
         let bits = 32 - (high - low).leading_zeros();
-        Self { measure, low, high, shift: bits.saturating_sub(BUCKET_BITS) }
+        let shift = bits.saturating_sub(BUCKET_BITS);
+        Self { measure, low, high, shift, lowest, highest }
+    }
+
+    /// The number of buckets in use.
+    pub fn len(&self) -> usize {
+        ((self.high - self.low) >> self.shift) as usize + 1
     }
 }
 
@@ -104,24 +114,22 @@ unsafe fn logits<L: Lanes>(row: &Row, index: usize, buffer: &mut Block<f32>) -> 
             Dtype::F32 if len == BLOCK && row.token_ids.is_none() => return from as *const f32,
             Dtype::F32 => to.copy_from_nonoverlapping(from as *const f32, len),
             Dtype::F16 => {
-                let from = from as *const u16;
-                convert(
-                    from,
-                    to,
-                    len,
-                    |group| L::load_f16(group),
-                    |bits| half::f16::from_bits(bits).to_f32(),
-                );
+                let (from, whole) = (from as *const u16, len / LANES * LANES);
+                for lane in (0..whole).step_by(LANES) {
+                    L::load_f16(from.add(lane)).store(to.add(lane));
+                }
+                for lane in whole..len {
+                    to.add(lane).write(half::f16::from_bits(from.add(lane).read()).to_f32());
+                }
             }
             Dtype::Bf16 => {
-                let from = from as *const u16;
-                convert(
-                    from,
-                    to,
-                    len,
-                    |group| L::load_bf16(group),
-                    |bits| half::bf16::from_bits(bits).to_f32(),
-                );
+                let (from, whole) = (from as *const u16, len / LANES * LANES);
+                for lane in (0..whole).step_by(LANES) {
+                    L::load_bf16(from.add(lane)).store(to.add(lane));
+                }
+                for lane in whole..len {
+                    to.add(lane).write(half::bf16::from_bits(from.add(lane).read()).to_f32());
+                }
             }
         }
     }
@@ -137,67 +145,31 @@ unsafe fn logits<L: Lanes>(row: &Row, index: usize, buffer: &mut Block<f32>) -> 
     to
 }
 
-/// # Safety
-///
-/// As for [`Lanes`]; `len` elements at both pointers.
-#[inline(always)]
-unsafe fn convert<L: Lanes>(
-    from: *const u16,
-    to: *mut f32,
-    len: usize,
-    group: impl Fn(*const u16) -> L,
-    single: impl Fn(u16) -> f32,
-) {
-    let whole_groups = len / LANES * LANES;
-    // SAFETY: as this function's contract.
-    unsafe {
-        for lane in (0..whole_groups).step_by(LANES) {
-            group(from.add(lane)).store(to.add(lane));
-        }
-        for lane in whole_groups..len {
-            to.add(lane).write(single(from.add(lane).read()));
-        }
-    }
-}
-
-/// The relative weights of a block of logits.
-///
-/// # Safety
-///
-/// As for [`Lanes`]; `logits` points to a block.
-#[inline(always)]
-unsafe fn relative<L: Lanes>(logits: *const f32, scale: &Scale, weights: &mut Block<f32>) {
-    // SAFETY: a block is read and written, by this function's contract.
-    unsafe {
-        for lane in (0..BLOCK).step_by(LANES) {
-            power::<L>(L::load(logits.add(lane)), scale).store(weights.0.as_mut_ptr().add(lane));
-        }
-        if scale.floor > f32::NEG_INFINITY {
-            for lane in 0..BLOCK {
-                if !logits.add(lane).read().ge(&scale.floor) {
-                    weights.0[lane] = 0.0;
-                }
-            }
-        }
-    }
-}
-
-/// The relative weights of sixteen logits, filters aside.
+/// The powers of two of sixteen logits, not below [`LOWEST_POWER`] if the logits are not below the
+/// scale's floor.
 ///
 /// # Safety
 ///
 /// As for [`Lanes`].
 #[inline(always)]
-unsafe fn power<L: Lanes>(logits: L, scale: &Scale) -> L {
+unsafe fn powers<L: Lanes>(logits: L, scale: &Scale) -> L {
+    // SAFETY: lane arithmetic only. The bound is for +inf, whose peak is a finite number.
+    unsafe { logits.sub(L::splat(scale.peak)).mul(L::splat(scale.factor)).min(L::splat(0.0)) }
+}
+
+/// The relative weights of sixteen powers.
+///
+/// # Safety
+///
+/// As for [`Lanes`].
+#[inline(always)]
+unsafe fn exp2<L: Lanes>(powers: L) -> L {
     // Adding 1.5 * 2^23 rounds to an integer, which then stands in the lowest bits.
-    const INTEGER: f32 = 12_582_912.0;
+    const INTEGER: f32 = 12_582_912.0 + WEIGHT_BITS as f32;
     // SAFETY: lane arithmetic only.
     unsafe {
-        let power = logits.sub(L::splat(scale.peak)).mul(L::splat(scale.factor));
-        // This order of the two bounds makes NaN the lowest power.
-        let power = power.max(L::splat(LOWEST_POWER)).min(L::splat(0.0));
-        let shifted = power.add(L::splat(INTEGER));
-        let fraction = power.sub(shifted.sub(L::splat(INTEGER)));
+        let shifted = powers.add(L::splat(INTEGER));
+        let fraction = powers.sub(shifted.sub(L::splat(INTEGER)));
         // Multiples of 2^-22: neighbours then lie further apart than the polynomial errs, so that
         // the result never falls when the logit rises.
         let fraction = fraction.add(L::splat(3.0)).sub(L::splat(3.0));
@@ -205,23 +177,57 @@ unsafe fn power<L: Lanes>(logits: L, scale: &Scale) -> L {
         for &coefficient in EXP2[..5].iter().rev() {
             sum = sum.fma(fraction, L::splat(coefficient));
         }
-        sum.fma(fraction, L::splat(1.0)).add_exponent(shifted.add(L::splat(WEIGHT_BITS as f32)))
+        sum.fma(fraction, L::splat(1.0)).add_exponent(shifted)
     }
 }
 
-/// The sum of the integers that relative weights round to.
+/// The relative weights of sixteen logits.
+///
+/// # Safety
+///
+/// As for [`Lanes`].
 #[inline(always)]
-fn total(weights: &Block<f32>) -> u64 {
-    const ONES: f64 = (1_u64 << 52) as f64;
-    let mut sums = [0_u64; LANES];
-    for group in weights.0.as_chunks::<LANES>().0 {
-        for (sum, &weight) in sums.iter_mut().zip(group) {
-            // As `whole`, with the 2^52 taken off at the end.
-            *sum = sum.wrapping_add((f64::from(weight) + ONES).to_bits());
+unsafe fn relative<L: Lanes>(logits: L, scale: &Scale) -> L {
+    // What lies below the floor, NaN among it, may have a power of any kind: it is left out.
+    // SAFETY: lane arithmetic only.
+    unsafe { exp2(powers(logits, scale)).where_from(logits, L::splat(scale.floor)) }
+}
+
+/// The sum of the weights of a block of logits.
+///
+/// A weight is taken apart by adding numbers so large that the sum has no place for the rest: the
+/// first leaves multiples of 2^21, the second integers, and both stand in the lowest bits.
+///
+/// # Safety
+///
+/// As for [`Lanes`]; `logits` points to a block.
+#[inline(always)]
+unsafe fn total<L: Lanes>(logits: *const f32, scale: &Scale) -> u64 {
+    const GROUPS: u32 = (BLOCK / LANES) as u32;
+    const HIGH: f32 = 1.5 * (1_u64 << 44) as f32;
+    const LOW: f32 = 1.5 * (1_u64 << 23) as f32;
+    let (mut highs, mut lows) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+    // SAFETY: a block is read, by this function's contract.
+    unsafe {
+        let (mut high_sum, mut low_sum) = (L::splat(0.0), L::splat(0.0));
+        for lane in (0..BLOCK).step_by(LANES) {
+            let weights = relative::<L>(L::load(logits.add(lane)), scale);
+            let high = weights.add(L::splat(HIGH));
+            let low = weights.sub(high.sub(L::splat(HIGH))).add(L::splat(LOW));
+            high_sum = high_sum.add_bits(high);
+            low_sum = low_sum.add_bits(low);
         }
+        high_sum.store(highs.as_mut_ptr());
+        low_sum.store(lows.as_mut_ptr());
     }
-    let sum = sums.into_iter().fold(0, u64::wrapping_add);
-    sum.wrapping_sub(ONES.to_bits().wrapping_mul(BLOCK as u64))
+    let mut sum = 0_i64;
+    for (high, low) in highs.iter().zip(&lows) {
+        // The parts sum to less than 2^26 in a lane: the wrapping is undone.
+        let high = high.to_bits().wrapping_sub(HIGH.to_bits().wrapping_mul(GROUPS));
+        let low = low.to_bits().wrapping_sub(LOW.to_bits().wrapping_mul(GROUPS));
+        sum += (i64::from(high as i32) << 21) + i64::from(low as i32);
+    }
+    sum as u64
 }
 
 /// The largest of a block that is not NaN, or -inf.
@@ -278,45 +284,51 @@ unsafe fn sums_generic<L: Lanes>(
     histogram: *mut u64,
 ) {
     let mut buffer = Block([0.0; BLOCK]);
-    let mut weights = Block([0.0; BLOCK]);
     for index in begin..end {
         // SAFETY: as this function's contract.
         unsafe {
-            let mut sum = 0;
-            if peaks.add(index).read() >= scale.floor {
-                relative::<L>(logits::<L>(row, index, &mut buffer), scale, &mut weights);
-                sum = total(&weights);
-                if let Some(buckets) = buckets {
-                    count::<L>(weights.0.as_ptr(), buckets, histogram);
-                }
+            let peak = peaks.add(index).read();
+            if peak < scale.floor {
+                sums.add(index).write(0);
+                continue;
             }
-            sums.add(index).write(sum);
+            let logits = logits::<L>(row, index, &mut buffer);
+            sums.add(index).write(total::<L>(logits, scale));
+            if let Some(buckets) = buckets.filter(|buckets| peak >= buckets.lowest) {
+                count::<L>(logits, scale, buckets, histogram);
+            }
         }
     }
 }
 
-/// Adds a block of keys, logits or relative weights, to a histogram.
+/// Adds a block of logits to a histogram.
 ///
 /// # Safety
 ///
-/// As for [`Lanes`]; `values` points to a block and `histogram` to [`BUCKETS`] elements.
+/// As for [`Lanes`]; `logits` points to a block and `histogram` to [`BUCKETS`] elements.
 #[inline(always)]
-unsafe fn count<L: Lanes>(values: *const f32, buckets: &Buckets, histogram: *mut u64) {
-    let Buckets { measure, low, high, shift } = *buckets;
-    let lowest = match measure {
-        Measure::Count => from_order(low),
-        Measure::Weight => f32::from_bits(low),
-    };
-    let mut found = [0.0_f32; BLOCK + LANES];
+unsafe fn count<L: Lanes>(
+    logits: *const f32,
+    scale: &Scale,
+    buckets: &Buckets,
+    histogram: *mut u64,
+) {
+    let Buckets { measure, low, high, shift, lowest, highest } = *buckets;
+    let mut found = Block([0.0_f32; BLOCK]);
     let mut len = 0;
     // SAFETY: a block is read; each group stores sixteen elements from `len` on at most, and `len`
     // grows by sixteen per group at most. Buckets are at most (high - low) >> shift.
     unsafe {
+        let to = found.0.as_mut_ptr();
         for lane in (0..BLOCK).step_by(LANES) {
-            len +=
-                L::load(values.add(lane)).store_from(L::splat(lowest), found.as_mut_ptr().add(len));
+            len += L::load(logits.add(lane)).store_between(lowest, highest, to.add(len));
         }
-        for &value in found.get_unchecked(..len) {
+        if measure == Measure::Weight {
+            for lane in (0..len).step_by(LANES) {
+                relative::<L>(L::load(to.add(lane)), scale).store(to.add(lane));
+            }
+        }
+        for &value in found.0.get_unchecked(..len) {
             let (key, mass) = match measure {
                 Measure::Count => (order(value), 1),
                 Measure::Weight => (value.to_bits(), whole(value)),
@@ -343,22 +355,58 @@ unsafe fn histogram_generic<L: Lanes>(
     histogram: *mut u64,
 ) {
     let mut buffer = Block([0.0; BLOCK]);
-    let mut weights = Block([0.0; BLOCK]);
     for index in begin..end {
         // SAFETY: as this function's contract.
         unsafe {
-            if !peaks.is_null() && peaks.add(index).read() < scale.floor {
-                continue;
-            }
-            let logits = logits::<L>(row, index, &mut buffer);
-            match buckets.measure {
-                Measure::Count => count::<L>(logits, buckets, histogram),
-                Measure::Weight => {
-                    relative::<L>(logits, scale, &mut weights);
-                    count::<L>(weights.0.as_ptr(), buckets, histogram);
-                }
+            if peaks.is_null() || peaks.add(index).read() >= buckets.lowest {
+                let logits = logits::<L>(row, index, &mut buffer);
+                count::<L>(logits, scale, buckets, histogram);
             }
         }
+    }
+}
+
+/// # Safety
+///
+/// As for [`Lanes`]; the row's memory is valid, `peaks` is valid for its blocks begin .. end, and
+/// `to` for `room` elements, at least a block.
+#[inline(always)]
+unsafe fn collect_generic<L: Lanes>(
+    row: &Row,
+    (begin, end): (usize, usize),
+    peaks: *const f32,
+    (lowest, highest): (f32, f32),
+    to: *mut f32,
+    room: usize,
+) -> Option<usize> {
+    let mut buffer = Block([0.0; BLOCK]);
+    let mut len = 0;
+    for index in begin..end {
+        // SAFETY: as this function's contract; what a block adds fits, as it is checked before.
+        unsafe {
+            if peaks.add(index).read() < lowest {
+                continue;
+            }
+            if room - len < BLOCK {
+                return None;
+            }
+            let logits = logits::<L>(row, index, &mut buffer);
+            for lane in (0..BLOCK).step_by(LANES) {
+                len += L::load(logits.add(lane)).store_between(lowest, highest, to.add(len));
+            }
+        }
+    }
+    Some(len)
+}
+
+/// # Safety
+///
+/// As for [`Lanes`]; `values` is valid for `len` elements rounded up to whole groups.
+#[inline(always)]
+unsafe fn relatives_generic<L: Lanes>(values: *mut f32, len: usize, scale: &Scale) {
+    for lane in (0..len).step_by(LANES) {
+        // SAFETY: as this function's contract.
+        unsafe { relative::<L>(L::load(values.add(lane)), scale).store(values.add(lane)) };
     }
 }
 
@@ -373,9 +421,15 @@ unsafe fn weights_generic<L: Lanes>(
     weights: &mut Block<u64>,
 ) {
     let mut buffer = Block([0.0; BLOCK]);
-    let mut block = Block([0.0; BLOCK]);
+    let mut block = Block([0.0_f32; BLOCK]);
     // SAFETY: as this function's contract.
-    unsafe { relative::<L>(logits::<L>(row, index, &mut buffer), scale, &mut block) };
+    unsafe {
+        let logits = logits::<L>(row, index, &mut buffer);
+        for lane in (0..BLOCK).step_by(LANES) {
+            let weights = relative::<L>(L::load(logits.add(lane)), scale);
+            weights.store(block.0.as_mut_ptr().add(lane));
+        }
+    }
     for (weight, &relative) in weights.0.iter_mut().zip(&block.0) {
         *weight = whole(relative);
     }
@@ -386,18 +440,24 @@ unsafe fn weights_generic<L: Lanes>(
 /// As for [`Lanes`].
 #[inline(always)]
 unsafe fn lowest_logit_generic<L: Lanes>(scale: &Scale, least: f32) -> f32 {
-    // The peak, or for rows with +inf the largest finite number, reaches every weight.
+    // The peak, or for rows with +inf the largest finite number, reaches every weight. In every
+    // turn sixteen logits between the two ends are tried.
     let (mut low, mut high) = (order(f32::NEG_INFINITY), order(scale.peak));
-    let mut lanes = [0.0; LANES];
     while low < high {
-        let middle = low + (high - low) / 2;
+        let step = (high - low) / LANES as u32 + 1;
+        let key = |lane: usize| high.min(low + lane as u32 * step);
+        let mut lanes: [f32; LANES] = std::array::from_fn(|lane| from_order(key(lane)));
         // SAFETY: sixteen elements on the stack.
-        unsafe { power::<L>(L::splat(from_order(middle)), scale).store(lanes.as_mut_ptr()) };
-        if lanes[0] >= least {
-            high = middle;
-        } else {
-            low = middle + 1;
+        unsafe {
+            let powers = powers(L::load(lanes.as_ptr()), scale).max(L::splat(LOWEST_POWER));
+            exp2(powers).store(lanes.as_mut_ptr());
         }
+        let reach = lanes.iter().position(|&weight| weight >= least);
+        (low, high) = match reach {
+            Some(0) => (low, low),
+            Some(lane) => (key(lane - 1) + 1, key(lane)),
+            None => (key(LANES - 1) + 1, high),
+        };
     }
     from_order(high)
 }
@@ -430,7 +490,7 @@ dispatched! {
 }
 
 dispatched! {
-    /// Adds the blocks of a range to a histogram, without those whose peak lies below the floor.
+    /// Adds the blocks of a range to a histogram, leaving out those whose peak is too low.
     ///
     /// # Safety
     ///
@@ -447,6 +507,33 @@ dispatched! {
 }
 
 dispatched! {
+    /// Writes the logits of a range of blocks that lie between two bounds, and says how many they
+    /// are; `None` when there may be no room for those of another block.
+    ///
+    /// # Safety
+    ///
+    /// The row's memory is valid; `peaks` has its blocks' largest logits, and `to` has `room`
+    /// elements, at least a block.
+    pub unsafe fn collect(
+        row: &Row,
+        range: (usize, usize),
+        peaks: *const f32,
+        bounds: (f32, f32),
+        to: *mut f32,
+        room: usize,
+    ) -> Option<usize> = collect_generic
+}
+
+dispatched! {
+    /// Puts their relative weights in the place of logits.
+    ///
+    /// # Safety
+    ///
+    /// `values` is valid for `len` elements, rounded up to a multiple of sixteen.
+    pub unsafe fn relatives(values: *mut f32, len: usize, scale: &Scale) = relatives_generic
+}
+
+dispatched! {
     /// The weights of a block; beyond the row's end they are 0.
     ///
     /// # Safety
@@ -456,7 +543,7 @@ dispatched! {
 }
 
 dispatched! {
-    /// The lowest logit whose relative weight, filters aside, is at least `least`, which is at
+    /// The lowest logit whose relative weight, the floor aside, is at least `least`, which is at
     /// most the largest there is.
     ///
     /// # Safety

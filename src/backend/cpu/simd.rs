@@ -92,19 +92,23 @@ pub unsafe trait Lanes: Copy {
     unsafe fn add_exponent(self, exponent: Self) -> Self;
     /// The sum of the lanes: j with j + 8, then j with j + 4, j + 2, j + 1.
     unsafe fn sum(self) -> f32;
-    /// Writes the lanes where `self >= floor` (no NaN), in their order, one after the other, and
-    /// says how many they are. What follows them in the sixteen elements at `to` may change.
+    /// The sums of the lanes' bits as integers, without carry checks.
+    unsafe fn add_bits(self, other: Self) -> Self;
+    /// Where `key >= floor` (no NaN) self, elsewhere 0.
+    unsafe fn where_from(self, key: Self, floor: Self) -> Self;
+    /// Writes the lanes that are at least `low` and at most `high` (no NaN), in their order, one
+    /// after the other, and says how many they are. What follows them in the sixteen elements at
+    /// `to` may change.
     #[inline(always)]
-    unsafe fn store_from(self, floor: Self, to: *mut f32) -> usize {
-        let (mut lanes, mut floors) = ([0.0; LANES], [0.0; LANES]);
+    unsafe fn store_between(self, low: f32, high: f32, to: *mut f32) -> usize {
+        let mut lanes = [0.0; LANES];
         let mut count = 0;
-        // SAFETY: sixteen elements each; `count` is at most the lane.
+        // SAFETY: sixteen elements; `count` is at most the lane.
         unsafe {
             self.store(lanes.as_mut_ptr());
-            floor.store(floors.as_mut_ptr());
-            for (&lane, &floor) in lanes.iter().zip(&floors) {
+            for lane in lanes {
                 to.add(count).write(lane);
-                count += usize::from(lane >= floor);
+                count += usize::from(lane >= low && lane <= high);
             }
         }
         count
@@ -181,6 +185,15 @@ unsafe impl Lanes for PortableLanes {
     #[inline(always)]
     unsafe fn add_exponent(self, exponent: Self) -> Self {
         self.zip(exponent, |a, b| f32::from_bits(a.to_bits().wrapping_add(b.to_bits() << 23)))
+    }
+    #[inline(always)]
+    unsafe fn add_bits(self, other: Self) -> Self {
+        self.zip(other, |a, b| f32::from_bits(a.to_bits().wrapping_add(b.to_bits())))
+    }
+    #[inline(always)]
+    unsafe fn where_from(self, key: Self, floor: Self) -> Self {
+        let kept = |lane: usize| key.0[lane] >= floor.0[lane];
+        Self(std::array::from_fn(|lane| if kept(lane) { self.0[lane] } else { 0.0 }))
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
@@ -309,6 +322,26 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn add_bits(self, other: Self) -> Self {
+            // SAFETY: the processor has AVX2.
+            unsafe {
+                let add = |a, b| {
+                    let sum = _mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b));
+                    _mm256_castsi256_ps(sum)
+                };
+                Self(add(self.0, other.0), add(self.1, other.1))
+            }
+        }
+        #[inline(always)]
+        unsafe fn where_from(self, key: Self, floor: Self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let low = _mm256_cmp_ps::<_CMP_GE_OQ>(key.0, floor.0);
+                let high = _mm256_cmp_ps::<_CMP_GE_OQ>(key.1, floor.1);
+                Self(_mm256_and_ps(low, self.0), _mm256_and_ps(high, self.1))
+            }
+        }
+        #[inline(always)]
         unsafe fn sum(self) -> f32 {
             // SAFETY: as above.
             unsafe { sum8(_mm256_add_ps(self.0, self.1)) }
@@ -389,6 +422,22 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn add_bits(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let (ours, theirs) = (_mm512_castps_si512(self.0), _mm512_castps_si512(other.0));
+                Self(_mm512_castsi512_ps(_mm512_add_epi32(ours, theirs)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn where_from(self, key: Self, floor: Self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let mask = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(key.0, floor.0);
+                Self(_mm512_maskz_mov_ps(mask, self.0))
+            }
+        }
+        #[inline(always)]
         unsafe fn sum(self) -> f32 {
             // SAFETY: as above.
             unsafe {
@@ -398,10 +447,12 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn store_from(self, floor: Self, to: *mut f32) -> usize {
+        unsafe fn store_between(self, low: f32, high: f32, to: *mut f32) -> usize {
             // SAFETY: as above; sixteen elements are written.
             unsafe {
-                let mask = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(self.0, floor.0);
+                let mask = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(self.0, _mm512_set1_ps(low));
+                let mask =
+                    _mm512_mask_cmp_ps_mask::<_CMP_LE_OQ>(mask, self.0, _mm512_set1_ps(high));
                 _mm512_storeu_ps(to, _mm512_maskz_compress_ps(mask, self.0));
                 mask.count_ones() as usize
             }

@@ -1,7 +1,7 @@
 //! Verification on the CPU: sequences over threads where there are enough of them, the blocks of
 //! each row over threads otherwise. Neither changes a result.
 
-use super::distribution::{Contest, DraftLaw, Law, Reader, Scratch, Split, TokenIds};
+use super::distribution::{Contest, DraftLaw, Law, MOST_PARTS, Reader, Scratch, Split, TokenIds};
 use super::rows::{BLOCK, Row};
 use super::simd::Isa;
 use super::threads::Pool;
@@ -102,7 +102,7 @@ pub unsafe fn draw_draft(
 /// How many sequences are worked on at a time, and in how many parts their rows.
 fn shares(pool: &Pool, batch: &VerifyBatch) -> (usize, usize) {
     let threads = pool.threads();
-    if batch.num_sequences >= threads { (threads, 1) } else { (1, threads) }
+    if batch.num_sequences >= threads { (threads, 1) } else { (1, threads.min(MOST_PARTS)) }
 }
 
 #[derive(Clone, Copy)]
@@ -480,7 +480,7 @@ unsafe fn walk(
     if limit <= 0 {
         return Emission { flags: record::LIMIT, ..emission };
     }
-    for node in 0..=sequence.num_drafts {
+    for (node, place) in tokens.iter_mut().enumerate().take(sequence.num_drafts + 1) {
         let mut row = Node {
             isa,
             split,
@@ -502,16 +502,15 @@ unsafe fn walk(
             Decision::Accept(token) => (token as i32, true),
             Decision::Emit(token) => (token as i32, false),
         };
-        tokens[node] = token;
+        *place = token;
         emission.emitted += 1;
         emission.accepted += usize::from(is_accepted);
         if !row.has_candidate {
             emission.flags |= record::NO_CANDIDATE;
         }
         // SAFETY: as this function's contract.
-        if (0..batch.stop_tokens.len())
-            .any(|stop| unsafe { read(batch.stop_tokens, stop) } == token)
-        {
+        let is_stop = |stop| unsafe { read(batch.stop_tokens, stop) } == token;
+        if (0..batch.stop_tokens.len()).any(is_stop) {
             emission.flags |= record::STOPPED;
         }
         if emission.emitted == limit as usize {
@@ -553,5 +552,70 @@ unsafe fn add_counters(batch: &VerifyBatch, counters: Span<u64>) {
         counters[1] += drafts as u64;
         counters[2] += emitted;
         counters[3..3 + accepted].iter_mut().for_each(|count| *count += 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Dtype;
+
+    #[repr(align(64))]
+    struct Memory([u8; 20_000]);
+
+    fn draw(isa: Isa, logits: &[f32], temperature: f32, seed: u64, position: i32) -> usize {
+        let mut memory = Memory([0xA5; 20_000]);
+        assert!(draft_scratch(logits.len()) <= memory.0.len());
+        let scratch = Span::new(memory.0.as_mut_ptr() as u64, memory.0.len());
+        let logits = Matrix {
+            address: logits.as_ptr() as u64,
+            dtype: Dtype::F32,
+            rows: 1,
+            columns: logits.len(),
+            row_stride: logits.len(),
+        };
+        let (temperatures, seeds) = ([9.0, temperature], [0, seed]);
+        let sampling = SamplingArrays {
+            temperature: Some(Span::new(temperatures.as_ptr() as u64, 2)),
+            seed: Some(Span::new(seeds.as_ptr() as u64, 2)),
+            ..SamplingArrays::default()
+        };
+        // SAFETY: all memory outlives the call.
+        unsafe { draw_draft(isa, &logits, &sampling, 1, position, scratch) }
+    }
+
+    #[test]
+    fn drafts_are_drawn_by_their_own_numbers_in_the_order_of_the_columns() {
+        let logits: Vec<f32> = (0..300).map(|place| ((place * 7 % 31) as f32).sqrt()).collect();
+        let sum: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+        for position in 0..200 {
+            let number = uniform(77, position as u64, Purpose::Draft, 0);
+            let target = number as f64 / 2.0_f64.powi(64) * sum;
+            let mut reached = 0.0;
+            let ends: Vec<f64> = logits
+                .iter()
+                .map(|&logit| {
+                    reached += f64::from(logit).exp();
+                    reached
+                })
+                .collect();
+            let expected = ends.iter().position(|&end| target < end).unwrap();
+            // Real numbers decide nothing that rounding could turn.
+            if ends.iter().any(|end| (end - target).abs() < 1e-5 * sum) {
+                continue;
+            }
+            for isa in Isa::available() {
+                assert_eq!(draw(isa, &logits, 1.0, 77, position), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn greedy_drafts_are_the_first_of_the_largest_logits() {
+        for isa in Isa::available() {
+            assert_eq!(draw(isa, &[1.0, f32::NAN, 3.0, 3.0], 0.0, 5, 9), 2);
+            assert_eq!(draw(isa, &[f32::NAN; 3], 0.0, 5, 9), 0);
+            assert_eq!(draw(isa, &[f32::NEG_INFINITY; 3], 1.0, 5, 9), 0);
+        }
     }
 }
