@@ -43,8 +43,17 @@ impl Context {
         allocator: Option<Arc<dyn Allocator>>,
         log: Option<Box<dyn Log>>,
     ) -> Result<Self> {
+        Ok(Self::on(Box::new(CpuBackend::new(threads)?), allocator, log))
+    }
+
+    /// A context of a backend that computes in the memory of the CPU; see [`Context::cpu`].
+    pub fn on(
+        backend: Box<dyn Backend>,
+        allocator: Option<Arc<dyn Allocator>>,
+        log: Option<Box<dyn Log>>,
+    ) -> Self {
         let allocator = allocator.unwrap_or_else(|| Arc::new(OperatingSystemMemory));
-        Ok(Self { backend: Box::new(CpuBackend::new(threads)?), allocator, log })
+        Self { backend, allocator, log }
     }
 
     /// What the device is.

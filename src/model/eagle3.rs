@@ -151,7 +151,11 @@ impl Eagle3 {
             norm: placement.norm(&description.norm, epsilon)?,
             norm_before_residual: description.norm_before_residual,
             norm_output: description.norm_output,
-            head: placement.head(&description.head, ids.unwrap_or_default())?,
+            head: placement.head(
+                &description.head,
+                shape.draft_vocabulary,
+                ids.unwrap_or_default(),
+            )?,
             target_ids: ids.map(|ids| placement.table(ids)).transpose()?,
             rotary: Rotary {
                 inverse_frequency: placement.table(&description.rope.inverse_frequency)?,

@@ -83,11 +83,12 @@ impl<'a> Placement<'a> {
         }
     }
 
-    /// The head; of a whole vocabulary's rows only those of `ids`, if the source says so.
-    pub fn head(&mut self, source: &RowSource, ids: &[i32]) -> Result<Vec<Matrix>> {
+    /// The head of `rows` tokens; of a whole vocabulary's rows only those of `ids`, if the source
+    /// says so.
+    pub fn head(&mut self, source: &RowSource, rows: usize, ids: &[i32]) -> Result<Vec<Matrix>> {
         match source {
             RowSource::Tensor(tensor) => Ok(vec![self.tensor(tensor)?]),
-            RowSource::Lent => Ok(self.lent.head.clone().unwrap_or_default()),
+            RowSource::Lent => Ok(first_rows(self.lent.head.as_deref().unwrap_or_default(), rows)),
             RowSource::TensorRows { tensor } => Ok(vec![self.stored_rows(tensor, ids)?]),
             RowSource::LentRows => {
                 let segments = self.lent.head.clone().unwrap_or_default();
@@ -140,6 +141,18 @@ impl<'a> Placement<'a> {
     ) -> Result<()> {
         self.backend.map_or(Ok(()), |backend| backend.fill(memory, source))
     }
+}
+
+/// The segments without the rows from `rows` on. A lent table may be padded, and each row of a
+/// head makes a column of logits.
+fn first_rows(segments: &[Matrix], rows: usize) -> Vec<Matrix> {
+    let mut left = rows;
+    let clipped = segments.iter().map(|segment| {
+        let rows = segment.rows.min(left);
+        left -= rows;
+        segment.row_range(0, rows)
+    });
+    clipped.filter(|segment| segment.rows > 0).collect()
 }
 
 fn shape(tensor: &Tensor, rows: usize) -> Matrix {

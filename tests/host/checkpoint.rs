@@ -28,6 +28,8 @@ pub struct Shape {
     pub norm_output: bool,
     /// Whether the file has the embedding; the host has to lend it otherwise.
     pub stores_embedding: bool,
+    /// Whether the file has the head.
+    pub stores_head: bool,
     pub dtype: Dtype,
 }
 
@@ -50,6 +52,7 @@ impl Default for Shape {
             norm_before_residual: false,
             norm_output: false,
             stores_embedding: true,
+            stores_head: true,
             dtype: Dtype::F32,
         }
     }
@@ -73,12 +76,22 @@ impl Shape {
 
     /// Writes the checkpoint into a folder of this name for the test program.
     pub fn write(&self, name: &str, seed: u64) -> PathBuf {
-        let directory = scratch_directory(name);
-        std::fs::write(directory.join("config.json"), self.config().to_string()).expect("a config");
-        let tensors = self.tensors(&mut Random::new(seed));
-        let views = tensors.iter().map(|tensor| (tensor.name.clone(), tensor.view()));
-        serialize_to_file(views, None, &directory.join("model.safetensors")).expect("weights");
-        directory
+        write(name, &self.config(), &self.tensors(&mut Random::new(seed)))
+    }
+
+    /// Writes the tables of a model that the speculator may draft for, which is as wide as the
+    /// speculator. They have `padding` rows that stand for no token.
+    pub fn write_verifier(&self, name: &str, seed: u64, padding: usize) -> PathBuf {
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+            "hidden_size": self.hidden, "num_hidden_layers": 8, "vocab_size": self.vocabulary,
+            "tie_word_embeddings": false,
+        });
+        let mut random = Random::new(seed);
+        let mut writer = Writer { dtype: self.dtype, random: &mut random, tensors: Vec::new() };
+        writer.map("model.embed_tokens", self.vocabulary + padding, self.hidden, 1.0);
+        writer.map("lm_head", self.vocabulary + padding, self.hidden, 3.0);
+        write(name, &config, &writer.tensors)
     }
 
     fn config(&self) -> Value {
@@ -124,6 +137,9 @@ impl Shape {
         }
         writer.norm("norm", hidden);
         writer.map("lm_head", self.draft_vocabulary, hidden, 3.0);
+        if !self.stores_head {
+            writer.tensors.pop();
+        }
         if self.draft_vocabulary != self.vocabulary {
             writer.vocabulary_maps(self.vocabulary, self.draft_vocabulary);
         }
@@ -151,6 +167,14 @@ impl Shape {
         writer.map(&layer("mlp.up_proj"), self.intermediate, hidden, 1.0);
         writer.map(&layer("mlp.down_proj"), hidden, self.intermediate, 1.0);
     }
+}
+
+fn write(name: &str, config: &Value, tensors: &[Tensor]) -> PathBuf {
+    let directory = scratch_directory(name);
+    std::fs::write(directory.join("config.json"), config.to_string()).expect("a config");
+    let views = tensors.iter().map(|tensor| (tensor.name.clone(), tensor.view()));
+    serialize_to_file(views, None, &directory.join("model.safetensors")).expect("weights");
+    directory
 }
 
 /// An empty folder of this name, for this test program alone.

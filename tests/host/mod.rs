@@ -183,6 +183,17 @@ impl Model {
         self.features().iter().map(|feature| feature.width as usize).collect()
     }
 
+    /// The target's id of each column of draft logits; empty is the identity.
+    pub fn draft_token_ids(&self) -> Vec<i32> {
+        let info = self.info();
+        if info.draft_token_ids.is_null() {
+            return Vec::new();
+        }
+        let len = info.draft_vocabulary as usize;
+        // SAFETY: the info names that many ids, which live as long as the model.
+        unsafe { std::slice::from_raw_parts(info.draft_token_ids, len) }.to_vec()
+    }
+
     pub fn report(&self) -> serde_json::Value {
         // SAFETY: a live handle; the closure hands on what `read_text` gives.
         read_text(|json, capacity, length, error| unsafe {

@@ -18,7 +18,27 @@ pub struct VerifyCall {
     pub position: Vec<i32>,
     pub limit: Option<Vec<i32>>,
     pub sampling: Option<SamplingColumns>,
+    pub draft: Option<Distribution>,
     pub stop_tokens: Vec<i32>,
+}
+
+/// What drafts were drawn from: `max_drafts` rows per sequence.
+#[derive(Clone, Debug)]
+pub struct Distribution {
+    pub logits: Matrix,
+    /// The target's id of each column; empty is the identity.
+    pub token_ids: Vec<i32>,
+}
+
+impl Distribution {
+    fn view(&self) -> spec_distribution {
+        let ids = &self.token_ids;
+        spec_distribution {
+            logits: self.logits.tensor(),
+            token_ids: if ids.is_empty() { null() } else { ids.as_ptr() },
+            ..Versioned::blank()
+        }
+    }
 }
 
 impl VerifyCall {
@@ -40,6 +60,7 @@ impl VerifyCall {
             position,
             limit: None,
             sampling: Some(SamplingColumns::of(samplings.iter().copied())),
+            draft: None,
             stop_tokens: Vec::new(),
         }
     }
@@ -51,6 +72,7 @@ impl VerifyCall {
         let mut records = vec![0; stride * self.position.len()];
         let mut counters = vec![0; 3 + self.max_drafts as usize];
         let sampling = self.sampling.as_ref().map(SamplingColumns::view);
+        let draft = self.draft.as_ref().map(Distribution::view);
         let mut args = spec_verify_args {
             num_sequences: self.position.len() as i32,
             max_drafts: self.max_drafts,
@@ -63,6 +85,7 @@ impl VerifyCall {
             position: self.position.as_ptr(),
             limit: self.limit.as_ref().map_or(null(), |limit| limit.as_ptr()),
             sampling: sampling.as_ref().map_or(null(), std::ptr::from_ref),
+            draft: draft.as_ref().map_or(null(), std::ptr::from_ref),
             stop_tokens: self.stop_tokens.as_ptr(),
             num_stop_tokens: self.stop_tokens.len() as i32,
             decision_stride: stride as i32,
