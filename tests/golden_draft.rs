@@ -2,7 +2,7 @@
 
 mod host;
 
-use host::draft::{DraftCall, Drafts, Place, Sampling, Table, Text, Turn, distance, margin};
+use host::draft::{DraftCall, Drafts, Place, Sampling, Table, Text, Turn, margin};
 use host::golden::{self, Case, Generation, Proposal, Record, Run, Tensors};
 use host::matrix::{Dtype, Matrix};
 use host::random::Random;
@@ -15,9 +15,6 @@ use std::path::Path;
 
 /// Below this lead of the best logit, another order of summation may choose another token.
 const NEAR_TIE: f32 = 1e-3;
-
-/// Positions that a generation may reach past the recorded text in its last round.
-const TOKENS_PAST_THE_END: usize = 24;
 
 /// A prompt of a target with everything that the target computes for it.
 struct Script {
@@ -67,9 +64,9 @@ impl Stage {
         let mut names: Vec<&str> = prompts.map(|generation| generation.prompt.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        let scripts =
-            names.iter().map(|&name| (name.to_owned(), script(&case.target, name, &model)));
-        let scripts = scripts.collect();
+        let most = record.runs.iter().map(|run| run.drafts).max().expect("a run");
+        let script = |&name: &&str| (name.to_owned(), script(&case.target, name, &model, most));
+        let scripts = names.iter().map(script).collect();
         Self { case, context, model, record, scripts }
     }
 
@@ -87,12 +84,13 @@ impl Stage {
     }
 }
 
-/// The recorded text, continued greedily; recorded rows where there are any, our own elsewhere.
-fn script(target: &Path, prompt: &str, model: &Model) -> Script {
+/// The recorded text, continued greedily as far as the round after the one that passes its end can
+/// reach; recorded rows where there are any, our own elsewhere.
+fn script(target: &Path, prompt: &str, model: &Model, drafts: usize) -> Script {
     let recorded = Tensors::read(&target.join("golden/activations.safetensors"));
     let tokens = recorded.get(&format!("{prompt}.tokens")).expect("the prompt's tokens");
     let mut tokens: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
-    let length = tokens.len() + TOKENS_PAST_THE_END;
+    let length = tokens.len() + 2 * (drafts + 1);
     let mut engine = Target::load(target);
     let mut positions: Vec<Position> = Vec::new();
     while positions.len() < length {
@@ -181,7 +179,7 @@ fn assert_close(what: &str, ours: &[f32], theirs: &[f32]) {
         let allowed = 1e-4 + 1e-4 * theirs.abs();
         assert!(
             (ours - theirs).abs() <= allowed,
-            "{what}, logit {index}: {ours}, recorded {theirs}"
+            "{what}, element {index}: {ours}, recorded {theirs}"
         );
     }
 }
@@ -343,9 +341,8 @@ struct Loop<'a> {
     scripts: Vec<&'a Script>,
     outputs: Vec<Vec<i32>>,
     rounds: Vec<u64>,
+    /// Accepted drafts per position, of the text that the record counts.
     accepted: Vec<Vec<u64>>,
-    /// Accepted drafts of the recorded text only, not of what lies past its end.
-    accepted_within: Vec<Vec<u64>>,
     proposed: Vec<Drafts>,
     positions: Vec<i32>,
     /// Whether a near-tie was decided otherwise than in the record.
@@ -370,7 +367,6 @@ impl<'a> Loop<'a> {
             outputs: Vec::new(),
             rounds: vec![0; sequences],
             accepted: vec![vec![0; run.drafts]; sequences],
-            accepted_within: vec![vec![0; run.drafts]; sequences],
             proposed: Vec::new(),
             positions: Vec::new(),
             diverged: vec![false; sequences],
@@ -432,9 +428,9 @@ impl<'a> Loop<'a> {
             self.rounds[sequence] += 1;
             let accepted = decisions.field(sequence, SPEC_DECISION_ACCEPTED) as usize;
             let left = self.run.generations[sequence].output.len() - self.outputs[sequence].len();
-            for index in 0..accepted {
+            let counted = if self.stage.record.counts_past_the_end { accepted } else { left };
+            for index in 0..accepted.min(counted) {
                 self.accepted[sequence][index] += 1;
-                self.accepted_within[sequence][index] += u64::from(index < left);
             }
             self.outputs[sequence].extend(emitted);
         }
@@ -530,11 +526,9 @@ impl<'a> Loop<'a> {
                 continue;
             }
             assert_eq!(self.rounds[sequence], generation.rounds, "{what}: rounds");
-            let recorded = &generation.accepted_per_position;
-            let counts = [&self.accepted[sequence], &self.accepted_within[sequence]];
-            assert!(
-                counts.contains(&recorded),
-                "{what}: accepted {counts:?}, recorded {recorded:?}"
+            assert_eq!(
+                self.accepted[sequence], generation.accepted_per_position,
+                "{what}: accepted"
             );
             coverage.compared += generation.output.len();
         }
@@ -565,11 +559,11 @@ fn the_target_of_the_tests_computes_the_recorded_activations() {
         let logits = recorded.matrix("p1.logits").expect("the logits of the second prompt");
         for (row, &token) in recorded.get("p1.tokens").expect("tokens").iter().enumerate() {
             let position = engine.advance(token as i32);
-            assert!(distance(&position.logits, &logits.row(row)) < 1e-4, "row {row}");
+            assert_close(&format!("row {row}"), &position.logits, &logits.row(row));
             for (depth, hidden) in position.hidden.iter().enumerate() {
-                let expected =
-                    recorded.matrix(&format!("p1.hidden.{depth}")).expect("a hidden state");
-                assert!(distance(hidden, &expected.row(row)) < 1e-4, "row {row}, depth {depth}");
+                let expected = recorded.matrix(&format!("p1.hidden.{depth}"));
+                let expected = expected.expect("a hidden state").row(row);
+                assert_close(&format!("row {row}, depth {depth}"), hidden, &expected);
                 compared += 1;
             }
         }

@@ -85,7 +85,7 @@ bool demo_parse(int argc, char **argv, demo_options *options) {
     };
     for (int i = 1; i < argc; i += 2) {
         if (i + 1 == argc || !set(options, argv[i], argv[i + 1])) {
-            fprintf(stderr, "%s: %s is not an option with that value\n", argv[0], argv[i]);
+            fprintf(stderr, "%s: %s: no such option, or not with that value\n", argv[0], argv[i]);
             fprintf(stderr, usage, argv[0]);
             return false;
         }
@@ -127,6 +127,9 @@ double demo_clock(void) {
 void demo_stream(const engine_model *model, const int32_t *ids, int32_t count) {
     for (int32_t i = 0; i < count; i++) {
         char bytes[256];
+        if (ids[i] == engine_describe(model)->bos) {
+            continue;
+        }
         const int32_t len = engine_decode(model, ids[i], bytes, (int32_t)sizeof bytes);
         if (len > 0) {
             fwrite(bytes, 1, (size_t)(len < (int32_t)sizeof bytes ? len : (int32_t)sizeof bytes),

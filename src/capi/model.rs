@@ -86,9 +86,9 @@ unsafe fn load(
     directory: &Path,
     options: Option<&spec_model_options>,
 ) -> Result<spec_model> {
-    // SAFETY: as this function's contract.
     let load_options = match options {
         None => LoadOptions::default(),
+        // SAFETY: as this function's contract.
         Some(options) => unsafe { load_options(options)? },
     };
     let mut model = Model::load(&context.context, directory, load_options)?;

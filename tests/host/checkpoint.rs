@@ -153,9 +153,9 @@ impl Shape {
     }
 }
 
-/// An empty folder of this name, for this run of the tests alone.
+/// An empty folder of this name, for this test program alone.
 pub fn scratch_directory(name: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(std::process::id().to_string());
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(env!("CARGO_CRATE_NAME"));
     let directory = root.join(name);
     if directory.exists() {
         std::fs::remove_dir_all(&directory).expect("an old folder to remove");

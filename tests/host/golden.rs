@@ -60,7 +60,8 @@ impl Case {
         let description = read_json(&golden.join(stem).with_extension("json"));
         let tensors = Tensors::read(&golden.join(stem).with_extension("safetensors"));
         let runs = description["runs"].as_object().expect("the runs");
-        Record { runs: runs.values().map(Run::parse).collect(), tensors }
+        let runs = runs.values().map(Run::parse).collect();
+        Record { runs, tensors, counts_past_the_end: stem == "vllm" }
     }
 }
 
@@ -69,6 +70,9 @@ impl Case {
 pub struct Record {
     pub runs: Vec<Run>,
     pub tensors: Tensors,
+    /// Whether drafts that the target accepts past the end of the output are counted: an engine
+    /// verifies whole rounds, a recomputation of the recorded text does not know what follows it.
+    pub counts_past_the_end: bool,
 }
 
 /// The generations with one number of drafts per round.

@@ -58,7 +58,10 @@ impl Target {
         let size = |name: &str| config[name].as_u64().expect("a size") as usize;
         let hidden = size("hidden_size");
         let rope = &config["rope_parameters"];
-        assert_eq!(rope["rope_type"], Value::from("default"), "targets turn plainly");
+        let theta =
+            [&rope["rope_theta"], &config["rope_theta"]].into_iter().find_map(Value::as_f64);
+        let rope_type = rope["rope_type"].as_str().unwrap_or("default");
+        assert_eq!((rope_type, &config["rope_scaling"]), ("default", &Value::Null), "plain turns");
         assert_ne!(config["attention_bias"], Value::Bool(true), "targets have no biases");
         let embedding = Map::read(&tensors, "model.embed_tokens", hidden);
         let tied = config["tie_word_embeddings"].as_bool().unwrap_or(false);
@@ -71,7 +74,7 @@ impl Target {
             kv_heads: size("num_key_value_heads"),
             head_dim: size("head_dim"),
             epsilon: config["rms_norm_eps"].as_f64().expect("an epsilon"),
-            theta: rope["rope_theta"].as_f64().expect("a base"),
+            theta: theta.unwrap_or(10_000.0),
             cache: layers.iter().map(|_| Vec::new()).collect(),
             norm: vector(&tensors, "model.norm.weight").expect("the final norm"),
             head: Map::read(&tensors, head, hidden),

@@ -656,3 +656,272 @@ impl Contest<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::threads::Threads;
+    use crate::sampling::{EXP2, LOWEST_POWER, WEIGHT_BITS, whole};
+    use proptest::prelude::*;
+
+    /// The relative weight of a logit, one operation after the other as the definition has them.
+    fn relative(logit: f32, scale: &Scale) -> f32 {
+        let power = (logit - scale.peak) * scale.factor;
+        let power = if power > LOWEST_POWER { power.min(0.0) } else { LOWEST_POWER };
+        let whole_power = power.round_ties_even();
+        let fraction = ((power - whole_power) + 3.0) - 3.0;
+        let sum = EXP2.iter().rev().fold(0.0_f32, |sum, &term| sum.mul_add(fraction, term));
+        sum.mul_add(fraction, 1.0) * (whole_power + WEIGHT_BITS as f32).exp2()
+    }
+
+    /// The weights by the definition of the filters, over all logits at once.
+    fn expected_weights(logits: &[f32], parameters: &Parameters) -> Option<Vec<u64>> {
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if largest == f32::NEG_INFINITY {
+            return None;
+        }
+        if parameters.is_greedy() {
+            let first = logits.iter().position(|&logit| logit == largest)?;
+            let certain = |place| if place == first { WEIGHT_ONE } else { 0 };
+            return Some((0..logits.len()).map(certain).collect());
+        }
+        let scale = Scale::new(largest, parameters.temperature);
+        let mut candidates: Vec<f32> =
+            logits.iter().copied().filter(|&logit| logit > f32::NEG_INFINITY).collect();
+        candidates.sort_by(|left, right| right.total_cmp(left));
+        let mut floor = scale.floor;
+        if let Some(&kth) = candidates.get((parameters.top_k as usize).wrapping_sub(1)) {
+            floor = floor.max(kth);
+        }
+        let keep = |least: f32, floor: f32| {
+            logits.iter().map(move |&logit| {
+                let weight = relative(logit, &scale);
+                if logit >= floor && weight >= least { whole(weight) } else { 0 }
+            })
+        };
+        let sum: u64 = keep(0.0, floor).sum();
+        let limit = top_p_limit(parameters.top_p, sum);
+        let mut least = 0.0_f32;
+        if parameters.top_p < 1.0 {
+            // The relative weights from the largest down; each is kept if those above it, without
+            // its equals, weigh less than the limit.
+            candidates.retain(|&logit| logit >= floor);
+            let weights: Vec<f32> = candidates.iter().map(|&l| relative(l, &scale)).collect();
+            let above = |weight: f32| -> u64 {
+                weights.iter().filter(|&&other| other > weight).map(|&other| whole(other)).sum()
+            };
+            let kept = weights.iter().copied().filter(|&weight| above(weight) < limit);
+            least = kept.fold(f32::INFINITY, f32::min);
+        }
+        least = least.max(fraction(parameters.min_p));
+        Some(keep(least, floor).collect())
+    }
+
+    fn encode(logits: &[f32], dtype: Dtype) -> (Vec<u8>, Vec<f32>) {
+        let rounded = |logit: f32| match dtype {
+            Dtype::F32 => (logit.to_ne_bytes().to_vec(), logit),
+            Dtype::F16 => {
+                let half = half::f16::from_f32(logit);
+                (half.to_ne_bytes().to_vec(), half.to_f32())
+            }
+            Dtype::Bf16 => {
+                let half = half::bf16::from_f32(logit);
+                (half.to_ne_bytes().to_vec(), half.to_f32())
+            }
+        };
+        let (bytes, values): (Vec<_>, Vec<_>) = logits.iter().map(|&l| rounded(l)).unzip();
+        (bytes.concat(), values)
+    }
+
+    /// Calls `body` with a reader of the logits for every instruction set and several splits.
+    fn with_readers(
+        bytes: &[u8],
+        dtype: Dtype,
+        len: usize,
+        ids: Option<&[i32]>,
+        mut body: impl FnMut(Reader<'_>),
+    ) {
+        let pool = Pool::new(Threads::Own(2)).unwrap();
+        let token_ids = ids.map(|ids| ids.as_ptr() as u64);
+        let row = Row { address: bytes.as_ptr() as u64, dtype, len, token_ids };
+        for isa in Isa::available() {
+            for parts in [1, 3] {
+                let mut counting = Carver::counting();
+                Scratch::carve(&mut counting, len, parts);
+                let mut memory = vec![Block([u64::MAX; BLOCK]); counting.used().div_ceil(2048)];
+                let scratch =
+                    Scratch::carve(&mut Carver::of_block(memory.as_mut_ptr() as u64), len, parts);
+                let split = Split { pool: Some(&pool), parts };
+                // SAFETY: all memory outlives the reader.
+                body(unsafe { Reader::new(isa, split, row, scratch) });
+            }
+        }
+    }
+
+    fn check(logits: &[f32], dtype: Dtype, parameters: &Parameters) {
+        let (bytes, values) = encode(logits, dtype);
+        let expected = expected_weights(&values, parameters);
+        with_readers(&bytes, dtype, values.len(), None, |reader| {
+            let law = reader.law(parameters);
+            assert_eq!(law.is_some(), expected.is_some());
+            let (Some(law), Some(expected)) = (law, &expected) else { return };
+            let context = format!("{parameters:?} of {} logits, {dtype:?}", values.len());
+            assert_eq!(law.sum(), expected.iter().sum::<u64>(), "sum by {context}");
+            let mut weights = Block([0; BLOCK]);
+            for (block, expected) in expected.chunks(BLOCK).enumerate() {
+                reader.weights(&law, block, &mut weights);
+                assert_eq!(&weights.0[..expected.len()], expected, "block {block} by {context}");
+                assert!(weights.0[expected.len()..].iter().all(|&weight| weight == 0));
+            }
+            for number in [0, 1 << 40, u64::MAX / 3, u64::MAX / 2, u64::MAX - 1, u64::MAX] {
+                let target = scaled(number, law.sum().into()) as u64;
+                let mut sum = 0;
+                let drawn = expected.iter().position(|weight| {
+                    sum += weight;
+                    target < sum
+                });
+                assert_eq!(Some(reader.draw(&law, number)), drawn, "draw by {context}");
+            }
+        });
+    }
+
+    fn logit() -> impl Strategy<Value = f32> {
+        prop_oneof![
+            20 => -20.0_f32..20.0,
+            // Ties.
+            4 => (-3_i32..4).prop_map(|value| value as f32),
+            1 => Just(f32::NAN),
+            1 => Just(f32::NEG_INFINITY),
+            1 => prop_oneof![Just(0.0_f32), Just(-0.0), Just(f32::MAX), Just(f32::MIN), Just(1e-40)],
+        ]
+    }
+
+    fn any_parameters() -> impl Strategy<Value = Parameters> {
+        let temperature =
+            prop_oneof![Just(0.0_f32), Just(1.0), 0.05_f32..3.0, Just(1e6), Just(1e-4)];
+        let top_k = prop_oneof![Just(0), 1..8, 1..2000];
+        let top_p = prop_oneof![Just(1.0_f32), Just(0.0), 0.0_f32..1.0, Just(0.999_999)];
+        let min_p = prop_oneof![Just(0.0_f32), Just(1.0), 0.0_f32..0.3];
+        (temperature, top_k, top_p, min_p).prop_map(|(temperature, top_k, top_p, min_p)| {
+            Parameters { temperature, top_k, top_p, min_p }
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..<_>::default() })]
+
+        #[test]
+        fn laws_and_draws_are_those_of_the_definition(
+            logits in prop_oneof![
+                prop::collection::vec(logit(), 1..40),
+                prop::collection::vec(logit(), 250..700),
+                prop::collection::vec((-8_f32..8.0).prop_map(|logit| logit * logit.abs()), 9000..9600),
+            ],
+            dtype in prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::Bf16)],
+            parameters in any_parameters(),
+        ) {
+            check(&logits, dtype, &parameters);
+        }
+    }
+
+    #[test]
+    fn the_relative_weight_never_falls_when_the_logit_rises() {
+        // With peak 0 and factor 1 the logit is the power. Fractions are taken in multiples of
+        // 2^-22: these steps meet each of them, from both sides, on both sides of 0.
+        let scale = Scale { peak: 0.0, factor: 1.0, floor: f32::NEG_INFINITY };
+        let step = (-24_f32).exp2();
+        let powers: Vec<f32> = (0..3 << 23).map(|index| index as f32 * -step).collect();
+        let row = Row {
+            address: powers.as_ptr() as u64,
+            dtype: Dtype::F32,
+            len: powers.len(),
+            token_ids: None,
+        };
+        let (mut last, mut worst) = (WEIGHT_ONE, 0.0_f64);
+        let mut weights = Block([0; BLOCK]);
+        for block in 0..row.blocks() {
+            // SAFETY: the row of the powers above.
+            unsafe { rows::weights(Isa::detect(), &row, block, &scale, &mut weights) };
+            for (weight, power) in weights.0.iter().zip(&powers[block * BLOCK..]) {
+                assert!(*weight <= last, "{power}");
+                last = *weight;
+                let exact = f64::from(*power).exp2() * WEIGHT_ONE as f64;
+                worst = worst.max((*weight as f64 / exact - 1.0).abs());
+            }
+        }
+        assert!(worst < 2e-7, "relative error {worst:e}");
+    }
+
+    #[test]
+    fn the_law_is_the_softmax() {
+        let logits: Vec<f32> = (0..1000).map(|place| ((place * 37 % 1000) as f32).sqrt()).collect();
+        let (bytes, _) = encode(&logits, Dtype::F32);
+        for temperature in [0.3_f32, 1.0, 2.5] {
+            let exact: Vec<f64> =
+                logits.iter().map(|&l| (f64::from(l) / f64::from(temperature)).exp()).collect();
+            let sum: f64 = exact.iter().sum();
+            let parameters = Parameters { temperature, ..Parameters::GREEDY };
+            with_readers(&bytes, Dtype::F32, logits.len(), None, |reader| {
+                let law = reader.law(&parameters).unwrap();
+                for (place, exact) in exact.iter().enumerate() {
+                    let probability = reader.weight(&law, place) as f64 / law.sum() as f64;
+                    // The power carries the rounding of its own product, up to 80 here.
+                    assert!(
+                        (probability / (exact / sum) - 1.0).abs() < 1e-5 || *exact / sum < 1e-9
+                    );
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn infinite_logits_share_everything_and_nothing_else_counts() {
+        let mut logits = vec![1.0_f32; 600];
+        logits[7] = f32::INFINITY;
+        logits[8] = f32::MAX;
+        logits[300] = f32::INFINITY;
+        logits[301] = f32::NAN;
+        let (bytes, _) = encode(&logits, Dtype::F32);
+        for parameters in [
+            Parameters { temperature: 1.0, ..Parameters::GREEDY },
+            Parameters { temperature: 1e6, top_k: 5, top_p: 0.9, min_p: 0.1 },
+        ] {
+            with_readers(&bytes, Dtype::F32, logits.len(), None, |reader| {
+                let law = reader.law(&parameters).unwrap();
+                assert_eq!(law.sum(), 2 * WEIGHT_ONE);
+                assert_eq!(reader.draw(&law, u64::MAX / 2), 7);
+                assert_eq!(reader.draw(&law, u64::MAX / 2 + 1), 300);
+            });
+        }
+    }
+
+    #[test]
+    fn negative_ids_are_no_candidates() {
+        let logits = [9.0_f32, 1.0, 2.0, 8.0, 1.0];
+        let ids = [-1, 4, 0, -7, 2];
+        let (bytes, _) = encode(&logits, Dtype::F32);
+        with_readers(&bytes, Dtype::F32, logits.len(), Some(&ids), |reader| {
+            assert_eq!(reader.argmax(), Some(2));
+            let law = reader.law(&Parameters { temperature: 1.0, ..Parameters::GREEDY }).unwrap();
+            assert_eq!([reader.weight(&law, 0), reader.weight(&law, 3)], [0, 0]);
+            assert_eq!(reader.weight(&law, 2), WEIGHT_ONE);
+        });
+        with_readers(&bytes, Dtype::F32, logits.len(), Some(&[-1; 5]), |reader| {
+            assert_eq!(reader.argmax(), None);
+        });
+    }
+
+    #[test]
+    fn the_first_of_equal_logits_is_the_largest() {
+        for len in [3, 255, 256, 257, 20_000] {
+            let mut logits = vec![-1.0_f32; len];
+            logits[0] = f32::NAN;
+            logits[len / 2] = 5.0;
+            logits[len - 1] = 5.0;
+            let (bytes, _) = encode(&logits, Dtype::F16);
+            with_readers(&bytes, Dtype::F16, len, None, |reader| {
+                assert_eq!(reader.argmax(), Some(len / 2));
+            });
+        }
+    }
+}

@@ -14,7 +14,7 @@ mod verify;
 
 pub use memory::OperatingSystemMemory;
 pub use simd::Isa;
-pub use threads::{ParallelFor, Threads};
+pub use threads::{ParallelFor, Pool, Threads};
 
 use super::phases::{
     AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, GateUp, Gather, KvPool,
@@ -24,7 +24,6 @@ use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType};
 use crate::error::Result;
 use crate::tensor::{Matrix, Span};
-use threads::Pool;
 
 /// The phases on the CPU.
 pub struct CpuBackend {

@@ -1,0 +1,109 @@
+/*
+ * A host that drafts by itself and uses libspeculators for verification alone.
+ *
+ * Its drafter looks the last tokens up in the text so far and proposes what followed them the last
+ * time (prompt lookup). That costs nothing and needs no model; on text that repeats itself, as
+ * code does, it is often right. Verification needs a context and nothing else.
+ */
+#include "host.h"
+#include "speculators.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { K = DEMO_MAX_DRAFTS, RECORD = SPEC_DECISION_TOKENS + 2 * (K + 1), LOOKUP = 3 };
+
+static spec_error error = {.struct_size = sizeof(spec_error)};
+
+/* Proposes at most k tokens: what followed the latest earlier place of the last LOOKUP tokens. */
+static int32_t look_up(const demo_text *text, int32_t k, int32_t *drafts) {
+    const int32_t *end = &text->ids[text->len];
+    for (const int32_t *place = end - LOOKUP - 1; k > 0 && place >= text->ids; place--) {
+        if (memcmp(place, end - LOOKUP, LOOKUP * sizeof *place) == 0) {
+            const int32_t known = (int32_t)(end - (place + LOOKUP));
+            const int32_t count = known < k ? known : k;
+            memcpy(drafts, place + LOOKUP, (size_t)count * sizeof *drafts);
+            return count;
+        }
+    }
+    return 0;
+}
+
+static bool decode(spec_context *context, host *h, const demo_options *options, demo_text *text,
+                   int32_t k, demo_run *run) {
+    static _Alignas(64) char workspace[1 << 20];
+    int32_t drafts[K], num_drafts = 0, decision[RECORD], limit = options->tokens;
+    const engine_info *target = engine_describe(h->model);
+    const spec_sampling sampling = {.struct_size = sizeof sampling,
+                                    .temperature = &options->temperature,
+                                    .seed = &options->seed};
+    bool prompt = true;
+    do {
+        double clock = demo_clock();
+        if (!host_step(h, text, 1, drafts, k, &num_drafts)) {
+            return false;
+        }
+        demo_lap(&clock, &run->target);
+
+        /* The drafts come from no distribution: by default the target's token is drawn at each
+         * place and drafts are followed while they are equal to it, so the text is the one that
+         * decoding without speculation gives for the same seed. */
+        spec_verify_args args = {
+            .struct_size = sizeof args, .num_sequences = 1, .max_drafts = k,
+            .logits = {.data = h->logits, .device_type = SPEC_DEVICE_CPU,
+                       .dtype_code = SPEC_DTYPE_FLOAT, .dtype_bits = 32, .dtype_lanes = 1,
+                       .ndim = 2, .shape = {h->num_logit_rows, target->vocabulary}},
+            .num_drafts = &num_drafts, .draft_tokens = drafts, .position = h->root_position,
+            .limit = &limit, .sampling = &sampling, .stop_tokens = target->eos,
+            .num_stop_tokens = target->num_eos, .decisions = decision, .decision_stride = RECORD,
+            .counters = prompt ? NULL : run->counters, .workspace = workspace};
+        if (spec_verify_workspace_size(context, &args, &args.workspace_size, &error) ||
+            args.workspace_size > sizeof workspace || spec_verify(context, &args, NULL, &error)) {
+            fprintf(stderr, "%s\n", error.message);
+            return false;
+        }
+        demo_lap(&clock, &run->verify);
+
+        const int32_t emitted = decision[SPEC_DECISION_EMITTED];
+        memcpy(&text->ids[text->len], &decision[SPEC_DECISION_TOKENS],
+               (size_t)emitted * sizeof *text->ids);
+        text->len += emitted;
+        limit -= emitted;
+        run->passes += !prompt;
+        run->emitted += prompt ? 0 : emitted;
+        prompt = false;
+        demo_lap(&clock, &run->host);
+        num_drafts = look_up(text, k < limit - 1 ? k : limit - 1, drafts);
+        demo_lap(&clock, &run->draft);
+    } while (limit > 0 && !(decision[SPEC_DECISION_FLAGS] & SPEC_DECISION_FLAG_STOPPED));
+    return true;
+}
+
+static demo_text plain[DEMO_MAX_PROMPTS], speculative[DEMO_MAX_PROMPTS];
+static host h;
+
+int main(int argc, char **argv) {
+    demo_options options;
+    demo_run without = {0}, with = {0};
+    spec_context *context = NULL;
+    bool ok = demo_parse(argc, argv, &options) && host_open(&h, &options) &&
+              demo_encode(h.model, &options, plain) && demo_encode(h.model, &options, speculative);
+    if (ok && spec_context_create(NULL, &context, &error)) {
+        fprintf(stderr, "%s\n", error.message);
+        ok = false;
+    }
+    for (int32_t i = 0; ok && i < options.num_prompts; i++) {
+        ok = decode(context, &h, &options, &speculative[i], options.drafts, &with) &&
+             decode(context, &h, &options, &plain[i], 0, &without);
+        demo_begin(h.model, &speculative[i], 1);
+        demo_end(h.model, &speculative[i], 1);
+    }
+    if (ok) {
+        demo_report(&options, &without, &with);
+        ok = demo_identical(&options, plain, speculative); /* sampled ones too: the same draws */
+    }
+    spec_context_release(context);
+    host_close(&h);
+    return ok ? EXIT_SUCCESS : EXIT_FAILURE;
+}

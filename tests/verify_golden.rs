@@ -1,0 +1,353 @@
+//! Verification against recorded decisions and exact laws: all cases under the folder that
+//! `SPECULATORS_GOLDEN` names (default: the project's own copy), found from its files.
+
+mod verification;
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+use speculators::backend::cpu::{CpuBackend, Threads};
+use speculators::sampling::Parameters;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use verification::{Call, DEFAULT, Ids, PLAIN, REJECTION, Request, decide, round_law, row_law};
+
+/// Recorded probabilities are in single precision.
+const CLOSE: f64 = 1e-5;
+
+fn root() -> PathBuf {
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    std::env::var_os("SPECULATORS_GOLDEN").map_or_else(own, PathBuf::from).join("verify")
+}
+
+fn backend() -> CpuBackend {
+    CpuBackend::new(Threads::Own(1)).unwrap()
+}
+
+/// The JSON files of the folder.
+fn files() -> Vec<(String, Value)> {
+    let entries = std::fs::read_dir(root()).expect("the folder of the reference data");
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let mut files: Vec<(String, Value)> = paths
+        .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+        .map(|path| {
+            let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            (stem, serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap())
+        })
+        .collect();
+    files.sort_by(|left, right| left.0.cmp(&right.0));
+    files
+}
+
+fn cases(file: &Value) -> &Vec<Value> {
+    file["cases"].as_array().expect("the cases of a file")
+}
+
+/// Which kind of case this is, and whether it is one that the library decides. What it does not
+/// decide yet (trees, several candidates for one node, lossy rules) says so by its structure,
+/// its rule, or by parents.
+fn kind(file: &str, case: &Value) -> (String, bool) {
+    if let Some(structure) = case["structure"].as_str() {
+        let rule = case["rule"].as_str().unwrap_or_default();
+        let known = structure == "chain" && rule.starts_with("standard rejection");
+        return (format!("{structure}: {rule}"), known);
+    }
+    if case.get("temperature").is_some() {
+        return ("filters".to_owned(), true);
+    }
+    match case["kind"].as_str() {
+        Some(kind @ ("greedy" | "draft_probs" | "no_draft_probs" | "reduced_vocab")) => {
+            (format!("chain: {kind}"), true)
+        }
+        Some(kind) => (kind.to_owned(), false),
+        None => (file.to_owned(), false),
+    }
+}
+
+/// The tensors beside a JSON file.
+struct Tensors(Vec<u8>);
+
+impl Tensors {
+    fn beside(stem: &str) -> Self {
+        Self(std::fs::read(root().join(stem).with_extension("safetensors")).unwrap())
+    }
+
+    fn rows<T>(&self, name: &str, parse: impl Fn(&[u8]) -> T, size: usize) -> Vec<Vec<T>> {
+        let tensors = SafeTensors::deserialize(&self.0).unwrap();
+        let tensor = tensors.tensor(name).unwrap_or_else(|_| panic!("tensor {name}"));
+        let width = *tensor.shape().last().unwrap();
+        let elements: Vec<T> = tensor.data().chunks(size).map(parse).collect();
+        let mut elements = elements.into_iter();
+        let rows = tensor.shape().iter().product::<usize>() / width.max(1);
+        (0..rows).map(|_| elements.by_ref().take(width).collect()).collect()
+    }
+
+    fn floats(&self, name: &str) -> Vec<Vec<f32>> {
+        self.rows(name, |bytes| f32::from_le_bytes(bytes.try_into().unwrap()), 4)
+    }
+
+    fn doubles(&self, name: &str) -> Vec<f64> {
+        self.rows(name, |bytes| f64::from_le_bytes(bytes.try_into().unwrap()), 8).concat()
+    }
+
+    fn tokens(&self, name: &str) -> Vec<i32> {
+        self.rows(name, |bytes| i64::from_le_bytes(bytes.try_into().unwrap()) as i32, 8).concat()
+    }
+}
+
+fn integers(value: &Value) -> Vec<i32> {
+    let values = value.as_array().expect("an array").iter();
+    values.map(|value| value.as_i64().expect("an integer") as i32).collect()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    let values = value.as_array().expect("an array").iter();
+    values.map(|value| value.as_f64().expect("a number")).collect()
+}
+
+#[test]
+fn every_case_of_a_known_kind_comes_out() {
+    let mut done: BTreeMap<String, usize> = BTreeMap::new();
+    let mut skipped: BTreeMap<String, usize> = BTreeMap::new();
+    for (stem, file) in files() {
+        for case in cases(&file) {
+            let (kind, is_known) = kind(&stem, case);
+            if !is_known {
+                *skipped.entry(kind).or_default() += 1;
+                continue;
+            }
+            if case.get("structure").is_some() {
+                check_law(case);
+            } else if kind == "filters" {
+                check_filters(case, &Tensors::beside(&stem));
+            } else {
+                check_chain(case, &Tensors::beside(&stem));
+            }
+            *done.entry(kind).or_default() += 1;
+        }
+    }
+    println!("done {done:?}, not decided by this version {skipped:?}");
+    assert!(done.len() >= 3, "expected chains, filters and laws, found {done:?}");
+}
+
+/// Recorded decisions of a batch of chains.
+fn check_chain(case: &Value, tensors: &Tensors) {
+    let id = case["id"].as_str().unwrap();
+    let name = |tensor: &str| format!("{id}.{tensor}");
+    let counts = integers(&case["num_draft_tokens"]);
+    let vocabulary = case["vocab"].as_u64().unwrap() as usize;
+    let kind = case["kind"].as_str().unwrap();
+    let is_greedy: Vec<bool> = case["is_greedy"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|greedy| greedy.as_bool().unwrap())
+        .collect();
+    let drafts = tensors.tokens(&name("draft_tokens"));
+    let bonus = tensors.tokens(&name("bonus_tokens"));
+    let target = tensors.floats(&name("target_logits"));
+    let are_random = is_greedy.iter().any(|greedy| !greedy);
+    let uniforms = if are_random { tensors.doubles(&name("uniform")) } else { Vec::new() };
+    let has_draft = are_random && matches!(kind, "draft_probs" | "reduced_vocab");
+    let draft = if has_draft { tensors.floats(&name("draft_probs")) } else { Vec::new() };
+    let mut first = 0;
+    let mut requests = Vec::new();
+    for (index, &count) in counts.iter().enumerate() {
+        let range = first..first + count as usize;
+        first = range.end;
+        let mut rows = target[range.clone()].to_vec();
+        // The bonus token is an input of the record: a row that gives nothing else.
+        rows.push(
+            (0..vocabulary as i32)
+                .map(|token| if token == bonus[index] { 0.0 } else { f32::NEG_INFINITY })
+                .collect(),
+        );
+        let parameters = if is_greedy[index] { Parameters::GREEDY } else { PLAIN };
+        let mut request = Request::new(rows, drafts[range.clone()].to_vec(), parameters);
+        if has_draft {
+            request.draft_logits = draft[range.clone()]
+                .iter()
+                .map(|row| row.iter().map(|q| q.ln()).collect())
+                .collect();
+            request.draft_parameters = PLAIN;
+        }
+        if are_random {
+            request.uniforms = range.flat_map(|row| [uniforms[row], 0.5]).collect();
+            request.uniforms.extend([0.5, 0.5]);
+        }
+        requests.push(request);
+    }
+    let ids = if kind == "reduced_vocab" { reduce(&mut requests) } else { Ids::Identity };
+    let call = Call { ids, ..Call::by(if are_random { REJECTION } else { DEFAULT }) };
+    let decisions = decide(&backend(), &call, &requests);
+    for (index, output) in case["output"].as_array().unwrap().iter().enumerate() {
+        let expected: Vec<i32> =
+            integers(output).into_iter().take_while(|&token| token >= 0).collect();
+        let context = format!("case {id}, request {index}");
+        let request = &requests[index];
+        let accepted = expected.len() - 1;
+        assert_eq!(decisions[index].accepted, accepted, "accepted in {context}");
+        assert_eq!(decisions[index].tokens()[..accepted], expected[..accepted], "{context}");
+        if is_greedy[index] || accepted == request.drafts.len() {
+            assert_eq!(decisions[index].tokens(), expected, "{context}");
+        } else {
+            check_replacement(&call, request, accepted, expected[accepted], &context);
+        }
+    }
+}
+
+/// Leaves out the columns in which no row has any probability.
+fn reduce(requests: &mut [Request]) -> Ids {
+    let rows = || requests.iter().flat_map(|request| &request.draft_logits);
+    let width = rows().next().map_or(0, Vec::len);
+    let is_used = |column: &usize| rows().any(|row| row[*column] > f32::NEG_INFINITY);
+    let used: Vec<usize> = (0..width).filter(is_used).collect();
+    for row in requests.iter_mut().flat_map(|request| &mut request.draft_logits) {
+        *row = used.iter().map(|&column| row[column]).collect();
+    }
+    Ids::Shared(used.iter().map(|&column| column as i32).collect())
+}
+
+fn softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weights: Vec<f64> =
+        logits.iter().map(|&logit| (f64::from(logit) - f64::from(largest)).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.iter().map(|weight| weight / sum).collect()
+}
+
+/// The recorded replacement came from other noise: it must be possible here, and the law of the
+/// replacement must be the one that it was drawn from.
+fn check_replacement(call: &Call, request: &Request, node: usize, recorded: i32, context: &str) {
+    let p = softmax(&request.logits[node]);
+    let mut q = vec![0.0; p.len()];
+    match (request.draft_logits.get(node), &call.ids) {
+        (None, _) => q[request.drafts[node] as usize] = 1.0,
+        (Some(row), Ids::Shared(ids)) => {
+            for (&id, probability) in ids.iter().zip(softmax(row)) {
+                q[id as usize] = probability;
+            }
+        }
+        (Some(row), _) => q = softmax(row),
+    }
+    let above: Vec<f64> = p.iter().zip(&q).map(|(p, q)| (p - q).max(0.0)).collect();
+    let sum: f64 = above.iter().sum();
+    // The one node by itself.
+    let mut alone = request.clone();
+    alone.logits = vec![request.logits[node].clone(); 2];
+    alone.drafts = vec![request.drafts[node]];
+    alone.draft_logits = request.draft_logits.get(node).cloned().into_iter().collect();
+    let mut law = vec![0.0; p.len()];
+    let mut rejected = 0.0;
+    for (tokens, probability) in round_law(&backend(), call, &alone) {
+        if tokens.len() == 1 {
+            law[tokens[0] as usize] += probability;
+            rejected += probability;
+        }
+    }
+    assert!(law[recorded as usize] > 0.0, "{recorded} in {context}");
+    for (token, (found, above)) in law.iter().zip(&above).enumerate() {
+        let error = (found / rejected - above / sum).abs();
+        assert!(error < CLOSE / sum.min(1.0), "token {token} in {context}: off by {error:e}");
+    }
+}
+
+/// Recorded probabilities after temperature, top-k and top-p.
+fn check_filters(case: &Value, tensors: &Tensors) {
+    let id = case["id"].as_str().unwrap();
+    let logits = tensors.floats(&format!("{id}.logits"));
+    let expected = tensors.floats(&format!("{id}.probs"));
+    let mut row = 0;
+    for (request, count) in integers(&case["num_draft_tokens"]).into_iter().enumerate() {
+        let of = |name: &str| case[name].as_array().map(|values| values[request].as_f64().unwrap());
+        let temperature = of("temperature").unwrap() as f32;
+        let parameters = Parameters {
+            temperature: if temperature == 0.0 { 1.0 } else { temperature },
+            top_k: of("top_k").unwrap_or(0.0) as i32,
+            top_p: of("top_p").unwrap_or(1.0) as f32,
+            min_p: 0.0,
+        };
+        for row in row..row + count as usize {
+            let found = row_law(&backend(), &logits[row], parameters);
+            check_filtered(&logits[row], &found, &expected[row], &format!("{id}, row {row}"));
+        }
+        row += count as usize;
+    }
+    assert_eq!(row, logits.len(), "rows of {id}");
+}
+
+/// Equals of the last token that top-p keeps are kept here, and dropped by chance there: beside
+/// those, the same tokens with the same shares.
+fn check_filtered(logits: &[f32], found: &[f64], expected: &[f32], context: &str) {
+    let kept = |token: &usize| expected[*token] > 0.0;
+    let last = (0..logits.len()).filter(kept).map(|token| logits[token]).fold(f32::MAX, f32::min);
+    let is_equal_of_last = |token: &usize| !kept(token) && logits[*token] == last;
+    let equals: f64 = (0..logits.len()).filter(is_equal_of_last).map(|token| found[token]).sum();
+    for token in 0..logits.len() {
+        if is_equal_of_last(&token) {
+            continue;
+        }
+        let share = f64::from(expected[token]) * (1.0 - equals);
+        assert!((found[token] - share).abs() < CLOSE, "token {token} of {context}");
+        assert_eq!(found[token] > 0.0, kept(&token), "token {token} of {context}");
+    }
+}
+
+/// The exact law of a chain's output, over the draws of the drafts and the tests.
+fn check_law(case: &Value) {
+    let id = case["id"].as_str().unwrap();
+    let drafts = case["K"].as_u64().unwrap() as usize;
+    let logits = |table: &str, prefix: &[i32]| -> Vec<f32> {
+        let key: Vec<String> = prefix.iter().map(i32::to_string).collect();
+        numbers(&case[table][key.join(",")]).into_iter().map(|p| p.ln() as f32).collect()
+    };
+    let backend = backend();
+    let is_one_hot = match case["draft"].as_str() {
+        Some("one-hot argmax") => true,
+        Some("sampled from q") => false,
+        other => panic!("draft of {id}: {other:?}"),
+    };
+    // All chains of drafts with their probabilities.
+    let mut chains = vec![(Vec::new(), 1.0)];
+    for _ in 0..drafts {
+        chains = chains
+            .into_iter()
+            .flat_map(|(chain, probability)| {
+                let mut q = row_law(&backend, &logits("q", &chain), PLAIN);
+                if is_one_hot {
+                    let largest = (0..q.len()).max_by(|&l, &r| q[l].total_cmp(&q[r])).unwrap();
+                    q = (0..q.len()).map(|token| f64::from(token == largest)).collect();
+                }
+                let extend = move |(token, q): (usize, f64)| {
+                    (q > 0.0).then(|| ([&chain[..], &[token as i32]].concat(), probability * q))
+                };
+                q.into_iter().enumerate().filter_map(extend).collect::<Vec<_>>()
+            })
+            .collect();
+    }
+    let mut found: BTreeMap<String, f64> = BTreeMap::new();
+    for (chain, drawn) in chains {
+        let prefixes = || (0..=drafts).map(|len| &chain[..len]);
+        let rows = prefixes().map(|prefix| logits("p", prefix)).collect();
+        let mut request = Request::new(rows, chain.clone(), PLAIN);
+        if !is_one_hot {
+            request.draft_logits =
+                prefixes().take(drafts).map(|prefix| logits("q", prefix)).collect();
+        }
+        for (tokens, probability) in round_law(&backend, &Call::by(REJECTION), &request) {
+            let key: Vec<String> = tokens.iter().map(i32::to_string).collect();
+            *found.entry(key.join(",")).or_default() += drawn * probability;
+        }
+    }
+    let expected = case["expected_output_sequences"].as_object().expect("the law");
+    let mut mass = 0.0;
+    for (tokens, probability) in expected {
+        let probability = probability.as_f64().unwrap();
+        let found = found.get(tokens).copied().unwrap_or(0.0);
+        assert!((found - probability).abs() < CLOSE, "{tokens} of {id}: {found}, {probability}");
+        mass += found;
+    }
+    assert!(mass > 1.0 - CLOSE, "{id}: outcomes beside the recorded ones");
+    let mean: f64 =
+        found.iter().map(|(tokens, p)| p * (tokens.matches(',').count() + 1) as f64).sum();
+    assert!((mean - case["mean_emitted"].as_f64().unwrap()).abs() < CLOSE, "length of {id}");
+}
