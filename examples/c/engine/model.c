@@ -274,11 +274,11 @@ static engine_tensor fetch(loader *l, const char *name, int32_t rows, int32_t co
     return (engine_tensor){data, rows, columns, stored && bfloat16};
 }
 
-static const float *fetch_vector(loader *l, int layer, const char *part, int32_t rows,
-                                 bool required)
+static const float *fetch_vector(loader *l, int layer, const char *part, const char *kind,
+                                 int32_t rows, bool required)
 {
     char name[NAME_CAPACITY];
-    snprintf(name, sizeof name, "model.layers.%d.%s", layer, part);
+    snprintf(name, sizeof name, "model.layers.%d.%s.%s", layer, part, kind);
     if (!required && !find_tensor(l->model, name)) return NULL;
     return fetch(l, name, rows, 0).data;
 }
@@ -289,8 +289,7 @@ static linear fetch_linear(loader *l, int layer, const char *part, int32_t rows,
     char name[NAME_CAPACITY];
     snprintf(name, sizeof name, "model.layers.%d.%s.weight", layer, part);
     linear result = {.weight = fetch(l, name, rows, columns)};
-    snprintf(name, sizeof name, "%s.bias", part);
-    result.bias = fetch_vector(l, layer, name, rows, bias);
+    result.bias = fetch_vector(l, layer, part, "bias", rows, bias);
     return result;
 }
 
@@ -306,14 +305,14 @@ static void fetch_layer(loader *l, int index, const json_value *config)
     bool input_bias = bias || json_is(json_member(config, "model_type"), "qwen2");
     flag = json_member(config, "mlp_bias");
     bool mlp_bias = flag && flag->number != 0;
-    layer->attention_norm = fetch_vector(l, index, "input_layernorm.weight", hidden, true);
+    layer->attention_norm = fetch_vector(l, index, "input_layernorm", "weight", hidden, true);
     layer->query = fetch_linear(l, index, "self_attn.q_proj", query, hidden, input_bias);
     layer->key = fetch_linear(l, index, "self_attn.k_proj", kv, hidden, input_bias);
     layer->value = fetch_linear(l, index, "self_attn.v_proj", kv, hidden, input_bias);
     layer->output = fetch_linear(l, index, "self_attn.o_proj", hidden, query, bias);
-    layer->query_norm = fetch_vector(l, index, "self_attn.q_norm.weight", model->head_dim, qwen3);
-    layer->key_norm = fetch_vector(l, index, "self_attn.k_norm.weight", model->head_dim, qwen3);
-    layer->feed_norm = fetch_vector(l, index, "post_attention_layernorm.weight", hidden, true);
+    layer->query_norm = fetch_vector(l, index, "self_attn.q_norm", "weight", model->head_dim, qwen3);
+    layer->key_norm = fetch_vector(l, index, "self_attn.k_norm", "weight", model->head_dim, qwen3);
+    layer->feed_norm = fetch_vector(l, index, "post_attention_layernorm", "weight", hidden, true);
     layer->gate = fetch_linear(l, index, "mlp.gate_proj", inner, hidden, mlp_bias);
     layer->up = fetch_linear(l, index, "mlp.up_proj", inner, hidden, mlp_bias);
     layer->down = fetch_linear(l, index, "mlp.down_proj", hidden, inner, mlp_bias);
