@@ -40,9 +40,10 @@ build:
 	$(CARGO) rustc --release --lib --crate-type cdylib,staticlib
 	ln -sf $(LINK_NAME) "$(RELEASE)/$(SONAME)"
 
+# DEMO takes options of the program, such as DEMO="--temperature 0.8 --batch 4".
 demo: build
 	$(MAKE) -C examples/c generate $(EXAMPLE_ARGUMENTS)
-	"$(EXAMPLES)/generate"
+	"$(EXAMPLES)/generate" $(DEMO)
 
 test: build
 	CARGO="$(CARGO)" MAKE="$(MAKE)" LIBRARY="$(RELEASE)" EXAMPLES="$(EXAMPLES)" tests/run
