@@ -178,7 +178,7 @@ proptest! {
         let mut above: Vec<f64> = p.iter().zip(&q).map(|(p, q)| (p - q).max(0.0)).collect();
         let sum: f64 = above.iter().sum();
         // Nothing above q: the laws are equal, and the target's own is drawn from.
-        prop_assume!(sum > 1e-4 || sum < EXACT);
+        prop_assume!(!(EXACT..=1e-4).contains(&sum));
         if sum < EXACT { above = p } else { above.iter_mut().for_each(|p| *p /= sum) }
         let mut request = Request::new(vec![target.clone(), vec![0.0; 7]], vec![-1], parameters);
         proposer.propose(&mut request);

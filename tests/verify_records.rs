@@ -117,7 +117,7 @@ fn what_is_out_of_range_makes_its_own_sequence_invalid_and_no_other() {
         with(&|request| request.uniforms[3] = f64::NAN),
     ];
     let backend = backend();
-    let expected = decide(&backend, &Call::by(REJECTION), &[sampled.clone()]).remove(0);
+    let expected = decide(&backend, &Call::by(REJECTION), std::slice::from_ref(&sampled)).remove(0);
     assert!(expected.emitted > 0);
     for (index, request) in invalid.iter().enumerate() {
         let batch = [sampled.clone(), request.clone(), sampled.clone()];
