@@ -247,7 +247,7 @@ unsafe fn tile_of<L: Lanes, E: Element>(
             let block = Block { input, row, weight, output, bias, mode };
             let long = weight.columns > BLOCK_COLUMNS;
             row += match left {
-                1 => block.sweep::<L, E, 1, 1>(),
+                1 => block.sweep::<L, E, 1, 2>(),
                 2 => block.sweep::<L, E, 2, 2>(),
                 3 if long => block.sweep_blocks::<L, E, 3>(),
                 3 => block.sweep::<L, E, 3, 1>(),
@@ -272,9 +272,13 @@ struct Block<'a> {
 const BLOCK_COLUMNS: usize = 1024;
 
 /// Weight rows whose unfinished sums are kept while the columns are taken block by block.
-const BLOCK_ROWS: usize = 64;
+const BLOCK_ROWS: usize = 8;
 
 impl Block<'_> {
+    fn weight(&self, row: usize) -> *const u8 {
+        self.weight.row_address(row) as *const u8
+    }
+
     /// [`Block::sweep`] for inputs that are too long for the first-level cache: block by block of
     /// the columns, with the lanes' sums put aside in between. They are the same sums.
     #[inline(always)]
@@ -284,19 +288,20 @@ impl Block<'_> {
         let columns = self.weight.columns;
         // SAFETY: the contract of `multiply`; the sums of BLOCK_ROWS weight rows fit.
         unsafe {
-            let mut sums = [[L::splat(0.0); M]; BLOCK_ROWS];
             for first in (0..self.weight.rows).step_by(BLOCK_ROWS) {
                 let len = BLOCK_ROWS.min(self.weight.rows - first);
-                sums[..len].fill([L::splat(0.0); M]);
+                let mut sums = [[L::splat(0.0); M]; BLOCK_ROWS];
+                let mut ahead = self.weight(first + len);
                 for start in (0..columns).step_by(BLOCK_COLUMNS) {
                     let width = BLOCK_COLUMNS.min(columns - start);
                     let inputs: [*const f32; M] = std::array::from_fn(|m| inputs[m].add(start));
                     for (n, sums) in sums[..len].iter_mut().enumerate() {
-                        let row = self.weight.row_address(first + n) as *const u8;
-                        let weights = [row.add(start * E::SIZE)];
+                        let weights = [self.weight(first + n).add(start * E::SIZE)];
                         let before = sums.map(|sum| [sum]);
-                        let after = add_dots::<L, E, M, 1>(&inputs, &weights, width, before);
+                        let after =
+                            add_dots::<L, E, M, 1, true>(&inputs, &weights, width, ahead, before);
                         *sums = after.map(|[sum]| sum);
+                        ahead = ahead.wrapping_add(width * E::SIZE);
                     }
                 }
                 for (n, sums) in sums[..len].iter().enumerate() {
@@ -313,16 +318,17 @@ impl Block<'_> {
         let columns = self.weight.columns;
         let inputs: [*const f32; M] =
             std::array::from_fn(|m| self.input.row_address(self.row + m) as *const f32);
-        let weight = |n: usize| self.weight.row_address(n) as *const u8;
         let full = self.weight.rows / N * N;
         // SAFETY: the contract of `multiply`.
         unsafe {
             for n in (0..full).step_by(N) {
-                let weights = std::array::from_fn(|j| weight(n + j));
-                self.sink(n, &dots::<L, E, M, N>(&inputs, &weights, columns));
+                let weights = std::array::from_fn(|j| self.weight(n + j));
+                let (ahead, zero) = (self.weight(n + N), [[L::splat(0.0); N]; M]);
+                let sums = add_dots::<L, E, M, N, true>(&inputs, &weights, columns, ahead, zero);
+                self.sink(n, &sums.map(|row| row.map(|sum| sum.sum())));
             }
             for n in full..self.weight.rows {
-                self.sink(n, &dots::<L, E, M, 1>(&inputs, &[weight(n)], columns));
+                self.sink(n, &dots::<L, E, M, 1>(&inputs, &[self.weight(n)], columns));
             }
         }
         M
@@ -361,31 +367,41 @@ pub unsafe fn dots<L: Lanes, E: Element, const M: usize, const N: usize>(
     weights: &[*const u8; N],
     columns: usize,
 ) -> [[f32; N]; M] {
-    // SAFETY: as this function's contract.
+    // SAFETY: as this function's contract; nothing is asked for ahead.
     unsafe {
-        let sums = add_dots::<L, E, M, N>(inputs, weights, columns, [[L::splat(0.0); N]; M]);
+        let (zero, ahead) = ([[L::splat(0.0); N]; M], std::ptr::null());
+        let sums = add_dots::<L, E, M, N, false>(inputs, weights, columns, ahead, zero);
         sums.map(|row| row.map(|sum| sum.sum()))
     }
 }
 
 /// Adds the products of further columns to the lanes' sums. Only the last call for a row may have
-/// a number of columns that is no multiple of the lanes.
+/// a number of columns that is no multiple of the lanes. If `AHEAD`, as many bytes from `ahead` on
+/// are asked for as are read here: memory is fast when it is read in its own order, which is not
+/// the order of several rows at a time.
 ///
 /// # Safety
 ///
-/// All rows have `columns` elements.
+/// All rows have `columns` elements; `ahead` may be any address.
 #[inline(always)]
-unsafe fn add_dots<L: Lanes, E: Element, const M: usize, const N: usize>(
+unsafe fn add_dots<L: Lanes, E: Element, const M: usize, const N: usize, const AHEAD: bool>(
     inputs: &[*const f32; M],
     weights: &[*const u8; N],
     columns: usize,
+    ahead: *const u8,
     mut sums: [[L; N]; M],
 ) -> [[L; N]; M] {
+    const LINE: usize = 64;
     // SAFETY: every load stays inside of the rows; the last, partial one reads copies.
     unsafe {
         let full = columns / LANES * LANES;
         let mut k = 0;
         while k < full {
+            if AHEAD {
+                for line in 0..(N * LANES * E::SIZE).div_ceil(LINE) {
+                    L::prefetch(ahead.wrapping_add(k * N * E::SIZE + line * LINE));
+                }
+            }
             let w: [L; N] = std::array::from_fn(|j| E::load::<L>(weights[j].add(k * E::SIZE)));
             for m in 0..M {
                 let x = L::load(inputs[m].add(k));

@@ -67,6 +67,11 @@ pub unsafe trait Lanes: Copy {
     unsafe fn splat(value: f32) -> Self;
     /// Sixteen `f32`.
     unsafe fn load(from: *const f32) -> Self;
+    /// Asks for the cache line at any address, valid or not, for the second-level cache.
+    #[inline(always)]
+    unsafe fn prefetch(address: *const u8) {
+        let _ = address;
+    }
     /// Sixteen `f16`, converted exactly.
     unsafe fn load_f16(from: *const u16) -> Self;
     /// Sixteen `bf16`, converted exactly.
@@ -245,6 +250,11 @@ mod x86 {
     // F16C.
     unsafe impl Lanes for Avx2Lanes {
         #[inline(always)]
+        unsafe fn prefetch(address: *const u8) {
+            // SAFETY: a prefetch never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+        }
+        #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
             // SAFETY: the processor has AVX2, here and below.
             unsafe { Self(_mm256_set1_ps(value), _mm256_set1_ps(value)) }
@@ -350,6 +360,11 @@ mod x86 {
 
     // SAFETY: loads and stores touch sixteen elements; the instructions are those of AVX-512F.
     unsafe impl Lanes for Avx512Lanes {
+        #[inline(always)]
+        unsafe fn prefetch(address: *const u8) {
+            // SAFETY: a prefetch never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+        }
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
             // SAFETY: the processor has AVX-512F, here and below.
