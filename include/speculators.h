@@ -233,12 +233,13 @@ typedef struct spec_session spec_session;
 /** `SPEC_DECISION_FLAGS`: the last emitted token is a stop token. */
 #define SPEC_DECISION_FLAG_STOPPED 2
 
-/** `SPEC_DECISION_FLAGS`: `limit` ended the emission. */
+/** `SPEC_DECISION_FLAGS`: as many tokens were emitted as `limit` allows. */
 #define SPEC_DECISION_FLAG_LIMIT 4
 
 /**
- * `SPEC_DECISION_FLAGS`: the sequence's rows, drafts or numbers are out of range; nothing was
- * emitted.
+ * `SPEC_DECISION_FLAGS`: something in the arrays is out of range for the sequence: its rows,
+ * `num_drafts`, a draft, its position, a parameter that is NaN, a random number outside of
+ * [0, 1), or the rows of its distribution. Nothing was emitted.
  */
 #define SPEC_DECISION_FLAG_INVALID 8
 
@@ -399,14 +400,16 @@ typedef struct spec_model_options {
   /** A JSON object that is merged over the checkpoint's config.json, UTF-8. NULL: nothing. */
   const char *config_overrides;
   /**
-   * The verifier's token embedding, `[V, hidden]`, lent by the host as `num_embedding` ranges
-   * that cover all rows in order. NULL: read from files where needed. Used in place, never
-   * written.
+   * The verifier's token embedding, `[V, hidden]` (more rows, as padding, are fine), lent by the
+   * host as `num_embedding` ranges that cover all rows in order. Used in place, never written.
+   * Not used, as the report says, where the checkpoint stores its own. NULL: read from files
+   * where needed.
    */
   const spec_row_range *embedding;
   /**
    * The verifier's LM head, `[V, hidden]`, lent likewise as `num_head` ranges. Used in place
-   * if the draft vocabulary is the whole one, otherwise its rows are copied at load.
+   * if the draft vocabulary is the whole one, otherwise its rows are copied at load. A head of
+   * exactly Vd rows is taken as one that is reduced to the draft vocabulary already.
    */
   const spec_row_range *head;
   /** Elements of `embedding`. */
@@ -565,7 +568,8 @@ typedef struct spec_sampling {
    */
   const float *min_p;
   /**
-   * `[B]` uint64: the seed of the sequence's random numbers. NULL: 0. A draw depends on the
+   * `[B]` uint64: the seed of the sequence's random numbers, which are those of Philox4x32-10
+   * (Salmon et al., 2011). NULL: 0. A draw depends on the
    * seed, the absolute position of the token and its purpose, on nothing else.
    */
   const uint64_t *seed;
@@ -689,9 +693,9 @@ typedef struct spec_verify_args {
    */
   int32_t *decisions;
   /**
-   * `[3 + K]` uint64 in host memory, added to: rounds (sequences that took part), drafts,
-   * emitted tokens, then acceptances of draft 1 to K. NULL: not wanted. Not shared between
-   * concurrent calls.
+   * `[3 + K]` uint64 in host memory, added to for each sequence that emits something: rounds,
+   * drafts, emitted tokens, then acceptances of draft 1 to K. NULL: not wanted. Not shared
+   * between concurrent calls.
    */
   uint64_t *counters;
   /**
@@ -1077,7 +1081,8 @@ spec_status spec_verify(const spec_context *context,
  *
  * For each sequence the rows of positions `position - row_count` to `position - 1` are
  * committed: prompt chunks and accepted rows alike, mixed in one batch. Then up to
- * min(`num_drafts`, `limit` - 1) tokens are proposed, fewer where max_position would be passed.
+ * min(`num_drafts`, `limit` - 1) tokens are proposed, and at most as many as have rows below
+ * max_position: max_position - `position` + 1.
  * Keys and values that drafting itself makes are overwritten by the next commit; nothing else is
  * kept, so a smaller `position` is a rollback, and a sequence that is not mentioned costs
  * nothing.

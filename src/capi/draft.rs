@@ -15,7 +15,8 @@ use std::fmt::{Display, Formatter};
 ///
 /// For each sequence the rows of positions `position - row_count` to `position - 1` are
 /// committed: prompt chunks and accepted rows alike, mixed in one batch. Then up to
-/// min(`num_drafts`, `limit` - 1) tokens are proposed, fewer where max_position would be passed.
+/// min(`num_drafts`, `limit` - 1) tokens are proposed, and at most as many as have rows below
+/// max_position: max_position - `position` + 1.
 /// Keys and values that drafting itself makes are overwritten by the next commit; nothing else is
 /// kept, so a smaller `position` is a rollback, and a sequence that is not mentioned costs
 /// nothing.

@@ -202,12 +202,14 @@ pub struct spec_model_options {
     pub verifier_directory: *const c_char,
     /// A JSON object that is merged over the checkpoint's config.json, UTF-8. NULL: nothing.
     pub config_overrides: *const c_char,
-    /// The verifier's token embedding, `[V, hidden]`, lent by the host as `num_embedding` ranges
-    /// that cover all rows in order. NULL: read from files where needed. Used in place, never
-    /// written.
+    /// The verifier's token embedding, `[V, hidden]` (more rows, as padding, are fine), lent by the
+    /// host as `num_embedding` ranges that cover all rows in order. Used in place, never written.
+    /// Not used, as the report says, where the checkpoint stores its own. NULL: read from files
+    /// where needed.
     pub embedding: *const spec_row_range,
     /// The verifier's LM head, `[V, hidden]`, lent likewise as `num_head` ranges. Used in place
-    /// if the draft vocabulary is the whole one, otherwise its rows are copied at load.
+    /// if the draft vocabulary is the whole one, otherwise its rows are copied at load. A head of
+    /// exactly Vd rows is taken as one that is reduced to the draft vocabulary already.
     pub head: *const spec_row_range,
     /// Elements of `embedding`.
     pub num_embedding: i32,
@@ -357,7 +359,8 @@ pub struct spec_sampling {
     /// `[B]` float: only tokens at least this times as probable as the most probable; 0: all.
     /// NULL: all.
     pub min_p: *const f32,
-    /// `[B]` uint64: the seed of the sequence's random numbers. NULL: 0. A draw depends on the
+    /// `[B]` uint64: the seed of the sequence's random numbers, which are those of Philox4x32-10
+    /// (Salmon et al., 2011). NULL: 0. A draw depends on the
     /// seed, the absolute position of the token and its purpose, on nothing else.
     pub seed: *const u64,
 }
@@ -530,10 +533,11 @@ pub const SPEC_DECISION_TOKENS: i32 = 8;
 pub const SPEC_DECISION_FLAG_NO_CANDIDATE: i32 = 1;
 /// `SPEC_DECISION_FLAGS`: the last emitted token is a stop token.
 pub const SPEC_DECISION_FLAG_STOPPED: i32 = 2;
-/// `SPEC_DECISION_FLAGS`: `limit` ended the emission.
+/// `SPEC_DECISION_FLAGS`: as many tokens were emitted as `limit` allows.
 pub const SPEC_DECISION_FLAG_LIMIT: i32 = 4;
-/// `SPEC_DECISION_FLAGS`: the sequence's rows, drafts or numbers are out of range; nothing was
-/// emitted.
+/// `SPEC_DECISION_FLAGS`: something in the arrays is out of range for the sequence: its rows,
+/// `num_drafts`, a draft, its position, a parameter that is NaN, a random number outside of
+/// [0, 1), or the rows of its distribution. Nothing was emitted.
 pub const SPEC_DECISION_FLAG_INVALID: i32 = 8;
 
 /// The arguments of `spec_verify`. B is `num_sequences`, K is `max_drafts`, V is the target's
@@ -595,9 +599,9 @@ pub struct spec_verify_args {
     /// NEXT_TOKEN is left as it was for a sequence that emits nothing; the elements between FLAGS
     /// and TOKENS are set to 0.
     pub decisions: *mut i32,
-    /// `[3 + K]` uint64 in host memory, added to: rounds (sequences that took part), drafts,
-    /// emitted tokens, then acceptances of draft 1 to K. NULL: not wanted. Not shared between
-    /// concurrent calls.
+    /// `[3 + K]` uint64 in host memory, added to for each sequence that emits something: rounds,
+    /// drafts, emitted tokens, then acceptances of draft 1 to K. NULL: not wanted. Not shared
+    /// between concurrent calls.
     pub counters: *mut u64,
     /// Scratch of at least the bytes that `spec_verify_workspace_size` says, aligned to 64, for
     /// this call alone.

@@ -11,11 +11,9 @@ use super::types::{
     SPEC_DECISION_TOKENS, SPEC_PADDING, spec_distribution, spec_error, spec_status, spec_tensor,
     spec_verify_args,
 };
-use crate::backend::phases::Column;
-use crate::backend::verify::{DraftDistribution, VerifyBatch, record};
 use crate::error::{Error, Result};
 use crate::tensor::{ALIGNMENT, Matrix, Span};
-use crate::verify;
+use crate::verify::{self, Column, DraftDistribution, VerifyBatch, record};
 use std::ffi::c_void;
 
 /// Sums of weights fit 63 bits below this.

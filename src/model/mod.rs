@@ -9,7 +9,7 @@ use crate::context::{Block, Context, LogLevel, MemoryKind};
 use crate::error::{Error, Result};
 use crate::tensor::{Matrix, Span};
 use eagle3::Eagle3;
-use placement::{Mapping, Placement};
+use placement::{Mapped, Placement};
 use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -82,7 +82,7 @@ pub struct Model {
     facts: Facts,
     report: String,
     weights: Block,
-    _mappings: Vec<Mapping>,
+    mapped: Mapped,
     context: Arc<Context>,
     /// Dropped last, when nothing uses the lent tensors any more.
     kept: Option<Box<dyn Any + Send + Sync>>,
@@ -133,7 +133,7 @@ impl Model {
             network,
             facts,
             report: checkpoint.report.to_json().to_string(),
-            _mappings: filling.into_mappings(),
+            mapped: filling.into_mapped(),
             weights,
             context: Arc::clone(context),
             kept: None,
@@ -226,7 +226,8 @@ impl Model {
 
     /// All memory that the weights lie in, but for what the host lends.
     pub fn weight_memory(&self) -> impl Iterator<Item = Span<u8>> {
-        std::iter::once(Span::new(self.weights.address(), self.weights.bytes()))
+        let copied = Span::new(self.weights.address(), self.weights.bytes());
+        std::iter::once(copied).chain(self.mapped.memory.iter().copied())
     }
 }
 

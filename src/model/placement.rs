@@ -10,27 +10,35 @@ use crate::tensor::{Carver, Matrix, Span};
 use std::any::Any;
 use std::sync::Arc;
 
-/// What keeps mapped files mapped.
-pub type Mapping = Arc<dyn Any + Send + Sync>;
+type Mapping = Arc<dyn Any + Send + Sync>;
 
 /// Gives each weight its place, and fills it unless it only counts.
 pub struct Placement<'a> {
     carver: Carver,
     backend: Option<&'a dyn Backend>,
     lent: &'a Lent,
+    mapped: Mapped,
+}
+
+/// The weights that are used where their files are mapped.
+#[derive(Default)]
+pub struct Mapped {
+    /// Where they lie.
+    pub memory: Vec<Span<u8>>,
+    /// What keeps the files mapped.
     mappings: Vec<Mapping>,
 }
 
 impl<'a> Placement<'a> {
     /// A placement that only counts.
     pub fn counting(lent: &'a Lent) -> Self {
-        Self { carver: Carver::counting(), backend: None, lent, mappings: Vec::new() }
+        Self { carver: Carver::counting(), backend: None, lent, mapped: Mapped::default() }
     }
 
     /// A placement in the block at `address`, as large as counting told.
     pub fn filling(lent: &'a Lent, address: u64, backend: &'a dyn Backend) -> Self {
         let carver = Carver::of_block(address);
-        Self { carver, backend: Some(backend), lent, mappings: Vec::new() }
+        Self { carver, backend: Some(backend), lent, mapped: Mapped::default() }
     }
 
     /// The bytes of the block.
@@ -39,15 +47,17 @@ impl<'a> Placement<'a> {
     }
 
     /// What must live as long as the weights.
-    pub fn into_mappings(self) -> Vec<Mapping> {
-        self.mappings
+    pub fn into_mapped(self) -> Mapped {
+        self.mapped
     }
 
     /// A tensor: where its file is mapped, or copied into the block.
     pub fn tensor(&mut self, tensor: &Tensor) -> Result<Matrix> {
         if let Some(address) = tensor.mapped_address() {
-            self.mappings.extend(tensor.mapping());
-            return Ok(Matrix { address, ..shape(tensor, tensor.rows) });
+            let matrix = Matrix { address, ..shape(tensor, tensor.rows) };
+            self.mapped.memory.push(memory(&matrix));
+            self.mapped.mappings.extend(tensor.mapping());
+            return Ok(matrix);
         }
         let matrix = self.carver.matrix(tensor.dtype, tensor.rows, tensor.columns);
         self.fill(memory(&matrix), &mut |bytes| tensor.read_into(0, tensor.rows, bytes))?;

@@ -4,12 +4,14 @@ mod follow;
 mod greedy;
 mod rejection;
 
+pub use crate::backend::phases::Column;
+pub use crate::backend::verify::{DraftDistribution, VerifyBatch, record};
 pub use follow::Follow;
 pub use greedy::Greedy;
 pub use rejection::Rejection;
 
 use crate::backend::Backend;
-use crate::backend::verify::{Rule, VerifyBatch};
+use crate::backend::verify::Rule;
 use crate::error::{Error, Result};
 use crate::tensor::Span;
 
