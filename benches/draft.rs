@@ -1,7 +1,7 @@
 //! A drafting step of an 8B-class EAGLE-3 head against reading its weights once on the same
 //! threads, and loading against reading the file.
 //!
-//! `cargo bench --bench draft`; the checkpoint (1.4 GB, made up) is written to the target folder.
+//! `cargo bench --bench draft`; the checkpoint (1.1 GB, made up) is written to the target folder.
 
 #[path = "../tests/host/mod.rs"]
 mod host;
