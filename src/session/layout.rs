@@ -129,6 +129,13 @@ impl<'a> Layout<'a> {
         (self.needs.num_pages / self.pages_per_sequence).min(self.options.max_sequences)
     }
 
+    /// The most positions that a sequence has keys for. (One that names a page twice may have more;
+    /// it only loses some sharing of work.)
+    fn positions(&self) -> usize {
+        let pooled = self.needs.num_pages.saturating_mul(self.options.page_size);
+        self.options.max_position.min(pooled)
+    }
+
     /// Cuts the workspace; in counting mode the addresses mean nothing.
     pub fn carve(&self, carver: &mut Carver, kv_address: u64) -> Workspace {
         let sequences = self.options.max_sequences;
@@ -165,7 +172,7 @@ impl<'a> Layout<'a> {
                 pool,
                 self.options.max_rows,
                 sequences,
-                self.options.max_position,
+                self.positions(),
             ),
         };
         Workspace { plan, scratch, slot_pages }

@@ -427,6 +427,8 @@ mod tests {
         dtype: Dtype,
         pages: Vec<u64>,
         table: Vec<i32>,
+        /// What the scratch is made for.
+        positions: usize,
     }
 
     fn number(seed: usize) -> f32 {
@@ -450,6 +452,7 @@ mod tests {
                 dtype,
                 pages: vec![0; (count * page_bytes).div_ceil(8)],
                 table: (0..count as i32).rev().collect(),
+                positions: len,
             };
             let width = HEADS.num_kv_heads * HEADS.head_dim;
             let first = [0];
@@ -490,7 +493,7 @@ mod tests {
             let mut query: Vec<f32> = (0..width).map(number).collect();
             let mut output = vec![0.0; width];
             let (first, zero, position, begin) = ([0], [0], [position], [range.begin]);
-            let mut scratch = vec![0_u64; scratch_bytes(1, &HEADS, 4096).div_ceil(8)];
+            let mut scratch = vec![0_u64; scratch_bytes(1, &HEADS, self.positions).div_ceil(8)];
             let span = |array: &[i32; 1]| Span::new(array.as_ptr() as u64, 1);
             let matrix = |row: &mut Vec<f32>| Matrix {
                 address: row.as_mut_ptr() as u64,
@@ -576,7 +579,8 @@ mod tests {
         for (page_size, dtype) in [(7, Dtype::F32), (64, Dtype::F16), (2600, Dtype::F32)] {
             let mut sequence = Sequence::new(2600, page_size, dtype);
             for isa in Isa::available() {
-                for threads in [1, 3] {
+                for (threads, positions) in [(1, 2600), (3, 2600), (3, 0)] {
+                    sequence.positions = positions;
                     let found = sequence.attend(isa, threads, 2599, range);
                     assert_eq!(found, reference, "{page_size} {dtype:?} {isa:?} {threads}");
                 }
