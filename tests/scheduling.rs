@@ -4,7 +4,7 @@
 mod host;
 
 use host::checkpoint::Shape;
-use host::draft::{DraftCall, Drafts, Place, Sampling, Table, Text, Turn};
+use host::draft::{DraftCall, Drafts, Place, Sampling, SamplingColumns, Table, Text, Turn};
 use host::matrix::{Dtype, Matrix};
 use host::random::Random;
 use host::{AlignedMemory, Context, Model, Session, Versioned};
@@ -640,6 +640,26 @@ fn a_row_index_picks_rows_out_of_the_buffer() {
         call.row_begin = Some(vec![0, 40]);
         call.row_index = Some(Table::ragged(&[&places, &[-1]]));
         assert_eq!(run(&world.session(), &call), expected);
+    });
+}
+
+#[test]
+fn sequences_may_commit_the_same_rows() {
+    for_each_shape("shared-rows", |world| {
+        let text = world.text(&mut Random::new(17), 40);
+        let expected = world.draft(&text, 0..20);
+        // One prompt that several texts continue: its rows are there once.
+        let mut call = DraftCall::of(&[Turn::new(&text, 0..20, DRAFTS, Place::Slot(0))]);
+        for column in [&mut call.position, &mut call.row_count, &mut call.next_token] {
+            *column = vec![column[0]; 3];
+        }
+        let sampling = call.sampling.as_mut().expect("sampling");
+        *sampling = SamplingColumns::of([Sampling::default(); 3]);
+        call.row_begin = Some(vec![0; 3]);
+        call.num_drafts = None;
+        call.context_begin = None;
+        call.slot = None;
+        assert_eq!(run(&world.session(), &call), vec![expected; 3]);
     });
 }
 
