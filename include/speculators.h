@@ -752,7 +752,7 @@ typedef struct spec_draft_args {
   /**
    * `[B, row_index_stride]`: the rows to commit where they are not contiguous, counted from
    * `row_begin[b]`; a negative first entry means contiguous. NULL: contiguous. Fits the path
-   * of a decision record.
+   * of a decision record: no more than `row_count[b]` entries of a row are looked at.
    */
   const int32_t *row_index;
   /**

@@ -440,6 +440,9 @@ fn wrong_arguments_are_refused_by_drafting() {
         ("no row_index_stride", INVALID, |args| args.row_index_stride = 0),
         ("no block_table_stride", INVALID, |args| args.block_table_stride = 0),
         ("negative block_table_stride", INVALID, |args| args.block_table_stride = -8),
+        ("a block_table too large to index", INVALID, |args| {
+            args.block_table_stride = i32::MAX - 2;
+        }),
         ("too few features", INVALID, |args| args.num_features -= 1),
         ("too many features", INVALID, |args| args.num_features += 1),
         ("a draft_stride below max_drafts", INVALID, |args| args.draft_stride = DRAFTS - 1),
@@ -569,6 +572,21 @@ fn a_fault_takes_one_sequence_out_and_is_reported_once() {
         assert!(message.contains("sequence 1"), "{what}: {message}");
         fixture.session.poll().unwrap_or_else(|failure| panic!("{what}, second poll: {failure:?}"));
         assert_eq!(good.run(&fixture.session).expect("a step"), expected, "{what}: afterwards");
+        fixture.session.poll().expect("no fault");
+    }
+}
+
+#[test]
+fn rope_positions_may_be_any_numbers() {
+    let fixture = Fixture::new("rope-ends");
+    let mut call = fixture.call(0..10);
+    call.rope_position = Some((0..30).map(|row| row % 10).collect());
+    let expected = call.run(&fixture.session).expect("a call");
+    for position in [i32::MIN, -1, i32::MAX - 1, i32::MAX] {
+        call.rope_position.as_mut().expect("rope positions")[10..20].fill(position);
+        let drafts = call.run(&fixture.session).expect("a call");
+        assert_eq!(drafts[1].tokens.len(), expected[1].tokens.len(), "{position}");
+        assert_eq!((&drafts[0], &drafts[2]), (&expected[0], &expected[2]), "{position}");
         fixture.session.poll().expect("no fault");
     }
 }

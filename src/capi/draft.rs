@@ -145,8 +145,9 @@ fn optional_column(
     if pointer.is_null() {
         return Ok(None);
     }
-    let width = within(what, stride.into(), 1, i64::from(i32::MAX - 1))
-        .map_err(|failure| failure.within("stride"))?;
+    // Places in the array are kept as 32-bit numbers.
+    let most = i64::from(i32::MAX - 1) / sequences.max(1) as i64;
+    let width = within(what, stride.into(), 1, most).map_err(|failure| failure.within("stride"))?;
     let span = span(what, pointer, sequences * width)?;
     Ok(Some(Column { span, stride: width }))
 }

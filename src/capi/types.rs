@@ -449,7 +449,7 @@ pub struct spec_draft_args {
     pub row_begin: *const i32,
     /// `[B, row_index_stride]`: the rows to commit where they are not contiguous, counted from
     /// `row_begin[b]`; a negative first entry means contiguous. NULL: contiguous. Fits the path
-    /// of a decision record.
+    /// of a decision record: no more than `row_count[b]` entries of a row are looked at.
     pub row_index: *const i32,
     /// `[B]`: tokens to propose, capped by `max_drafts`; 0 only commits. NULL: `max_drafts` for
     /// all.

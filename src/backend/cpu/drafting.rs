@@ -254,7 +254,9 @@ impl CpuBackend {
             *place(draft_tokens.span, sequence * draft_tokens.stride + phase.step) = token;
             *place(phase.rows.token, index) = token;
             *position += 1;
-            *place(phase.rows.rope_position, index) += 1;
+            let rope_position = place(phase.rows.rope_position, index);
+            // The host's rope positions are any numbers.
+            *rope_position = rope_position.wrapping_add(1);
         }
     }
 
