@@ -875,6 +875,13 @@ fn wrong_arguments_are_refused_by_verification() {
     let distribution =
         |logits: &Matrix| spec_distribution { logits: logits.tensor(), ..Versioned::blank() };
     let narrow = distribution(&narrow);
+    let ids = [0; VOCABULARY];
+    let mut scattered = spec_distribution {
+        token_ids: ids.as_ptr(),
+        token_ids_stride: 1 << 40,
+        ..distribution(&verification.logits)
+    };
+    (scattered.logits.shape[0], scattered.logits.strides) = (1 << 30, [VOCABULARY as i64, 1, 0, 0]);
     let spoils: &[Spoil<'_>] = &[
         ("unknown flags", UNSUPPORTED, &|args| args.flags = 1 << 20),
         ("negative num_sequences", INVALID, &|args| args.num_sequences = -1),
@@ -895,6 +902,7 @@ fn wrong_arguments_are_refused_by_verification() {
         ("odd workspace", INVALID, &|args| args.workspace = args.workspace.wrapping_byte_add(8)),
         ("a tree", UNSUPPORTED, &|args| args.tree = dangling()),
         ("a narrow distribution", INVALID, &|args| args.draft = &raw const narrow),
+        ("more ids than there are addresses", INVALID, &|args| args.draft = &raw const scattered),
     ];
     for (what, status, spoil) in spoils {
         assert_refused(verification.run(&context, *spoil), "spec_verify", *status, what);
@@ -948,6 +956,66 @@ fn invalid_contents_end_the_verification_of_one_sequence_only() {
         assert_eq!(decisions.emitted(1), expected.emitted(1), "case {index}: the neighbour");
         assert_eq!(decisions.field(1, SPEC_DECISION_FLAGS), 0, "case {index}: the neighbour");
     }
+}
+
+#[test]
+fn the_workspace_is_told_before_there_are_any_arrays() {
+    let context = Context::with_threads(1);
+    let mut verification = Verification::new();
+    let mut candidates = Matrix::filled(6, VOCABULARY / 2, Dtype::F32, 0.0).tensor();
+    candidates.data = null_mut();
+    let draft = spec_distribution { logits: candidates, ..Versioned::blank() };
+    let mut args = spec_verify_args {
+        draft_tokens: null(),
+        position: null(),
+        decisions: null_mut(),
+        workspace: null_mut(),
+        workspace_size: 0,
+        draft: &draft,
+        ..verification.args()
+    };
+    args.logits.data = null_mut();
+    let mut size = 0;
+    // SAFETY: a live handle; only sizes are looked at.
+    attempt(|error| unsafe { spec_verify_workspace_size(context.handle, &args, &mut size, error) })
+        .expect("a size");
+    assert!(size > 0);
+}
+
+#[test]
+fn no_temperature_brings_back_what_is_masked_out() {
+    let context = Context::with_threads(1);
+    let mut logits = Matrix::filled(1, VOCABULARY, Dtype::F32, f32::NEG_INFINITY);
+    let mut row = vec![f32::NEG_INFINITY; VOCABULARY];
+    (row[3], row[11]) = (1.0, -2.0);
+    logits.set_row(0, &row);
+    for temperature in [1.0, 1e6, f32::MAX, f32::INFINITY] {
+        for seed in 0..50 {
+            let sampling = Sampling { temperature, seed, ..Sampling::default() };
+            let call = VerifyCall::new(
+                logits.clone(),
+                Table::ragged(&[&[]]),
+                vec![0],
+                vec![7],
+                &[sampling],
+            );
+            let emitted = call.run(&context).expect("a verification").emitted(0).to_vec();
+            assert!([3, 11].contains(&emitted[0]), "{emitted:?} at temperature {temperature}");
+        }
+    }
+}
+
+#[test]
+fn a_place_for_errors_that_is_not_aligned_is_let_be() {
+    let mut memory = vec![0_u64; size_of::<spec_error>() / 8 + 2];
+    memory[0] = u64::MAX;
+    memory[1] = u64::MAX;
+    let before = memory.clone();
+    let error = memory.as_mut_ptr().cast::<spec_error>().wrapping_byte_add(1);
+    // SAFETY: the place is refused before it is used.
+    let status = unsafe { spec_context_get_info(null(), null_mut(), error) };
+    assert_eq!(status, INVALID);
+    assert_eq!(memory, before);
 }
 
 #[test]

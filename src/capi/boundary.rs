@@ -30,11 +30,15 @@ pub fn call(
 
 /// Fills the host's error struct, cutting the text at a character boundary.
 fn report(error: *mut spec_error, status: spec_status, function: &str, text: &str) {
-    // SAFETY: the host passes NULL or a pointer to a spec_error that it does not use meanwhile.
-    let Some(error) = (unsafe { error.as_mut() }) else { return };
-    if (error.struct_size as usize) < size_of::<spec_error>() {
+    if error.is_null() || !error.is_aligned() {
         return;
     }
+    // SAFETY: a spec_error, or a smaller struct that begins with its size; aligned.
+    if (unsafe { error.cast::<u32>().read() } as usize) < size_of::<spec_error>() {
+        return;
+    }
+    // SAFETY: a whole spec_error, which the host does not use meanwhile.
+    let error = unsafe { &mut *error };
     error.status = status;
     let separator = if text.is_empty() { "" } else { ": " };
     let room = error.message.len() - 1;
@@ -225,8 +229,8 @@ pub unsafe fn hand_out<H: Handle>(
     place: *mut *mut H,
     create: impl FnOnce() -> Result<H>,
 ) -> Result<()> {
-    if place.is_null() {
-        return Err(Error::invalid(format!("expected a place for a {}, found NULL", H::NAME)));
+    if place.is_null() || !place.is_aligned() {
+        return Err(Error::invalid(format!("expected a place for a {}, found {place:p}", H::NAME)));
     }
     // SAFETY: writable, by this function's contract. A failed call leaves NULL behind.
     unsafe { place.write(std::ptr::null_mut()) };
@@ -248,7 +252,9 @@ pub unsafe fn release<H: Handle>(handle: *mut H) {
     }
     // SAFETY: a live record was made by Box::into_raw, and the host gives it up.
     let mut record = unsafe { Box::from_raw(handle) };
-    *record.magic() = 0;
+    // SAFETY: a word of the record. Volatile, as a plain write just before the memory is given back
+    // would be left out.
+    unsafe { (&raw mut *record.magic()).write_volatile(0) };
     // A panic while dropping is a defect; it must not cross the boundary.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(record)));
 }
@@ -304,6 +310,9 @@ pub unsafe fn write_text(
     capacity: u64,
     length: *mut u64,
 ) -> Result<()> {
+    if !length.is_aligned() {
+        return Err(Error::invalid(format!("length: expected an aligned place, found {length:p}")));
+    }
     if buffer.is_null() && (capacity > 0 || length.is_null()) {
         return Err(Error::invalid(
             "expected a buffer, or a place for the length alone, found NULL",

@@ -108,7 +108,7 @@ fn sizes(args: &spec_verify_args, draft: Option<&spec_distribution>) -> Result<V
         return Err(Error::unsupported("tree: expected NULL; trees are not supported yet"));
     }
     let logits = shape("logits", &args.logits)?;
-    let draft = draft.map(|draft| candidates(args, draft, logits.columns)).transpose()?;
+    let draft = draft.map(|draft| candidates(args, draft)).transpose()?;
     let none = Column { span: Span::new(0, 0), stride: 1 };
     Ok(VerifyBatch {
         num_sequences: within("num_sequences", args.num_sequences.into(), 0, i32::MAX.into())?,
@@ -143,18 +143,8 @@ fn shape(what: &str, tensor: &spec_tensor) -> Result<Matrix> {
 }
 
 /// The sizes of a distribution.
-fn candidates(
-    args: &spec_verify_args,
-    draft: &spec_distribution,
-    vocabulary: usize,
-) -> Result<DraftDistribution> {
+fn candidates(args: &spec_verify_args, draft: &spec_distribution) -> Result<DraftDistribution> {
     let logits = shape("draft.logits", &draft.logits)?;
-    if draft.token_ids.is_null() && logits.columns != vocabulary {
-        return Err(Error::invalid(format!(
-            "draft.token_ids: expected ids for the {} columns of draft.logits, as the vocabulary has {vocabulary}, found NULL",
-            logits.columns
-        )));
-    }
     let stride = match draft.token_ids_stride {
         0 => 0,
         stride => within("draft.token_ids_stride", stride, logits.columns as i64, 1 << 40)?,
@@ -180,9 +170,12 @@ unsafe fn batch(args: &spec_verify_args) -> Result<VerifyBatch> {
         unsafe { (boundary::read_optional(args.draft)?, boundary::read_optional(args.sampling)?) };
     let sizes = sizes(args, given.as_ref())?;
     let (sequences, drafts) = (sizes.num_sequences, sizes.max_drafts);
+    let vocabulary = sizes.logits.columns;
     let draft = match (&given, sizes.draft) {
         // SAFETY: as this function's contract.
-        (Some(given), Some(sizes)) => Some(unsafe { distribution(given, sizes, sequences)? }),
+        (Some(given), Some(sizes)) => {
+            Some(unsafe { distribution(given, sizes, (sequences, vocabulary))? })
+        }
         _ => None,
     };
     let record = record::len(drafts);
@@ -218,12 +211,24 @@ unsafe fn batch(args: &spec_verify_args) -> Result<VerifyBatch> {
 unsafe fn distribution(
     given: &spec_distribution,
     sizes: DraftDistribution,
-    sequences: usize,
+    (sequences, vocabulary): (usize, usize),
 ) -> Result<DraftDistribution> {
     let logits = matrix(&"draft.logits", &given.logits, 0, None)?;
+    if given.token_ids.is_null() && logits.columns != vocabulary {
+        return Err(Error::invalid(format!(
+            "draft.token_ids: expected ids for the {} columns of draft.logits, as the vocabulary has {vocabulary}, found NULL",
+            logits.columns
+        )));
+    }
     let rows = if sizes.token_ids_stride == 0 { 1 } else { logits.rows };
     let ids = rows.saturating_sub(1).saturating_mul(sizes.token_ids_stride);
     let ids = ids.saturating_add(logits.columns);
+    if ids > isize::MAX as usize / size_of::<i32>() {
+        return Err(Error::invalid(format!(
+            "draft.token_ids: {rows} rows of stride {} do not fit the address space",
+            sizes.token_ids_stride
+        )));
+    }
     // SAFETY: as this function's contract.
     let sampling = unsafe { boundary::read_optional(given.sampling)? };
     let sampling = sampling

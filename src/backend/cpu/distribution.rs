@@ -163,7 +163,8 @@ impl<'a> Reader<'a> {
         }
         let mut scale = Scale::new(largest, parameters.temperature);
         // Relative weights up to one half round to 0. Blocks of nothing else need no look.
-        scale.floor = scale.floor.max(self.lowest_logit(&scale, 0.5));
+        // What is -inf is no candidate at any temperature, not even where all others weigh the same.
+        scale.floor = scale.floor.max(self.lowest_logit(&scale, 0.5)).max(f32::MIN);
         if parameters.top_k > 0
             && (parameters.top_k as usize) < self.row.len
             && let Some(kth) = self.kth_largest(parameters.top_k as usize, largest)
