@@ -172,8 +172,8 @@ unsafe fn batch(args: &spec_verify_args) -> Result<VerifyBatch> {
     let (sequences, drafts) = (sizes.num_sequences, sizes.max_drafts);
     let vocabulary = sizes.logits.columns;
     let draft = match (&given, sizes.draft) {
-        // SAFETY: as this function's contract.
         (Some(given), Some(sizes)) => {
+            // SAFETY: as this function's contract.
             Some(unsafe { distribution(given, sizes, (sequences, vocabulary))? })
         }
         _ => None,
