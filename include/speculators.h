@@ -8,8 +8,9 @@
  *
  * THE ROUND
  *
- * The host has verified tokens up to position p - 1 and knows the token at position p, the root: it
- * is sampled, but the target has not run on it. One round is:
+ * The target has run on the tokens up to position p - 1. The token at position p, the root, is
+ * decided, but the target has not run on it. Drafts are guesses of the tokens from p + 1 on. One
+ * round is:
  *
  * 1. The host runs its target over the root and its drafts. It keeps the logits, one row for each
  *    of these tokens, and the hidden states that `spec_model_info.features` lists.
@@ -21,9 +22,14 @@
  *    inputs as they are.
  *
  * A prompt is committed like accepted rows, at once or in chunks, and sequences with a prompt may
- * share a call with others. Sampling the first token after a prompt is a verification without
- * drafts. A drafting call with `num_drafts` of 0 only commits.
+ * share a call with others: `row_count` is then an array of the host's. Sampling the first token
+ * after a prompt is a verification without drafts, whose root is the last token of the prompt. A
+ * drafting call with `num_drafts` of 0 only commits. In the loop below, a finished sequence has a
+ * limit of 0: it emits nothing, so nothing is committed or proposed for it.
  *
+ *     verify.position = decisions + SPEC_DECISION_NEXT_POSITION;
+ *     verify.position_stride = verify.decision_stride;
+ *     verify.num_drafts = draft.num_proposed;
  *     draft.position = decisions + SPEC_DECISION_NEXT_POSITION;
  *     draft.row_count = decisions + SPEC_DECISION_EMITTED;
  *     draft.next_token = decisions + SPEC_DECISION_NEXT_TOKEN;
@@ -40,8 +46,9 @@
  * What lives from call to call is the drafter's KV, in pages, and nothing else. No sequence is
  * created or removed: each call names positions, rows, limits, sampling parameters and pages in
  * arrays. A smaller position is a rollback. A sequence that is not mentioned costs nothing. Forks,
- * preemption and prefix caches are block tables: the library follows the host's. Without a block
- * table, each sequence has a slot of the pool.
+ * preemption and prefix caches are block tables: the library follows the host's. A fork or a cached
+ * prefix that goes on with another token commits its last `prefix_margin` positions again, in pages
+ * of its own. Without a block table, each sequence has a slot of the pool.
  *
  * TOKENS AND ROWS
  *
@@ -53,18 +60,22 @@
  * -1 among drafts has two meanings. Beyond `num_drafts[b]` it is mere padding: nothing was proposed
  * there, and the next token is drawn from the target's distribution p. Before `num_drafts[b]` it is
  * a draft that the host struck out after it had been drawn (by a grammar, say): it is tested as
- * rejected, and its replacement is drawn from what remains of p, (p - q)+, as the law of the output
- * requires.
+ * rejected. By rejection sampling its replacement is drawn from what remains of p, max(p - q, 0)
+ * normalised, as the law of the output requires, or from p where q is not known; by following it is
+ * the target's own draw, of a greedy sequence the target's argmax. Among the rows' tokens of
+ * `spec_draft`, -1 stands for a row of `embeddings`.
  *
  * Greedy output is the argmax of the given logits. Sampled output has exactly the distribution that
- * the request's parameters make of the target's logits. Random numbers are keyed by the seed, the
- * absolute position and their purpose: decisions on equal logits are equal in any batch, with any
- * number of threads.
+ * the request's parameters make of the target's logits, where probabilities are multiples of 2^-42
+ * of the largest. Random numbers are those of Philox4x32-10 (Salmon et al., 2011), a function of
+ * the seed, the absolute position of the token and the purpose (a draft, its test, an emitted
+ * token): decisions on equal logits are equal in any batch, with any number of threads.
  *
  * OWNERSHIP
  *
- * The host owns every buffer that it passes. A call reads and writes them until its work is done
- * and keeps no pointer to them; what is kept longer (lent weights, a KV pool, a workspace) says so.
+ * The host owns every buffer, struct and string that it passes. A call reads and writes them until
+ * its work is done and keeps no pointer to them; what is kept longer (lent weights, a session's KV
+ * pool and workspace, callbacks with their user pointers) says so. Inputs do not change meanwhile.
  * The handles `spec_context`, `spec_model` and `spec_session` are the library's: the host gives
  * each one up with its release function, in any order, as a session keeps its model and a model its
  * context. Pointers in info structs live as long as the handle they were asked of.
@@ -73,39 +84,49 @@
  *
  * A context and a model may be used by any number of threads at the same time. A session is used by
  * one thread at a time; a call on a session that is in use returns `SPEC_ERROR_BUSY`. Sessions do
- * not depend on each other. A handle is released when no call uses it any more. Functions without a
- * handle may be called at any time.
+ * not depend on each other. The library's threads work on one call at a time: of concurrent calls
+ * on a context, one has them and the others run on their calling threads, with the same results. A
+ * handle is released when no call uses it any more, and is not used in a child that fork() made.
+ * Functions without a handle may be called at any time.
  *
  * STREAMS
  *
  * `spec_draft`, `spec_verify` and `spec_session_warm_up` take the stream of the device on which
- * their work goes on. On the CPU there is none: it is NULL, and the work is done when the call
- * returns. Calls that are made in every step allocate nothing. Each function's last line, its
- * contract, says on which threads it may be called, whether it blocks and whether it allocates.
+ * their work goes on. On the CPU there is none: it is NULL, anything else is refused, the work is
+ * done when the call returns, and there is nothing that could be captured. The calls of every step,
+ * `spec_verify` and `spec_draft`, allocate nothing unless they fail. The end of each function's
+ * comment, its contract, says on which threads it may be called, whether it blocks, whether it
+ * allocates, and whether its work goes on a stream.
  *
  * ERRORS
  *
  * A call that can fail returns a `spec_status` and describes the failure in a `spec_error` of the
- * host, which may be NULL. Bad arguments are refused before anything has changed. What is wrong in
- * the contents of arrays (a row, a page or a token out of range) concerns one sequence: it takes no
- * part in the step, the other sequences do. `spec_verify` says so in the flags of the decision
- * record, `spec_draft` in what `spec_session_poll` returns later. The library prints nothing,
- * raises no signal and lets no exception or panic out.
+ * host, which may be NULL. Bad arguments are refused before anything has changed. Any function may
+ * return `SPEC_ERROR_INVALID_ARGUMENT` (a handle, struct or place that is NULL or not aligned, a
+ * `struct_size` below that of the first version), `SPEC_ERROR_UNSUPPORTED` (a field that it does
+ * not know is set) and `SPEC_ERROR_INTERNAL`. What is wrong in the contents of arrays (a row, a
+ * page or a token out of range) concerns one sequence: it takes no part in the step, the other
+ * sequences do. `spec_verify` says so in the flags of the decision record, `spec_draft` in what
+ * `spec_session_poll` returns later. That arrays are as large as their shape says cannot be
+ * checked. The library prints nothing, raises no signal and lets no exception or panic out.
  *
  * VERSIONS
  *
  * A struct that may grow begins with `struct_size`, its size as the host was compiled. All other
  * bytes zero are the defaults: begin with `= {0}` and name what differs. A library that is newer
  * than the host takes absent fields as zero. A library that is older than the host refuses fields
- * that it does not know if they are set. Integers stand where C has enums: values are only added,
- * never changed. `spec_abi_version()` is compared with `SPEC_ABI_VERSION`; equal thousands are
- * compatible if the library's number is not the smaller one. `spec_feature()` asks for what a build
- * can do.
+ * that it does not know if they are set, and leaves those that it would write as they were. New
+ * fields are added at the end; reserved fields are 0. Integers stand where C has enums: values are
+ * only added, never changed. `spec_abi_version()` is compared with `SPEC_ABI_VERSION`; equal
+ * thousands are compatible if the library's number is not the smaller one. Thousands are the number
+ * in the name of the library (the SONAME). `spec_feature()` asks for what a build can do.
  *
  * In the comments below, `[B, K]` is the shape of an array in elements, last dimension contiguous.
- * Arrays of `int32_t *` and the like are as large as their shape says; NULL is allowed where the
- * comment says what it means. B counts sequences, R rows, K drafts; V and Vd are the sizes of the
- * target's and the drafter's vocabulary, H is the drafter's hidden size.
+ * Arrays of `int32_t *` and the like are as large as their shape says, aligned to their elements;
+ * pointers to const are read, others written. NULL is allowed where the comment says what it means,
+ * and nowhere else. Strides count elements, sizes of memory bytes. B counts sequences, R rows, K
+ * drafts; V and Vd are the sizes of the target's and the drafter's vocabulary, H is the drafter's
+ * hidden size.
  */
 #ifndef SPECULATORS_H
 #define SPECULATORS_H
@@ -133,7 +154,7 @@ typedef struct spec_session spec_session;
 /** Host memory: the device type of CPU contexts, as in DLPack. */
 #define SPEC_DEVICE_CPU 1
 
-/** Signed integers, as in DLPack. */
+/** Signed integers, as in DLPack. No tensor of this version has them; for conversions. */
 #define SPEC_DTYPE_INT 0
 
 /** IEEE floating point (16 or 32 bits), as in DLPack. */
@@ -159,7 +180,9 @@ typedef struct spec_session spec_session;
 
 /**
  * `spec_model_options.flags`: use the weights where the files are mapped instead of copying them
- * into memory of the allocator. The files must not change while the model lives.
+ * into memory of the allocator. What has to be arranged anew (rows picked out of a head, tables,
+ * tensors that are not aligned in their file) is copied all the same. The files must not change
+ * while the model lives; cutting them short ends the process with SIGBUS.
  */
 #define SPEC_MODEL_MAP_FILES 1
 
@@ -170,30 +193,34 @@ typedef struct spec_session spec_session;
  */
 #define SPEC_STAGE_LAYER_INPUT 0
 
-/** `spec_feature_layer.stage`: the output of the target's final norm, which its head reads. */
+/**
+ * `spec_feature_layer.stage`: the output of the target's final norm, which its head reads. No
+ * kind of speculator of this version asks for it.
+ */
 #define SPEC_STAGE_FINAL_NORM 1
 
 /**
- * `flags` of `spec_draft_args` and `spec_verify_args`: `padding` fills unused places instead of
- * -1.
+ * `flags` of `spec_draft_args` and `spec_verify_args`: `padding` instead of -1 fills unused
+ * places among tokens. Paths are always padded with -1.
  */
 #define SPEC_PADDING 1
 
 /**
- * `spec_verify_args.rule`: lossless. Greedy sequences keep the target's argmax; sampled ones are
- * tested by p / q where `draft` gives q, and by `SPEC_RULE_FOLLOW` otherwise.
+ * `spec_verify_args.rule`: lossless. `SPEC_RULE_REJECTION` where `draft` gives q,
+ * `SPEC_RULE_FOLLOW` otherwise. Under any rule, a greedy sequence keeps drafts while they are the
+ * target's argmax.
  */
 #define SPEC_RULE_DEFAULT 0
 
 /**
- * `spec_verify_args.rule`: lossless, for drafts taken as given. The target's token is drawn at
- * each position and the drafts are followed while they are equal to it, so that the text is the
- * one that sampling without speculation gives for the same seed.
+ * `spec_verify_args.rule`: lossless, for drafts taken as given; `draft` is not used. The target's
+ * token is drawn at each position and the drafts are followed while they are equal to it, so that
+ * the text is the one that sampling without speculation gives for the same seed.
  */
 #define SPEC_RULE_FOLLOW 1
 
 /**
- * `spec_verify_args.rule`: lossless rejection sampling (Leviathan et al. 2023, Chen et al.
+ * `spec_verify_args.rule`: lossless rejection sampling (Leviathan et al., 2023; Chen et al.,
  * 2023): draft d is accepted with probability min(1, p(d) / q(d)), otherwise its replacement is
  * drawn from max(p - q, 0) normalised. Without `draft`, q is one at d.
  */
@@ -203,8 +230,9 @@ typedef struct spec_session spec_session;
 #define SPEC_DECISION_ACCEPTED 0
 
 /**
- * Index in a decision record: tokens emitted: 0 (the sequence took no part), ACCEPTED (ended by
- * a limit or a stop token) or ACCEPTED + 1.
+ * Index in a decision record: tokens emitted: 0 (the sequence took no part, was invalid, or had
+ * no limit left), ACCEPTED (an accepted draft was a stop token or used the limit up) or ACCEPTED
+ * + 1.
  */
 #define SPEC_DECISION_EMITTED 1
 
@@ -214,32 +242,47 @@ typedef struct spec_session spec_session;
  */
 #define SPEC_DECISION_NEXT_TOKEN 2
 
-/** Index in a decision record: position + EMITTED, the position of the next root. */
+/**
+ * Index in a decision record: position + EMITTED, the position of the next root. Written for all
+ * sequences.
+ */
 #define SPEC_DECISION_NEXT_POSITION 3
 
 /** Index in a decision record: `SPEC_DECISION_FLAG_*`, combined. */
 #define SPEC_DECISION_FLAGS 4
 
 /**
- * Index in a decision record: the emitted tokens, `max_drafts + 1` elements, padded. The
- * accepted path follows them, `max_drafts + 1` elements: the nodes of the rows that are
- * committed next, beginning with 0, padded with -1.
+ * Index in a decision record: the emitted tokens, K + 1 elements, padded. The accepted path
+ * follows them, at `SPEC_DECISION_TOKENS + K + 1`, K + 1 elements: the nodes of the rows that are
+ * committed next, 0 (the root) to EMITTED - 1 in a chain, padded with -1. K is `max_drafts` of
+ * the call.
  */
 #define SPEC_DECISION_TOKENS 8
 
-/** `SPEC_DECISION_FLAGS`: a row had no finite candidate; its lowest id was taken as the token. */
+/**
+ * `SPEC_DECISION_FLAGS`: a row that was read had only -inf and NaN; token 0 was taken for it.
+ * Where logits are +inf, those alone are candidates.
+ */
 #define SPEC_DECISION_FLAG_NO_CANDIDATE 1
 
-/** `SPEC_DECISION_FLAGS`: the last emitted token is a stop token. */
+/**
+ * `SPEC_DECISION_FLAGS`: the last emitted token is a stop token, be it an accepted draft, a
+ * replacement or the bonus token.
+ */
 #define SPEC_DECISION_FLAG_STOPPED 2
 
-/** `SPEC_DECISION_FLAGS`: as many tokens were emitted as `limit` allows. */
+/**
+ * `SPEC_DECISION_FLAGS`: as many tokens were emitted as `limit` allows, also where the last is
+ * the bonus token, or `limit` was 0 or less.
+ */
 #define SPEC_DECISION_FLAG_LIMIT 4
 
 /**
- * `SPEC_DECISION_FLAGS`: something in the arrays is out of range for the sequence: its rows,
- * `num_drafts`, a draft, its position, a parameter that is NaN, a random number outside of
- * [0, 1), or the rows of its distribution. Nothing was emitted.
+ * `SPEC_DECISION_FLAGS`: the sequence's entries are out of range, and nothing was emitted: the
+ * rows of the root and its drafts are not in `logits`; `num_drafts` is above K; a draft is below
+ * -1 or not below V; `position` is negative, or position + num_drafts + 1 is above 2^31 - 1; a
+ * temperature, top_p or min_p is NaN, here or in `draft`; the drafts' rows are not in `draft`; or
+ * one of its `uniforms` is not in [0, 1) and the sequence is not greedy.
  */
 #define SPEC_DECISION_FLAG_INVALID 8
 
@@ -251,9 +294,12 @@ typedef int32_t spec_status;
 
 /**
  * Calls `task(argument, i)` for every i in 0 .. `tasks`, on as many threads as it likes, and
- * returns when all calls have returned. `user` is what the options gave.
+ * returns when all calls have returned. `user` is what the options gave. `tasks` is at most the
+ * `threads` of the options; tasks do not wait for each other, so that one thread may run them
+ * all, one after the other.
  *
- * Contract: may be called from several threads at once; must not unwind.
+ * Contract: the library may call it from several threads at once, on the threads of the host's
+ * own calls; must not unwind; should not allocate.
  */
 typedef void (*spec_parallel_for)(void *user,
                                   int32_t tasks,
@@ -261,22 +307,29 @@ typedef void (*spec_parallel_for)(void *user,
                                   void *argument);
 
 /**
- * Where the library takes weights, KV pools and workspaces from. Parsing a checkpoint and the
- * small records behind the handles use the C library's allocator. Step calls allocate nothing.
+ * Where the library takes weights, KV pools and workspaces from. Parsing a checkpoint, the small
+ * records behind the handles and the library's threads use the C library's allocator instead.
+ * Calls of every step use neither.
  */
 typedef struct spec_allocator {
   /** sizeof(spec_allocator). */
   uint32_t struct_size;
   /** 0. */
   uint32_t reserved;
-  /** Handed to both functions. */
+  /** Handed to both functions. NULL is allowed. */
   void *user;
   /**
-   * Returns at least `size` bytes of the context's device at a multiple of `alignment`, or
-   * NULL. `kind` is one of `SPEC_MEMORY_*`. Must not unwind; may be called from any thread.
+   * Returns at least `size` bytes of memory of the context's device at a multiple of
+   * `alignment` (64), with any contents, or NULL: the call then fails with OUT_OF_MEMORY.
+   * `kind` is one of `SPEC_MEMORY_*`. Must not unwind; may be called from any thread. Never
+   * NULL itself.
    */
   void *(*allocate)(void *user, uint64_t size, uint64_t alignment, int32_t kind);
-  /** Takes back what `allocate` returned, with the same size and kind. */
+  /**
+   * Takes back what `allocate` returned, with the same size and kind, once. Must not
+   * unwind; may be called from any thread, and until the last handle that uses the memory
+   * is released. Never NULL itself.
+   */
   void (*release)(void *user, void *memory, uint64_t size, int32_t kind);
 } spec_allocator;
 
@@ -292,32 +345,38 @@ typedef struct spec_context_options {
   /** 0. */
   int32_t device_id;
   /**
-   * Threads that work on a call, the calling one among them; 0 is one per available core. With
-   * `parallel_for`, the number of threads that it uses, at least 1.
+   * Threads that work on a call, the calling one among them, 0 to 1024; 0 is one per core
+   * that the process may use. With `parallel_for`, the number of threads that it uses; 0 is
+   * then 1.
    */
   int32_t threads;
   /**
-   * The host's own threads, instead of threads of the library. NULL: the library keeps
-   * `threads - 1` parked threads, with all signals blocked.
+   * The host's own threads, instead of threads of the library; called until the last handle
+   * that refers to the context is released. NULL: the library keeps `threads - 1` threads
+   * of its own, with all signals blocked, which sleep between calls.
    */
   spec_parallel_for parallel_for;
-  /** Handed to `parallel_for`. */
+  /** Handed to `parallel_for`. NULL is allowed. */
   void *parallel_for_user;
-  /** NULL: memory from the operating system, in huge pages where it is large. Copied. */
+  /**
+   * NULL: memory from the operating system, in huge pages where it is large. Copied, the
+   * struct itself need not be kept.
+   */
   const spec_allocator *allocator;
   /**
-   * Takes log lines (UTF-8, valid during the call); NULL: nothing is logged. `level` is one of
-   * `SPEC_LOG_*`. Must not unwind; may be called from any thread, never from step calls.
+   * Takes log lines (UTF-8, ends with NUL, no line end, valid during the call); NULL:
+   * nothing is logged. `level` is one of `SPEC_LOG_*`. Must not unwind; may be called from
+   * any thread, never from calls of every step.
    */
   void (*log)(void *user, int32_t level, const char *line);
-  /** Handed to `log`. */
+  /** Handed to `log`. NULL is allowed. */
   void *log_user;
 } spec_context_options;
 
 /**
  * Why a call failed. The host owns it, sets `struct_size` and passes it as the last argument of
  * any call, or passes NULL. A call that succeeds sets `status` to `SPEC_OK` and empties
- * `message`.
+ * `message`. One struct serves one thread at a time.
  */
 typedef struct spec_error {
   /** sizeof(spec_error). A value below the size of this version leaves the struct untouched. */
@@ -325,8 +384,8 @@ typedef struct spec_error {
   /** The status that the call returned. */
   spec_status status;
   /**
-   * `function: what was expected, what was found`, in UTF-8, ends with NUL, cut if it is
-   * longer.
+   * `function: what was wrong`, with what was expected and what was found where there is
+   * such; UTF-8, ends with NUL, cut if it is longer. Empty after a success.
    */
   char message[1016];
 } spec_error;
@@ -339,52 +398,63 @@ typedef struct spec_context_info {
   int32_t device_type;
   /** 0. */
   int32_t device_id;
-  /** Threads that work on a call. */
+  /** Threads that work on a call, at least 1. */
   int32_t threads;
-  /** The instructions in use (`avx512`, `avx2`, `portable`); static storage. */
+  /** The instructions in use (`avx512`, `avx2` or `portable`); static storage, never NULL. */
   const char *instruction_set;
 } spec_context_info;
 
 /**
  * A view of memory that the host owns. The codes are those of DLPack; `spec_tensor_from_dlpack`
- * below converts a DLTensor. The struct never grows.
+ * below converts a DLTensor. All tensors of this version have two dimensions. A tensor may have
+ * more rows than its use says, which are not looked at. The struct never grows.
  */
 typedef struct spec_tensor {
-  /** The first element. NULL only where the tensor has no elements. */
+  /**
+   * The first element, aligned to the size of an element. NULL only where the tensor has no
+   * elements.
+   */
   void *data;
   /** Where the memory is: `SPEC_DEVICE_CPU`. */
   int32_t device_type;
   /** Which of the devices of that type; 0 for host memory. */
   int32_t device_id;
-  /** The element type: `SPEC_DTYPE_FLOAT` or `SPEC_DTYPE_BFLOAT`. */
+  /** The element type: `SPEC_DTYPE_FLOAT` (16 or 32 bits) or `SPEC_DTYPE_BFLOAT` (16 bits). */
   uint8_t dtype_code;
   /** Bits of an element: 16 or 32. */
   uint8_t dtype_bits;
   /** 1. */
   uint16_t dtype_lanes;
-  /** The number of dimensions in use, 1 to 4. */
+  /** The number of dimensions in use: 2. */
   int32_t ndim;
-  /** Elements along each dimension; the unused ones are 0. */
+  /** Elements along each dimension; those beyond `ndim` are not looked at. */
   int64_t shape[4];
   /**
-   * Elements from one index to the next, along each dimension. All zero means that the tensor
-   * is compact; otherwise that of the last dimension is 1, and that of a row is any number
-   * from the row length on.
+   * Elements from one index to the next, along each dimension. All zero means that the
+   * tensor is compact; otherwise that of the last dimension is 1, and that of a row is any
+   * number from the row length on.
    */
   int64_t strides[4];
 } spec_tensor;
 
-/** Rows of a tensor that the host lends. */
+/** Rows of a tensor that the host lends. The struct never grows. */
 typedef struct spec_row_range {
-  /** `[rows, hidden]`, F32, F16 or BF16, on the context's device. */
+  /**
+   * `[rows, hidden]` with at least one row, F32, F16 or BF16, all ranges of a tensor alike,
+   * on the context's device.
+   */
   spec_tensor tensor;
-  /** The row of the whole tensor that is row 0 here. */
+  /**
+   * The row of the whole tensor that is row 0 here: the sum of the rows of all ranges
+   * before.
+   */
   int64_t first_row;
 } spec_row_range;
 
 /**
  * How `spec_model_load` loads. All zero but `struct_size` is right for a checkpoint that stores
- * all its tensors, or whose verifier lies where its config says.
+ * all its tensors, or whose verifier lies where its config says. The strings and ranges are read
+ * during the call; the memory of lent tensors is kept.
  */
 typedef struct spec_model_options {
   /** sizeof(spec_model_options). */
@@ -392,43 +462,50 @@ typedef struct spec_model_options {
   /** `SPEC_MODEL_*` flags. */
   uint32_t flags;
   /**
-   * The directory of the verifier (the target model), UTF-8; its config and, unless they are
-   * lent, its embedding and head are read where the checkpoint lacks them. NULL: the path that
-   * the checkpoint names, if it is a directory.
+   * The directory of the verifier (the target model), UTF-8. Its config.json tells the
+   * number of layers and their width; its embedding and head are read where the checkpoint
+   * lacks them and they are not lent. NULL: the path that the checkpoint names, seen from
+   * the checkpoint or from the working directory, if there is a config.json.
    */
   const char *verifier_directory;
-  /** A JSON object that is merged over the checkpoint's config.json, UTF-8. NULL: nothing. */
+  /**
+   * A JSON object, UTF-8, that is merged over the checkpoint's config.json, member by
+   * member where both are objects. NULL: nothing.
+   */
   const char *config_overrides;
   /**
-   * The verifier's token embedding, `[V, hidden]` (more rows, as padding, are fine), lent by the
-   * host as `num_embedding` ranges that cover all rows in order. Used in place, never written.
-   * Not used, as the report says, where the checkpoint stores its own. NULL: read from files
-   * where needed.
+   * `[num_embedding]`: the verifier's token embedding, `[V, hidden]`, lent by the host as
+   * ranges that cover all rows in order. Rows from V on are padding and not used. Used in
+   * place, never written; it goes before the verifier's files. Where the checkpoint stores
+   * its own, that is used and the report has a warning. NULL: read from files where needed.
    */
   const spec_row_range *embedding;
   /**
-   * The verifier's LM head, `[V, hidden]`, lent likewise as `num_head` ranges. Used in place
-   * if the draft vocabulary is the whole one, otherwise its rows are copied at load. A head of
-   * exactly Vd rows is taken as one that is reduced to the draft vocabulary already.
+   * `[num_head]`: the verifier's LM head, lent likewise. Either `[V, hidden]`, padded or
+   * not, used in place if the draft vocabulary is the whole one, otherwise the rows of the
+   * drafted tokens are copied at load. Or exactly `[Vd, hidden]`, where Vd is below V: the
+   * rows of the drafted tokens alone, in the order of `draft_token_ids`, used in place.
+   * NULL: read from files where needed.
    */
   const spec_row_range *head;
-  /** Elements of `embedding`. */
+  /** Elements of `embedding`; 0 where it is NULL, at least 1 otherwise. */
   int32_t num_embedding;
-  /** Elements of `head`. */
+  /** Elements of `head`; 0 where it is NULL, at least 1 otherwise. */
   int32_t num_head;
   /**
-   * Called once, from any thread, when nothing uses the lent tensors any more. Not called if
-   * the load fails. NULL: the host waits for `spec_model_release` and for the release of all
-   * sessions.
+   * Called once, from the thread that releases the last of the model and its sessions, when
+   * nothing uses the lent tensors any more; also if none was needed. Not called if the load
+   * fails. Must not unwind. NULL: the host keeps the tensors until the model and all its
+   * sessions are released.
    */
   void (*lent_release)(void *user);
-  /** Handed to `lent_release`. */
+  /** Handed to `lent_release`. NULL is allowed. */
   void *lent_user;
 } spec_model_options;
 
-/** A hidden state of the target that a speculator reads. */
+/** A hidden state of the target that a speculator reads. The struct never grows. */
 typedef struct spec_feature_layer {
-  /** The decoder layer of the target. */
+  /** The decoder layer of the target, from 0 to the number of layers. */
   int32_t layer;
   /** One of `SPEC_STAGE_*`. */
   int32_t stage;
@@ -438,23 +515,26 @@ typedef struct spec_feature_layer {
   int32_t reserved;
 } spec_feature_layer;
 
-/** What a loaded speculator is and needs. The pointers are owned by the model. */
+/** What a loaded speculator is and needs. The pointers are owned by the model and live as long. */
 typedef struct spec_model_info {
   /** sizeof(spec_model_info), set by the host. */
   uint32_t struct_size;
-  /** Elements of `features`. */
+  /** Elements of `features`, 1 to 64. */
   int32_t num_features;
-  /** The hidden states that `spec_draft` wants, one tensor each, in this order. */
+  /**
+   * `[num_features]`, never NULL: the hidden states that `spec_draft` wants, one tensor
+   * each, in this order.
+   */
   const spec_feature_layer *features;
-  /** The kind of speculator, such as `eagle3`. */
+  /** The kind of speculator: `eagle3`. Never NULL, ends with NUL. */
   const char *kind;
   /** V: tokens of the target's vocabulary. */
   int32_t vocabulary;
   /** Vd: columns of draft logits. */
   int32_t draft_vocabulary;
   /**
-   * `[Vd]`: the target's id of each column of draft logits, in host memory; NULL: the
-   * identity. Fits `spec_distribution.token_ids`.
+   * `[Vd]`: the target's id of each column of draft logits, rising, in host memory; NULL:
+   * the identity. Fits `spec_distribution.token_ids`.
    */
   const int32_t *draft_token_ids;
   /** H: the drafter's hidden size. */
@@ -462,15 +542,21 @@ typedef struct spec_model_info {
   /** Decoder layers of the drafter. */
   int32_t num_layers;
   /**
-   * Trailing positions of a cached prefix whose rows must be committed again: 1 where the
-   * drafter's row t reads token t + 1.
+   * Trailing positions of a cached prefix whose rows must be committed again when another
+   * token follows than before: 1 where the drafter's row t reads token t + 1.
    */
   int32_t prefix_margin;
-  /** Tokens per round that the checkpoint was made for; 0 if it does not say. */
+  /**
+   * Tokens per round that the checkpoint says it was made for, 1 to 1024; 5 if it does not
+   * say, which the report lists as assumed.
+   */
   int32_t default_num_drafts;
-  /** Positions that the drafter was made for; larger ones are computed all the same. */
+  /**
+   * Positions that the drafter was made for; sessions may have more, larger ones are
+   * computed all the same.
+   */
   int64_t max_position;
-  /** Bytes of weights in memory of the allocator. */
+  /** Bytes of weights in memory of the allocator. Mapped and lent weights do not count. */
   uint64_t weight_bytes;
 } spec_model_info;
 
@@ -478,24 +564,25 @@ typedef struct spec_model_info {
 typedef struct spec_session_options {
   /** sizeof(spec_session_options). */
   uint32_t struct_size;
-  /**
-   * The most sequences in one call, at least 1. Without a block table also the number of
-   * slots.
-   */
+  /** The most sequences in one call, 1 to 65536. Without a block table also the most slots. */
   int32_t max_sequences;
-  /** The most rows committed in one call, at least 1. */
+  /** The most rows committed in one call, over all sequences, 1 to 2^22. */
   int32_t max_rows;
-  /** The most tokens proposed for a sequence in one call, at least 1. */
+  /** The most tokens proposed for a sequence in one call, 1 to 1023. */
   int32_t max_drafts;
-  /** Positions lie below this; at least 1. */
+  /** Positions lie below this; 1 to 2^31 - 2. */
   int32_t max_position;
   /** Positions per KV page; 0 is 16. */
   int32_t page_size;
-  /** Pages of the pool; 0 is what all slots need. */
+  /**
+   * Pages of the pool; 0 is what `max_sequences` slots need. A slot is ceil(max_position /
+   * page_size) pages, slot i the i-th such piece of the pool; there are as many as fit, at
+   * most `max_sequences`.
+   */
   int32_t max_pages;
   /**
-   * The element type of keys and values, a DLPack code; 0 together with 0 bits: the default of
-   * the device (F32 on the CPU).
+   * The element type of keys and values, a DLPack code (F32, F16 or BF16); 0 together with
+   * 0 bits: the default of the device (F32 on the CPU).
    */
   uint8_t kv_dtype_code;
   /** Its bits. */
@@ -503,18 +590,24 @@ typedef struct spec_session_options {
   /** 0. */
   uint16_t reserved;
   /**
-   * The host's memory for the pages, `kv_pool_size` bytes, aligned to 64, valid as long as the
-   * session. NULL: from the allocator.
+   * The host's memory for the pages, `kv_pool_size` bytes, aligned to 64, with any
+   * contents, used by this session alone as long as it lives. NULL: from the allocator.
    */
   void *kv_pool;
-  /** Bytes at `kv_pool`; at least what the requirements say. */
+  /**
+   * Bytes at `kv_pool`; at least what the requirements say. Not looked at where that is
+   * NULL.
+   */
   uint64_t kv_pool_size;
   /**
-   * The host's memory for the workspace, `workspace_size` bytes, aligned to 64, valid as long
-   * as the session. NULL: from the allocator.
+   * The host's memory for the workspace, `workspace_size` bytes, aligned to 64, with any
+   * contents, used by this session alone as long as it lives. NULL: from the allocator.
    */
   void *workspace;
-  /** Bytes at `workspace`; at least what the requirements say. */
+  /**
+   * Bytes at `workspace`; at least what the requirements say. Not looked at where that is
+   * NULL.
+   */
   uint64_t workspace_size;
 } spec_session_options;
 
@@ -529,11 +622,11 @@ typedef struct spec_session_requirements {
   /** Bytes of the KV pool. */
   uint64_t kv_pool_size;
   /**
-   * Bytes of one page. Page i lies at `i * page_bytes`; what is in a page is private, but
-   * pages may be copied whole while no call runs.
+   * Bytes of one page. Page i lies at `i * page_bytes`. How a page is laid out is private,
+   * but pages of `kv_pool` may be copied whole while no call runs.
    */
   uint64_t page_bytes;
-  /** Bytes of keys and values of one position. */
+  /** Bytes of keys and values of one position, in all layers. */
   uint64_t kv_bytes_per_token;
   /** Pages of the pool. */
   int32_t num_pages;
@@ -543,14 +636,16 @@ typedef struct spec_session_requirements {
 
 /**
  * How tokens are drawn, one value per sequence. A NULL array means its default for all. A
- * temperature below 1e-5 is greedy: the largest logit, of equal ones the lowest id.
+ * temperature below 1e-5 is greedy: the largest logit, of equal ones the lowest id; the other
+ * parameters then mean nothing. Filters are applied in the order top-k, top-p, min-p, after the
+ * temperature. NaN: `spec_verify` flags the sequence as INVALID, `spec_draft` takes the default.
  */
 typedef struct spec_sampling {
   /** sizeof(spec_sampling). */
   uint32_t struct_size;
   /** 0. */
   uint32_t reserved;
-  /** `[B]` float. NULL: 0, greedy. */
+  /** `[B]` float, divides the logits. NULL: 0, greedy. */
   const float *temperature;
   /**
    * `[B]` int32: only the k largest logits, with all that equal the k-th; 0 or less: all.
@@ -558,19 +653,20 @@ typedef struct spec_sampling {
    */
   const int32_t *top_k;
   /**
-   * `[B]` float: only the most probable tokens that reach this mass, with all that equal the
-   * last; 1 or more: all. NULL: all.
+   * `[B]` float: of what top-k keeps, only the most probable tokens that reach this share
+   * of its mass, with all that equal the last; 1 or more: all; 0 or less: the most
+   * probable. NULL: all.
    */
   const float *top_p;
   /**
-   * `[B]` float: only tokens at least this times as probable as the most probable; 0: all.
-   * NULL: all.
+   * `[B]` float: only tokens at least this fraction as probable as the most probable; 0 or
+   * less: all; above 1 counts as 1. NULL: all.
    */
   const float *min_p;
   /**
-   * `[B]` uint64: the seed of the sequence's random numbers, which are those of Philox4x32-10
-   * (Salmon et al., 2011). NULL: 0. A draw depends on the
-   * seed, the absolute position of the token and its purpose, on nothing else.
+   * `[B]` uint64: the seed of the sequence's random numbers, any value. NULL: 0. A draw
+   * depends on the seed, the absolute position of the token and its purpose, on nothing
+   * else.
    */
   const uint64_t *seed;
 } spec_sampling;
@@ -579,30 +675,39 @@ typedef struct spec_sampling {
 typedef struct spec_distribution {
   /** sizeof(spec_distribution). */
   uint32_t struct_size;
-  /** Rows of `logits` per sequence if `row_begin` is NULL; 0 is `max_drafts` of the call. */
+  /**
+   * Rows of `logits` per sequence if `row_begin` is NULL, 0 to 2^30; 0 is `max_drafts` of
+   * the call.
+   */
   int32_t rows_per_sequence;
-  /** `[Q, C]` F32, F16 or BF16: logits over C candidates. */
+  /**
+   * `[Q, C]` F32, F16 or BF16: logits over C candidates, C at least 1 and below 2^21. NaN
+   * counts as -inf.
+   */
   spec_tensor logits;
   /**
-   * The target's ids of the candidates: NULL (the identity, C is V), `[C]`, or `[Q, C]` with
-   * `token_ids_stride` elements from one row to the next. A negative id is no candidate; no id
-   * stands twice in a row.
+   * The target's ids of the candidates: NULL (the identity, C is V), `[C]`, or `[Q, C]`
+   * with `token_ids_stride` elements from one row to the next. A negative id is no
+   * candidate; all others are below V, and none stands twice in a row.
    */
   const int32_t *token_ids;
-  /** 0: `token_ids` is `[C]`, the same for all rows. */
+  /** 0: `token_ids` is `[C]`, the same for all rows. Otherwise at least C. */
   int64_t token_ids_stride;
   /**
-   * `[B]` int32: the row of the first draft; draft i of sequence b was drawn from row
-   * `row_begin[b] + i`. NULL: `b * rows_per_sequence`.
+   * `[B]` int32: the row of the first draft; draft i of sequence b, counted from 0, was
+   * drawn from row `row_begin[b] + i`. NULL: `b * rows_per_sequence`.
    */
   const int32_t *row_begin;
-  /** How the drafts were drawn from it. NULL: as the request's own sampling says. */
+  /**
+   * How the drafts were drawn from it; the seeds are not looked at. NULL: as the request's
+   * own sampling says.
+   */
   const spec_sampling *sampling;
 } spec_distribution;
 
 /**
  * The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root; parents come before
- * their children.
+ * their children. Reserved: this version refuses trees as UNSUPPORTED.
  */
 typedef struct spec_tree {
   /** sizeof(spec_tree). */
@@ -623,25 +728,27 @@ typedef struct spec_tree {
 
 /**
  * The arguments of `spec_verify`. B is `num_sequences`, K is `max_drafts`, V is the target's
- * vocabulary, R is the number of rows of `logits`. All arrays are memory of the context's device
- * that the host owns.
+ * vocabulary, R is the number of rows of `logits`. Arrays are memory of the context's device
+ * unless they say otherwise; the host owns them, and none is kept after the call's work is done.
+ * No output overlaps an input, but for `position`, or another output.
  */
 typedef struct spec_verify_args {
   /** sizeof(spec_verify_args). */
   uint32_t struct_size;
   /** `SPEC_PADDING` or 0. */
   uint32_t flags;
-  /** B, from 0 on. */
+  /** B, from 0 on. With 0 nothing is read or written. */
   int32_t num_sequences;
   /** K: the most drafts of a sequence, 0 to 1023. */
   int32_t max_drafts;
   /** One of `SPEC_RULE_*`. */
   int32_t rule;
-  /** What stands beyond the emitted tokens of a record, with `SPEC_PADDING`. */
+  /** What stands beyond the emitted tokens of a record, with `SPEC_PADDING`; -1 otherwise. */
   int32_t padding;
   /**
-   * `[R, V]` F32, F16 or BF16: the target's raw logits. Row `row_begin[b]` is the root's, row
-   * `row_begin[b] + i` that of draft i. NaN counts as -inf.
+   * `[R, V]` F32, F16 or BF16, V at least 1 and below 2^21: the target's raw logits. Row
+   * `row_begin[b]` is the root's, row `row_begin[b] + i` that of draft i, counted from 1.
+   * NaN counts as -inf.
    */
   spec_tensor logits;
   /** `[B]`: the root's row. NULL: `b * (K + 1)`. */
@@ -652,16 +759,20 @@ typedef struct spec_verify_args {
    */
   const int32_t *num_drafts;
   /**
-   * `[B, draft_stride]`: the drafts, in the target's ids. What lies beyond num_drafts is not
-   * looked at: nothing was proposed there. A -1 before it was struck out by the host after it
-   * had been drawn: it is tested as rejected. NULL only if K is 0.
+   * `[B, draft_stride]`: the drafts, in the target's ids. What lies beyond num_drafts is
+   * not looked at: nothing was proposed there. A -1 before it was struck out by the host
+   * after it had been drawn: it is tested as rejected. NULL only if B or K is 0.
    */
   const int32_t *draft_tokens;
-  /** `[B]`: the root's position, `position_stride` elements apart. May lie in `decisions`. */
+  /**
+   * `[B]`, never NULL if B is not 0: the root's position, `position_stride` elements apart.
+   * May be NEXT_POSITION in `decisions`, with their stride: each is read before its record
+   * is written.
+   */
   const int32_t *position;
-  /** `[B]`: tokens that the sequence may still emit. NULL: no limit. */
+  /** `[B]`: tokens that the sequence may still emit; 0 or less: none. NULL: no limit. */
   const int32_t *limit;
-  /** Elements from one sequence to the next in `draft_tokens`; 0 is K. */
+  /** Elements from one sequence to the next in `draft_tokens`, at least K; 0 is K. */
   int32_t draft_stride;
   /** Elements from one sequence to the next in `position`; 0 is 1. */
   int32_t position_stride;
@@ -673,34 +784,41 @@ typedef struct spec_verify_args {
   const spec_tree *tree;
   /**
    * `[B, 2 * (K + 1)]` in [0, 1): the random numbers to use instead of the seeded ones;
-   * element 2 i tests draft i, element 2 i + 1 draws the token that is emitted after i
-   * accepted drafts. NULL: seeded.
+   * element 2 i tests the draft after i accepted ones, element 2 i + 1 draws the token that
+   * is emitted after i accepted drafts. Elements beyond `2 * (num_drafts + 1)` and those of
+   * greedy sequences are not looked at. NULL: seeded.
    */
   const double *uniforms;
-  /** `[num_stop_tokens]`: emission ends after any of these. NULL: none. */
+  /**
+   * `[num_stop_tokens]`: emission ends after any of these, which is emitted itself. NULL
+   * only if there are none.
+   */
   const int32_t *stop_tokens;
   /** Elements of `stop_tokens`. */
   int32_t num_stop_tokens;
   /**
-   * Elements from one decision record to the next, at least
-   * `SPEC_DECISION_TOKENS + 2 * (K + 1)`.
+   * Elements from one decision record to the next, at least `SPEC_DECISION_TOKENS + 2 * (K
+   * + 1)`.
    */
   int32_t decision_stride;
   /**
-   * `[B, decision_stride]`, written: one record per sequence, laid out by `SPEC_DECISION_*`.
-   * NEXT_TOKEN is left as it was for a sequence that emits nothing; the elements between FLAGS
-   * and TOKENS are set to 0.
+   * `[B, decision_stride]`, written, never NULL if B is not 0: one record per sequence,
+   * laid out by `SPEC_DECISION_*`. NEXT_TOKEN is left as it was for a sequence that emits
+   * nothing, as is what lies beyond the path; the elements between FLAGS and TOKENS are set
+   * to 0.
    */
   int32_t *decisions;
   /**
-   * `[3 + K]` uint64 in host memory, added to for each sequence that emits something: rounds,
-   * drafts, emitted tokens, then acceptances of draft 1 to K. NULL: not wanted. Not shared
-   * between concurrent calls.
+   * `[3 + K]` uint64 in host memory, added to: rounds, drafts, emitted tokens, then for i
+   * from 1 to K the rounds in which draft i was accepted. Sequences that emitted nothing do
+   * not count; of the others, all of `num_drafts` do. Calls with another K may add to the
+   * same array. NULL: not wanted. Not shared between concurrent calls.
    */
   uint64_t *counters;
   /**
-   * Scratch of at least the bytes that `spec_verify_workspace_size` says, aligned to 64, for
-   * this call alone.
+   * Scratch of at least the bytes that `spec_verify_workspace_size` says, aligned to 64,
+   * for this call alone; what is in it before and after means nothing. NULL only if that is
+   * 0.
    */
   void *workspace;
   /** Bytes at `workspace`. */
@@ -708,9 +826,10 @@ typedef struct spec_verify_args {
 } spec_verify_args;
 
 /**
- * The arguments of `spec_draft`. B is `num_sequences`, R is `num_rows`, H is the drafter's
- * hidden size. All arrays are memory of the session's device that the host owns; none is kept
- * after the call's work is done.
+ * The arguments of `spec_draft`. B is `num_sequences`, R is `num_rows`, H is the drafter's hidden
+ * size, V and Vd are the vocabularies of the target and the drafter. Arrays are memory of the
+ * session's device unless they say otherwise; the host owns them, and none is kept after the
+ * call's work is done. No output overlaps an input or another output.
  */
 typedef struct spec_draft_args {
   /** sizeof(spec_draft_args). */
@@ -720,8 +839,9 @@ typedef struct spec_draft_args {
   /** B, 0 to the session's max_sequences. */
   int32_t num_sequences;
   /**
-   * R: rows of `tokens`, `rope_position` and the features, from 0 on. More than the session's
-   * max_rows are fine as long as not more are committed.
+   * R: rows of `tokens`, `rope_position`, `embeddings` and the features, 0 to 2^31 - 2.
+   * More than the session's max_rows are fine as long as not more are committed; sequences
+   * that would pass it are left out of the step.
    */
   int32_t num_rows;
   /** The most tokens to propose for a sequence in this call, 0 to the session's max_drafts. */
@@ -729,35 +849,41 @@ typedef struct spec_draft_args {
   /** What stands in `draft_tokens` beyond the proposals, with `SPEC_PADDING`. */
   int32_t padding;
   /**
-   * Elements from one sequence to the next in `position`, `row_count` and `next_token`, so
-   * that they may point into the decision records of `spec_verify`; 0 is 1.
+   * Elements from one sequence to the next in `position`, `row_count` and `next_token`
+   * alike, so that they may point into the decision records of `spec_verify`; 0 is 1.
    */
   int32_t decision_stride;
-  /** Elements from one sequence to the next in `row_index`. */
+  /** Elements from one sequence to the next in `row_index`, at least 1 if that is not NULL. */
   int32_t row_index_stride;
   /**
-   * `[B]`: the position of `next_token`. The committed rows are those of the positions
-   * `position - row_count` to `position - 1`.
+   * `[B]`, never NULL if B is not 0: the position of `next_token`, below the session's
+   * max_position. The committed rows are those of the positions `position - row_count` to
+   * `position - 1`.
    */
   const int32_t *position;
-  /** `[B]`: rows to commit. 0: the sequence takes no part, and nothing is proposed for it. */
+  /**
+   * `[B]`, never NULL if B is not 0: rows to commit, at most `position`. 0: the sequence
+   * takes no part, and nothing is proposed for it.
+   */
   const int32_t *row_count;
   /**
-   * `[B]`: the new root: the token after the last row, known but not yet run through the
-   * target.
+   * `[B]`, never NULL if B is not 0: the token after the last committed row, 0 to V - 1:
+   * the new root, known but not yet run through the target; after a chunk of a prompt, the
+   * prompt's next token.
    */
   const int32_t *next_token;
   /** `[B]`: the first row of each sequence. NULL: `b * (max_drafts + 1)`. */
   const int32_t *row_begin;
   /**
    * `[B, row_index_stride]`: the rows to commit where they are not contiguous, counted from
-   * `row_begin[b]`; a negative first entry means contiguous. NULL: contiguous. Fits the path
-   * of a decision record: no more than `row_count[b]` entries of a row are looked at.
+   * `row_begin[b]`; a negative first entry means contiguous. NULL: contiguous. Fits the path of
+   * a decision record, with the stride of the records: no more than `row_count[b]` entries of a
+   * row are looked at.
    */
   const int32_t *row_index;
   /**
-   * `[B]`: tokens to propose, capped by `max_drafts`; 0 only commits. NULL: `max_drafts` for
-   * all.
+   * `[B]`: tokens to propose, capped by `max_drafts`; 0 or less only commits. NULL:
+   * `max_drafts` for all.
    */
   const int32_t *num_drafts;
   /**
@@ -765,56 +891,78 @@ typedef struct spec_draft_args {
    * limit.
    */
   const int32_t *limit;
-  /** `[B]`: the first position that has drafter rows; earlier ones are not looked at. NULL: 0. */
+  /**
+   * `[B]`: the first position that has drafter rows, at most `position - row_count`;
+   * earlier ones are not looked at, nor are pages that hold nothing else. NULL: 0.
+   */
   const int32_t *context_begin;
   /**
-   * `[B, block_table_stride]`: the pages of each sequence, page j for positions from
-   * `j * page_size` on. They must reach position + num_drafts - 2, the last row that drafting
-   * writes. NULL: slots.
+   * `[B, block_table_stride]`: the pages of each sequence, page j for positions from `j *
+   * page_size` on, each below the number of pages. They must reach max(position - 1,
+   * position + n - 2), where n is the number of tokens that are proposed: the last row that
+   * is written. Pages that one sequence writes are in no other table of the call. NULL:
+   * slots.
    */
   const int32_t *block_table;
-  /** Elements from one sequence to the next in `block_table`. */
+  /**
+   * Elements from one sequence to the next in `block_table`, at least 1 if that is not
+   * NULL.
+   */
   int32_t block_table_stride;
-  /** Elements of `features`. */
+  /** Elements of `features`: those of the model. */
   int32_t num_features;
   /**
-   * `[B]`: the slot of each sequence where `block_table` is NULL, below max_sequences, no slot
-   * twice. NULL: b.
+   * `[B]`: the slot of each sequence where `block_table` is NULL, below the number of slots
+   * (see `max_pages`), no slot twice among sequences that take part, which is not checked.
+   * NULL: b.
    */
   const int32_t *slot;
   /**
-   * `[R]`: the token of each row, unshifted: row r carries the token and the features of one
-   * position. -1: the row of `embeddings` instead.
+   * `[R]`, NULL only if R is 0: the token of each row, unshifted: row r carries the token
+   * and the features of one position. 0 to V - 1, or -1: the row of `embeddings` instead.
    */
   const int32_t *tokens;
-  /** `[R]`: the positions that the rotary embedding turns by. NULL: the positions. */
+  /**
+   * `[R]`: the positions that the rotary embedding turns by, any numbers; proposals count
+   * on from the last committed row. NULL: the positions.
+   */
   const int32_t *rope_position;
   /**
-   * `[num_features]` in host memory, one `[R, width]` tensor (F32, F16 or BF16) for each entry
-   * of the model's `features`.
+   * `[num_features]` in host memory, never NULL: one `[R, width]` tensor (F32, F16 or BF16)
+   * for each entry of the model's `features`, read at the rows that are committed.
    */
   const spec_tensor *features;
   /**
-   * `[R, H]`, in host memory the struct, on the device its data: the embeddings of rows whose
-   * token is -1. NULL: there are none.
+   * `[R, H]` F32, F16 or BF16, the struct in host memory, its data on the device: the
+   * embeddings of rows whose token is -1, before the drafter's norm. NULL: there are none.
    */
   const spec_tensor *embeddings;
-  /** How proposals are drawn. NULL: greedily. */
+  /** How proposals are drawn, each with a number of its own purpose. NULL: greedily. */
   const spec_sampling *sampling;
   /** NULL: trees are not supported yet. */
   const spec_tree *tree;
-  /** `[B, draft_stride]`, written: the proposals, in the target's ids, padded to `max_drafts`. */
+  /**
+   * `[B, draft_stride]`, written: the proposals, in the target's ids, padded to
+   * `max_drafts`; what lies beyond is left as it was. NULL only if B or `max_drafts` is 0.
+   */
   int32_t *draft_tokens;
-  /** `[B]`, written: how many tokens were proposed. NULL: not wanted. */
+  /**
+   * `[B]`, written: how many tokens were proposed, 0 for sequences that took no part. Fits
+   * `spec_verify_args.num_drafts`. NULL: not wanted.
+   */
   int32_t *num_proposed;
   /**
-   * `[B * max_drafts, Vd]` (F32, F16 or BF16), written: row `b * max_drafts + i` has the
-   * logits that proposal i was drawn from, before temperature and filters; rows without
-   * proposal are left as they were. The draw uses the values as rounded to this type, so that
-   * they are the true distribution for `spec_distribution`. NULL: not wanted.
+   * `[B * max_drafts, Vd]` (F32, F16 or BF16), the struct in host memory; its data are
+   * written: row `b * max_drafts + i` has the logits that proposal i, counted from 0, was
+   * drawn from, before temperature and filters; rows without proposal are left as they
+   * were. The draw uses the values as rounded to this type, so that they are the true
+   * distribution for `spec_distribution`. NULL: not wanted.
    */
   const spec_tensor *draft_logits;
-  /** Elements from one sequence to the next in `draft_tokens`; 0 is `max_drafts`. */
+  /**
+   * Elements from one sequence to the next in `draft_tokens`, at least `max_drafts`; 0 is
+   * that.
+   */
   int32_t draft_stride;
   /** 0. */
   int32_t reserved;
@@ -826,7 +974,10 @@ typedef struct spec_draft_args {
 /** An argument is missing, out of range or inconsistent with another one. */
 #define SPEC_ERROR_INVALID_ARGUMENT 1
 
-/** Well-formed, but not something that this version or build can do. */
+/**
+ * Well-formed, but not something that this version or build can do; 0 was expected in a field
+ * that is not in use yet.
+ */
 #define SPEC_ERROR_UNSUPPORTED 2
 
 /** A file could not be opened or read. */
@@ -835,16 +986,16 @@ typedef struct spec_draft_args {
 /** A file was read, and its contents are not a sound checkpoint. */
 #define SPEC_ERROR_FORMAT 4
 
-/** An allocation was refused. */
+/** An allocation was refused, or a thread could not be started. */
 #define SPEC_ERROR_OUT_OF_MEMORY 5
 
 /** The session is in use by another thread. */
 #define SPEC_ERROR_BUSY 6
 
-/** The device or its driver failed. */
+/** The device or its driver failed. CPU contexts never return it. */
 #define SPEC_ERROR_DEVICE 7
 
-/** A defect of the library. */
+/** A defect of the library; the message says where. Report it. */
 #define SPEC_ERROR_INTERNAL 8
 
 #ifdef __cplusplus
@@ -854,44 +1005,46 @@ extern "C" {
 /**
  * The ABI version of the library that is linked: `SPEC_ABI_VERSION` of its own header.
  *
- * Contract: any thread; does not block; allocates nothing.
+ * Contract: any thread; does not block; allocates nothing; no stream.
  */
 int32_t spec_abi_version(void);
 
 /**
- * The version of the library, such as `0.1.0`; static storage.
+ * The version of the library, such as `0.1.0`; static storage, never NULL.
  *
- * Contract: any thread; does not block; allocates nothing.
+ * Contract: any thread; does not block; allocates nothing; no stream.
  */
 const char *spec_version(void);
 
 /**
- * Whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
+ * Says whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
  *
  * Names so far: `cpu` (CPU contexts), `eagle3` (EAGLE-3 speculators), `verify.chain`
  * (verification of chains), `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives
  * 0.
  *
- * Contract: any thread; does not block; allocates nothing.
+ * Contract: any thread; does not block; allocates nothing; no stream.
  */
 int32_t spec_feature(const char *name);
 
 /**
- * The name of a status in the header, such as `SPEC_ERROR_FORMAT`; static storage, never NULL.
+ * The name of a status in the header, such as `SPEC_ERROR_FORMAT`, or `unknown status`; static
+ * storage, never NULL.
  *
- * Contract: any thread; does not block; allocates nothing.
+ * Contract: any thread; does not block; allocates nothing; no stream.
  */
 const char *spec_status_name(spec_status status);
 
 /**
  * Creates a context.
  *
- * `options` NULL means all defaults. `*context`, owned by the host until `spec_context_release`,
- * is NULL if the call fails. Errors: INVALID_ARGUMENT (a thread count outside 0 to 1024, an
- * allocator without both functions), UNSUPPORTED (a device type that this build does not have),
- * OUT_OF_MEMORY (threads could not be started).
+ * `options` NULL means all defaults; it is read during the call only. `context` is not NULL;
+ * `*context`, owned by the host until `spec_context_release`, is NULL if the call fails. Errors:
+ * INVALID_ARGUMENT (a thread count outside 0 to 1024, another device than 0, an allocator without
+ * both functions), UNSUPPORTED (a device type that this build does not have, a field that it does
+ * not know), OUT_OF_MEMORY (threads could not be started).
  *
- * Contract: any thread; blocks while threads start; allocates.
+ * Contract: any thread; blocks while threads start; allocates; no stream.
  */
 spec_status spec_context_create(const spec_context_options *options,
                                 spec_context **context,
@@ -901,29 +1054,34 @@ spec_status spec_context_create(const spec_context_options *options,
  * Gives a context up. Its models and sessions keep what they need of it. NULL is ignored.
  *
  * Contract: any thread, not while another call uses the handle; blocks while the threads end, if
- * nothing else keeps the context.
+ * nothing else keeps the context; allocates nothing; no stream.
  */
 void spec_context_release(spec_context *context);
 
 /**
- * Says what a context is. `info.struct_size` is set by the host.
+ * Says what a context is.
  *
- * Contract: any thread; does not block; allocates nothing.
+ * `info.struct_size` is set by the host; as much as that is written. Errors: INVALID_ARGUMENT.
+ *
+ * Contract: any thread; does not block; allocates nothing; no stream.
  */
 spec_status spec_context_get_info(const spec_context *context,
                                   spec_context_info *info,
                                   spec_error *error);
 
 /**
- * Describes a checkpoint directory as JSON, without loading it: kind, configuration, tensors,
- * features, and whether this library can load it (`supported`, with `reason`).
+ * Describes a checkpoint directory as JSON, without loading it.
  *
- * `directory` is a UTF-8 path. `json` receives UTF-8 that ends with NUL; `length`, nullable, its
- * bytes without the NUL. With `json` NULL and `capacity` 0 only `length` is written. Errors: IO,
- * FORMAT (not a checkpoint, or damaged), INVALID_ARGUMENT (`capacity` too small; `length` is
- * written all the same).
+ * The members are `kind`, `directory`, `supported` (whether this library can load it), `reason`
+ * (why not), `needed_from_verifier`, `default_num_drafts`, `features`, `config`, `tensors` and
+ * `warnings`; later versions may add some. A kind that cannot be loaded is described too.
  *
- * Contract: any thread; blocks (reads files); allocates.
+ * `directory` is a UTF-8 path that ends with NUL. `json`, `[capacity]` bytes, receives UTF-8 that
+ * ends with NUL; `length`, nullable, the number of its bytes without the NUL. With `json` NULL and
+ * `capacity` 0 only `length` is written. Errors: IO, FORMAT (not a checkpoint, or damaged),
+ * INVALID_ARGUMENT (`capacity` too small: `length` is written all the same).
+ *
+ * Contract: any thread; blocks (reads files); allocates; no stream.
  */
 spec_status spec_checkpoint_inspect(const char *directory,
                                     char *json,
@@ -934,12 +1092,15 @@ spec_status spec_checkpoint_inspect(const char *directory,
 /**
  * Loads a speculator.
  *
- * `directory` is a UTF-8 path of a checkpoint in the speculators format. `options` NULL means
- * all defaults. `*model`, owned by the host until `spec_model_release`, is NULL if the call
- * fails. Errors: IO, FORMAT (damaged, or a tensor or setting is missing or wrong), UNSUPPORTED
- * (a kind that this library does not know), OUT_OF_MEMORY, INVALID_ARGUMENT.
+ * `directory` is a UTF-8 path, ending with NUL, of a checkpoint in the speculators format.
+ * `options` NULL means all defaults. `model` is not NULL; `*model`, owned by the host until
+ * `spec_model_release`, is NULL if the call fails. Errors: IO, FORMAT (damaged, or a tensor or
+ * setting is missing or wrong), UNSUPPORTED (a kind, or a variant of one, that this version cannot
+ * run), OUT_OF_MEMORY, INVALID_ARGUMENT (the options; lent tensors of another shape; or neither
+ * the checkpoint nor the host has the embedding, the head or the layers of the features).
  *
- * Contract: any thread; blocks (reads files); allocates from the context's allocator.
+ * Contract: any thread; blocks (reads files); allocates, the weights from the context's allocator;
+ * no stream.
  */
 spec_status spec_model_load(const spec_context *context,
                             const char *directory,
@@ -950,27 +1111,34 @@ spec_status spec_model_load(const spec_context *context,
 /**
  * Gives a model up. Its sessions keep it until they are released. NULL is ignored.
  *
- * Contract: any thread, not while another call uses the handle; may release memory and call
- * `lent_release`.
+ * Contract: any thread, not while another call uses the handle; may release memory, call
+ * `lent_release` and, with the last handle of its context, wait for threads to end; allocates
+ * nothing; no stream.
  */
 void spec_model_release(spec_model *model);
 
 /**
- * Says what a model is and needs. `info.struct_size` is set by the host; the pointers live as
- * long as the model.
+ * Says what a model is and needs.
  *
- * Contract: any thread; does not block; allocates nothing.
+ * `info.struct_size` is set by the host; as much as that is written. The pointers live as long as
+ * the handle. Errors: INVALID_ARGUMENT.
+ *
+ * Contract: any thread; does not block; allocates nothing; no stream.
  */
 spec_status spec_model_get_info(const spec_model *model,
                                 spec_model_info *info,
                                 spec_error *error);
 
 /**
- * The load report as JSON: every tensor (used, unused, absent), every assumed default, every
- * corrected quirk, unknown settings, overrides, and what came from the verifier. `json`,
- * `capacity` and `length` as in `spec_checkpoint_inspect`.
+ * Hands out the load report as JSON.
  *
- * Contract: any thread; does not block; allocates nothing.
+ * The members are `kind`, `directory`, `files`, `tensors` (`used`, `unused` with a reason,
+ * `absent` with what is used instead), `assumed_defaults`, `corrected` (quirks),
+ * `unknown_settings`, `overrides`, `verifier` (its directory and the tensors read from it) and
+ * `warnings`; later versions may add some. `json`, `capacity`, `length` and errors as in
+ * `spec_checkpoint_inspect`.
+ *
+ * Contract: any thread; does not block; allocates nothing; no stream.
  */
 spec_status spec_model_get_report(const spec_model *model,
                                   char *json,
@@ -979,13 +1147,14 @@ spec_status spec_model_get_report(const spec_model *model,
                                   spec_error *error);
 
 /**
- * Says how much memory a session with these options takes; `kv_pool` and `workspace` of the
- * options are not looked at.
+ * Says how much memory a session with these options takes.
  *
- * `requirements.struct_size` is set by the host. Errors: INVALID_ARGUMENT (a size out of range,
- * or so large that the total does not fit the address space).
+ * `options` is not NULL; its `kv_pool` and `workspace` may be NULL, their sizes are not compared.
+ * `requirements.struct_size` is set by the host; as much as that is written. Errors:
+ * INVALID_ARGUMENT (a size out of range, or so large that the total does not fit the address
+ * space), UNSUPPORTED (a field that this version does not know).
  *
- * Contract: any thread; does not block; allocates nothing.
+ * Contract: any thread; does not block; allocates nothing; no stream.
  */
 spec_status spec_session_get_requirements(const spec_model *model,
                                           const spec_session_options *options,
@@ -995,10 +1164,12 @@ spec_status spec_session_get_requirements(const spec_model *model,
 /**
  * Creates a session.
  *
- * `*session`, owned by the host until `spec_session_release`, is NULL if the call fails. Errors:
- * INVALID_ARGUMENT (sizes, memory too small or not aligned), OUT_OF_MEMORY.
+ * `options` is not NULL. `session` is not NULL; `*session`, owned by the host until
+ * `spec_session_release`, is NULL if the call fails. Errors: INVALID_ARGUMENT (sizes, memory too
+ * small or not aligned), UNSUPPORTED (a field that this version does not know), OUT_OF_MEMORY.
  *
- * Contract: any thread; does not block on other calls; allocates what the host does not give.
+ * Contract: any thread; does not block; allocates its record, and from the context's allocator
+ * what the host does not give; no stream.
  */
 spec_status spec_session_create(const spec_model *model,
                                 const spec_session_options *options,
@@ -1006,41 +1177,48 @@ spec_status spec_session_create(const spec_model *model,
                                 spec_error *error);
 
 /**
- * Makes the first step as fast as the others: makes weights, pages and workspace resident. The
- * KV pool is cleared, so call it before the first step.
+ * Prepares a session for its first step.
  *
- * `stream` is NULL on the CPU. Errors: BUSY, INVALID_ARGUMENT.
+ * Clears the KV pool, so call it before anything is committed, and reads the workspace and the
+ * weights once, mapped ones too; lent tensors are not touched. May be left out. `stream` is NULL
+ * on the CPU. Errors: BUSY, INVALID_ARGUMENT.
  *
- * Contract: one thread at a time per session; blocks; allocates nothing.
+ * Contract: one thread at a time per session; blocks until all is resident (CPU); allocates
+ * nothing; on `stream`, which has no capture on the CPU.
  */
 spec_status spec_session_warm_up(spec_session *session, void *stream, spec_error *error);
 
 /**
- * Reports what went wrong inside of steps since the last poll: a sequence whose rows, positions,
- * pages or tokens were out of range took no part in its step and proposed nothing.
+ * Reports what went wrong inside of calls of `spec_draft` since the last poll.
  *
- * Returns SPEC_OK if nothing did, INVALID_ARGUMENT with the first such sequence otherwise.
- * Errors: BUSY.
+ * A sequence whose rows, positions, pages or tokens were out of range took no part in its step and
+ * proposed nothing. Returns SPEC_OK if there was none, otherwise INVALID_ARGUMENT with the index
+ * of the first one in its call and what was expected; then the slate is clean. Errors: BUSY.
  *
- * Contract: one thread at a time per session; does not block; allocates nothing if all is well.
+ * Contract: one thread at a time per session; does not block (CPU); allocates nothing if all is
+ * well; no stream.
  */
 spec_status spec_session_poll(spec_session *session, spec_error *error);
 
 /**
- * Gives a session up; memory of the host is not used any more. NULL is ignored.
+ * Gives a session up; its KV pool and workspace of the host are not used any more. NULL is
+ * ignored.
  *
- * Contract: any thread, not while another call uses the handle; releases memory.
+ * Contract: any thread, not while another call uses the handle; releases memory, and with the last
+ * handle of a model does what `spec_model_release` does; allocates nothing; no stream.
  */
 void spec_session_release(spec_session *session);
 
 /**
  * Says how many bytes of workspace `spec_verify` needs.
  *
- * Of `args` only the sizes, the shapes of the tensors and the rule are looked at: the data and
- * the arrays may be NULL. The answer is enough for any batch of at most as many sequences,
- * logits and candidates. Errors: INVALID_ARGUMENT, UNSUPPORTED.
+ * Of `args` only the flags, the rule, `num_sequences`, `max_drafts` and the shapes of `logits` and
+ * `draft` are looked at: the data and the arrays may be NULL. `size` is not NULL. The answer is 0
+ * for 0 sequences. It depends neither on K nor on the number of rows, and is enough for any batch
+ * on this context of at most as many sequences, of the same V and C or smaller ones; with `draft`
+ * it is enough without it, too. Errors: INVALID_ARGUMENT, UNSUPPORTED.
  *
- * Contract: any thread; does not block; allocates nothing.
+ * Contract: any thread; does not block; allocates nothing; no stream.
  */
 spec_status spec_verify_workspace_size(const spec_context *context,
                                        const spec_verify_args *args,
@@ -1051,24 +1229,26 @@ spec_status spec_verify_workspace_size(const spec_context *context,
  * Decides which drafts the target accepts, and which token follows them.
  *
  * For each sequence one decision record is written: drafts accepted, tokens emitted, the next
- * root and its position, the tokens, and the path that `spec_draft` commits. Logits are taken as
- * they are: `sampling` says how tokens are drawn from them, top-k first, then top-p of what is
- * left, then min-p. Only the rows that a decision needs are read.
+ * root and its position, the tokens, and the path that `spec_draft` commits. Drafts are accepted
+ * from the first on while the rule keeps them; then one more token is emitted, the replacement of
+ * a rejected draft or, after all drafts, the bonus token. Logits are taken as they are: `sampling`
+ * says how tokens are drawn from them. Only the rows that a decision needs are read.
  *
  * Every draw is one number through the inverse of the cumulative distribution in the order of
- * the ids, and weights are integers: equal logits and numbers give equal decisions on any
- * device, for any number of threads and beside any other sequences.
+ * the ids, and weights are integers: equal logits and numbers give equal decisions for any number
+ * of threads, any instruction set and beside any other sequences.
  *
- * The emission of a sequence ends after a stop token, accepted or not, and after `limit` tokens;
- * the flags say so whenever the last token is a stop token or the limit is used up. A limit of 0
- * or less emits nothing. What is out of range in the contents of the arrays (rows, drafts,
- * positions, NaN parameters, `uniforms` outside of [0, 1)) makes that sequence emit nothing,
+ * The emission of a sequence ends early after a draft that is a stop token and after `limit`
+ * tokens. The flag STOPPED is set whenever the last emitted token is a stop token, LIMIT whenever
+ * `limit` tokens were emitted, also if that is the bonus token. A limit of 0 or less emits
+ * nothing. What is out of range in the contents of the arrays makes that sequence emit nothing,
  * with the flag INVALID; the others are not affected.
  *
- * `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED (a vocabulary of 2^21
- * tokens or more, a rule or flag that this version does not know); then nothing has changed.
+ * `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED (a vocabulary of 2^21 tokens
+ * or more, a rule or flag that this version does not know, trees); then nothing has changed.
  *
- * Contract: any thread; the work is done when the call returns (CPU); allocates nothing.
+ * Contract: any thread; the work is done when the call returns (CPU); allocates nothing unless it
+ * fails; on `stream`, which has no capture on the CPU.
  */
 spec_status spec_verify(const spec_context *context,
                         const spec_verify_args *args,
@@ -1080,22 +1260,26 @@ spec_status spec_verify(const spec_context *context,
  * each sequence.
  *
  * For each sequence the rows of positions `position - row_count` to `position - 1` are
- * committed: prompt chunks and accepted rows alike, mixed in one batch. Then up to
- * min(`num_drafts`, `limit` - 1) tokens are proposed, and at most as many as have rows below
- * max_position: max_position - `position` + 1.
- * Keys and values that drafting itself makes are overwritten by the next commit; nothing else is
- * kept, so a smaller `position` is a rollback, and a sequence that is not mentioned costs
- * nothing.
+ * committed: prompt chunks and accepted rows alike, mixed in one batch. All earlier positions from
+ * `context_begin` on were committed before, in the pages that the call names. Then
+ * min(`num_drafts`, `max_drafts`, `limit` - 1, max_position - position + 1) tokens are proposed,
+ * where max_position is the session's. Keys and values that drafting itself makes are overwritten
+ * by the next commit; nothing else is kept, so a smaller `position` is a rollback, and a sequence
+ * that is not mentioned costs nothing.
  *
- * For EAGLE-3 (Li et al., 2025) row t fuses the features of position t with the embedding of
+ * For EAGLE-3 (Li et al., 2025, "EAGLE-3: Scaling up Inference Acceleration of Large Language
+ * Models via Training-Time Test") row t fuses the features of position t with the embedding of
  * token t + 1; each further step continues from the drafter's own hidden state.
  *
- * `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED, BUSY; then nothing has
- * changed. What is wrong in the contents of the arrays takes the sequence out of the step and is
- * reported by `spec_session_poll`.
+ * `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT (also more sequences than slots where
+ * `block_table` is NULL), UNSUPPORTED (a flag or field that this version does not know, trees),
+ * BUSY; then nothing has changed. What is wrong in the contents of the arrays (rows outside of the
+ * call's or beyond max_rows, positions, pages or slots, tokens) takes the sequence out of the
+ * step: nothing of it is committed or proposed, its outputs are padded, and `spec_session_poll`
+ * reports it.
  *
  * Contract: one thread at a time per session; the work is done when the call returns (CPU);
- * allocates nothing.
+ * allocates nothing unless it fails; on `stream`, which has no capture on the CPU.
  */
 spec_status spec_draft(spec_session *session,
                        const spec_draft_args *args,

@@ -70,12 +70,13 @@ impl Log for HostLog {
 
 /// Creates a context.
 ///
-/// `options` NULL means all defaults. `*context`, owned by the host until `spec_context_release`,
-/// is NULL if the call fails. Errors: INVALID_ARGUMENT (a thread count outside 0 to 1024, an
-/// allocator without both functions), UNSUPPORTED (a device type that this build does not have),
-/// OUT_OF_MEMORY (threads could not be started).
+/// `options` NULL means all defaults; it is read during the call only. `context` is not NULL;
+/// `*context`, owned by the host until `spec_context_release`, is NULL if the call fails. Errors:
+/// INVALID_ARGUMENT (a thread count outside 0 to 1024, another device than 0, an allocator without
+/// both functions), UNSUPPORTED (a device type that this build does not have, a field that it does
+/// not know), OUT_OF_MEMORY (threads could not be started).
 ///
-/// Contract: any thread; blocks while threads start; allocates.
+/// Contract: any thread; blocks while threads start; allocates; no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_context_create(
     options: *const spec_context_options,
@@ -134,16 +135,18 @@ unsafe fn create(options: Option<&spec_context_options>) -> Result<Context> {
 /// Gives a context up. Its models and sessions keep what they need of it. NULL is ignored.
 ///
 /// Contract: any thread, not while another call uses the handle; blocks while the threads end, if
-/// nothing else keeps the context.
+/// nothing else keeps the context; allocates nothing; no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_context_release(context: *mut spec_context) {
     // SAFETY: the documented contract of the argument.
     unsafe { boundary::release(context) };
 }
 
-/// Says what a context is. `info.struct_size` is set by the host.
+/// Says what a context is.
 ///
-/// Contract: any thread; does not block; allocates nothing.
+/// `info.struct_size` is set by the host; as much as that is written. Errors: INVALID_ARGUMENT.
+///
+/// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_context_get_info(
     context: *const spec_context,

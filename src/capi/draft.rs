@@ -14,22 +14,26 @@ use std::fmt::{Display, Formatter};
 /// each sequence.
 ///
 /// For each sequence the rows of positions `position - row_count` to `position - 1` are
-/// committed: prompt chunks and accepted rows alike, mixed in one batch. Then up to
-/// min(`num_drafts`, `limit` - 1) tokens are proposed, and at most as many as have rows below
-/// max_position: max_position - `position` + 1.
-/// Keys and values that drafting itself makes are overwritten by the next commit; nothing else is
-/// kept, so a smaller `position` is a rollback, and a sequence that is not mentioned costs
-/// nothing.
+/// committed: prompt chunks and accepted rows alike, mixed in one batch. All earlier positions from
+/// `context_begin` on were committed before, in the pages that the call names. Then
+/// min(`num_drafts`, `max_drafts`, `limit` - 1, max_position - position + 1) tokens are proposed,
+/// where max_position is the session's. Keys and values that drafting itself makes are overwritten
+/// by the next commit; nothing else is kept, so a smaller `position` is a rollback, and a sequence
+/// that is not mentioned costs nothing.
 ///
-/// For EAGLE-3 (Li et al., 2025) row t fuses the features of position t with the embedding of
+/// For EAGLE-3 (Li et al., 2025, "EAGLE-3: Scaling up Inference Acceleration of Large Language
+/// Models via Training-Time Test") row t fuses the features of position t with the embedding of
 /// token t + 1; each further step continues from the drafter's own hidden state.
 ///
-/// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED, BUSY; then nothing has
-/// changed. What is wrong in the contents of the arrays takes the sequence out of the step and is
-/// reported by `spec_session_poll`.
+/// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT (also more sequences than slots where
+/// `block_table` is NULL), UNSUPPORTED (a flag or field that this version does not know, trees),
+/// BUSY; then nothing has changed. What is wrong in the contents of the arrays (rows outside of the
+/// call's or beyond max_rows, positions, pages or slots, tokens) takes the sequence out of the
+/// step: nothing of it is committed or proposed, its outputs are padded, and `spec_session_poll`
+/// reports it.
 ///
 /// Contract: one thread at a time per session; the work is done when the call returns (CPU);
-/// allocates nothing.
+/// allocates nothing unless it fails; on `stream`, which has no capture on the CPU.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_draft(
     session: *mut spec_session,

@@ -51,12 +51,15 @@ impl Drop for LentRelease {
 
 /// Loads a speculator.
 ///
-/// `directory` is a UTF-8 path of a checkpoint in the speculators format. `options` NULL means
-/// all defaults. `*model`, owned by the host until `spec_model_release`, is NULL if the call
-/// fails. Errors: IO, FORMAT (damaged, or a tensor or setting is missing or wrong), UNSUPPORTED
-/// (a kind that this library does not know), OUT_OF_MEMORY, INVALID_ARGUMENT.
+/// `directory` is a UTF-8 path, ending with NUL, of a checkpoint in the speculators format.
+/// `options` NULL means all defaults. `model` is not NULL; `*model`, owned by the host until
+/// `spec_model_release`, is NULL if the call fails. Errors: IO, FORMAT (damaged, or a tensor or
+/// setting is missing or wrong), UNSUPPORTED (a kind, or a variant of one, that this version cannot
+/// run), OUT_OF_MEMORY, INVALID_ARGUMENT (the options; lent tensors of another shape; or neither
+/// the checkpoint nor the host has the embedding, the head or the layers of the features).
 ///
-/// Contract: any thread; blocks (reads files); allocates from the context's allocator.
+/// Contract: any thread; blocks (reads files); allocates, the weights from the context's allocator;
+/// no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_model_load(
     context: *const spec_context,
@@ -143,18 +146,21 @@ unsafe fn load_options(options: &spec_model_options) -> Result<LoadOptions> {
 
 /// Gives a model up. Its sessions keep it until they are released. NULL is ignored.
 ///
-/// Contract: any thread, not while another call uses the handle; may release memory and call
-/// `lent_release`.
+/// Contract: any thread, not while another call uses the handle; may release memory, call
+/// `lent_release` and, with the last handle of its context, wait for threads to end; allocates
+/// nothing; no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_model_release(model: *mut spec_model) {
     // SAFETY: the documented contract of the argument.
     unsafe { boundary::release(model) };
 }
 
-/// Says what a model is and needs. `info.struct_size` is set by the host; the pointers live as
-/// long as the model.
+/// Says what a model is and needs.
 ///
-/// Contract: any thread; does not block; allocates nothing.
+/// `info.struct_size` is set by the host; as much as that is written. The pointers live as long as
+/// the handle. Errors: INVALID_ARGUMENT.
+///
+/// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_model_get_info(
     model: *const spec_model,
@@ -185,11 +191,15 @@ pub unsafe extern "C" fn spec_model_get_info(
     })
 }
 
-/// The load report as JSON: every tensor (used, unused, absent), every assumed default, every
-/// corrected quirk, unknown settings, overrides, and what came from the verifier. `json`,
-/// `capacity` and `length` as in `spec_checkpoint_inspect`.
+/// Hands out the load report as JSON.
 ///
-/// Contract: any thread; does not block; allocates nothing.
+/// The members are `kind`, `directory`, `files`, `tensors` (`used`, `unused` with a reason,
+/// `absent` with what is used instead), `assumed_defaults`, `corrected` (quirks),
+/// `unknown_settings`, `overrides`, `verifier` (its directory and the tensors read from it) and
+/// `warnings`; later versions may add some. `json`, `capacity`, `length` and errors as in
+/// `spec_checkpoint_inspect`.
+///
+/// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_model_get_report(
     model: *const spec_model,

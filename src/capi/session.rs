@@ -61,13 +61,14 @@ pub(super) fn memory(what: &str, pointer: *mut c_void, size: u64) -> Result<Opti
     optional_span(what, pointer.cast::<u8>().cast_const(), size)
 }
 
-/// Says how much memory a session with these options takes; `kv_pool` and `workspace` of the
-/// options are not looked at.
+/// Says how much memory a session with these options takes.
 ///
-/// `requirements.struct_size` is set by the host. Errors: INVALID_ARGUMENT (a size out of range,
-/// or so large that the total does not fit the address space).
+/// `options` is not NULL; its `kv_pool` and `workspace` may be NULL, their sizes are not compared.
+/// `requirements.struct_size` is set by the host; as much as that is written. Errors:
+/// INVALID_ARGUMENT (a size out of range, or so large that the total does not fit the address
+/// space), UNSUPPORTED (a field that this version does not know).
 ///
-/// Contract: any thread; does not block; allocates nothing.
+/// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_session_get_requirements(
     model: *const spec_model,
@@ -96,10 +97,12 @@ pub unsafe extern "C" fn spec_session_get_requirements(
 
 /// Creates a session.
 ///
-/// `*session`, owned by the host until `spec_session_release`, is NULL if the call fails. Errors:
-/// INVALID_ARGUMENT (sizes, memory too small or not aligned), OUT_OF_MEMORY.
+/// `options` is not NULL. `session` is not NULL; `*session`, owned by the host until
+/// `spec_session_release`, is NULL if the call fails. Errors: INVALID_ARGUMENT (sizes, memory too
+/// small or not aligned), UNSUPPORTED (a field that this version does not know), OUT_OF_MEMORY.
 ///
-/// Contract: any thread; does not block on other calls; allocates what the host does not give.
+/// Contract: any thread; does not block; allocates its record, and from the context's allocator
+/// what the host does not give; no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_session_create(
     model: *const spec_model,
@@ -119,12 +122,14 @@ pub unsafe extern "C" fn spec_session_create(
     })
 }
 
-/// Makes the first step as fast as the others: makes weights, pages and workspace resident. The
-/// KV pool is cleared, so call it before the first step.
+/// Prepares a session for its first step.
 ///
-/// `stream` is NULL on the CPU. Errors: BUSY, INVALID_ARGUMENT.
+/// Clears the KV pool, so call it before anything is committed, and reads the workspace and the
+/// weights once, mapped ones too; lent tensors are not touched. May be left out. `stream` is NULL
+/// on the CPU. Errors: BUSY, INVALID_ARGUMENT.
 ///
-/// Contract: one thread at a time per session; blocks; allocates nothing.
+/// Contract: one thread at a time per session; blocks until all is resident (CPU); allocates
+/// nothing; on `stream`, which has no capture on the CPU.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_session_warm_up(
     session: *mut spec_session,
@@ -139,13 +144,14 @@ pub unsafe extern "C" fn spec_session_warm_up(
     })
 }
 
-/// Reports what went wrong inside of steps since the last poll: a sequence whose rows, positions,
-/// pages or tokens were out of range took no part in its step and proposed nothing.
+/// Reports what went wrong inside of calls of `spec_draft` since the last poll.
 ///
-/// Returns SPEC_OK if nothing did, INVALID_ARGUMENT with the first such sequence otherwise.
-/// Errors: BUSY.
+/// A sequence whose rows, positions, pages or tokens were out of range took no part in its step and
+/// proposed nothing. Returns SPEC_OK if there was none, otherwise INVALID_ARGUMENT with the index
+/// of the first one in its call and what was expected; then the slate is clean. Errors: BUSY.
 ///
-/// Contract: one thread at a time per session; does not block; allocates nothing if all is well.
+/// Contract: one thread at a time per session; does not block (CPU); allocates nothing if all is
+/// well; no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_session_poll(
     session: *mut spec_session,
@@ -157,9 +163,11 @@ pub unsafe extern "C" fn spec_session_poll(
     })
 }
 
-/// Gives a session up; memory of the host is not used any more. NULL is ignored.
+/// Gives a session up; its KV pool and workspace of the host are not used any more. NULL is
+/// ignored.
 ///
-/// Contract: any thread, not while another call uses the handle; releases memory.
+/// Contract: any thread, not while another call uses the handle; releases memory, and with the last
+/// handle of a model does what `spec_model_release` does; allocates nothing; no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_session_release(session: *mut spec_session) {
     // SAFETY: the documented contract of the argument.

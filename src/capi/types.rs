@@ -12,39 +12,40 @@ pub type spec_status = i32;
 pub const SPEC_OK: spec_status = 0;
 /// An argument is missing, out of range or inconsistent with another one.
 pub const SPEC_ERROR_INVALID_ARGUMENT: spec_status = 1;
-/// Well-formed, but not something that this version or build can do.
+/// Well-formed, but not something that this version or build can do; 0 was expected in a field
+/// that is not in use yet.
 pub const SPEC_ERROR_UNSUPPORTED: spec_status = 2;
 /// A file could not be opened or read.
 pub const SPEC_ERROR_IO: spec_status = 3;
 /// A file was read, and its contents are not a sound checkpoint.
 pub const SPEC_ERROR_FORMAT: spec_status = 4;
-/// An allocation was refused.
+/// An allocation was refused, or a thread could not be started.
 pub const SPEC_ERROR_OUT_OF_MEMORY: spec_status = 5;
 /// The session is in use by another thread.
 pub const SPEC_ERROR_BUSY: spec_status = 6;
-/// The device or its driver failed.
+/// The device or its driver failed. CPU contexts never return it.
 pub const SPEC_ERROR_DEVICE: spec_status = 7;
-/// A defect of the library.
+/// A defect of the library; the message says where. Report it.
 pub const SPEC_ERROR_INTERNAL: spec_status = 8;
 
 /// Why a call failed. The host owns it, sets `struct_size` and passes it as the last argument of
 /// any call, or passes NULL. A call that succeeds sets `status` to `SPEC_OK` and empties
-/// `message`.
+/// `message`. One struct serves one thread at a time.
 #[repr(C)]
 pub struct spec_error {
     /// sizeof(spec_error). A value below the size of this version leaves the struct untouched.
     pub struct_size: u32,
     /// The status that the call returned.
     pub status: spec_status,
-    /// `function: what was expected, what was found`, in UTF-8, ends with NUL, cut if it is
-    /// longer.
+    /// `function: what was wrong`, with what was expected and what was found where there is
+    /// such; UTF-8, ends with NUL, cut if it is longer. Empty after a success.
     pub message: [c_char; 1016],
 }
 
 /// Host memory: the device type of CPU contexts, as in DLPack.
 pub const SPEC_DEVICE_CPU: i32 = 1;
 
-/// Signed integers, as in DLPack.
+/// Signed integers, as in DLPack. No tensor of this version has them; for conversions.
 pub const SPEC_DTYPE_INT: u8 = 0;
 /// IEEE floating point (16 or 32 bits), as in DLPack.
 pub const SPEC_DTYPE_FLOAT: u8 = 2;
@@ -52,36 +53,41 @@ pub const SPEC_DTYPE_FLOAT: u8 = 2;
 pub const SPEC_DTYPE_BFLOAT: u8 = 4;
 
 /// A view of memory that the host owns. The codes are those of DLPack; `spec_tensor_from_dlpack`
-/// below converts a DLTensor. The struct never grows.
+/// below converts a DLTensor. All tensors of this version have two dimensions. A tensor may have
+/// more rows than its use says, which are not looked at. The struct never grows.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_tensor {
-    /// The first element. NULL only where the tensor has no elements.
+    /// The first element, aligned to the size of an element. NULL only where the tensor has no
+    /// elements.
     pub data: *mut c_void,
     /// Where the memory is: `SPEC_DEVICE_CPU`.
     pub device_type: i32,
     /// Which of the devices of that type; 0 for host memory.
     pub device_id: i32,
-    /// The element type: `SPEC_DTYPE_FLOAT` or `SPEC_DTYPE_BFLOAT`.
+    /// The element type: `SPEC_DTYPE_FLOAT` (16 or 32 bits) or `SPEC_DTYPE_BFLOAT` (16 bits).
     pub dtype_code: u8,
     /// Bits of an element: 16 or 32.
     pub dtype_bits: u8,
     /// 1.
     pub dtype_lanes: u16,
-    /// The number of dimensions in use, 1 to 4.
+    /// The number of dimensions in use: 2.
     pub ndim: i32,
-    /// Elements along each dimension; the unused ones are 0.
+    /// Elements along each dimension; those beyond `ndim` are not looked at.
     pub shape: [i64; 4],
-    /// Elements from one index to the next, along each dimension. All zero means that the tensor
-    /// is compact; otherwise that of the last dimension is 1, and that of a row is any number
-    /// from the row length on.
+    /// Elements from one index to the next, along each dimension. All zero means that the
+    /// tensor is compact; otherwise that of the last dimension is 1, and that of a row is any
+    /// number from the row length on.
     pub strides: [i64; 4],
 }
 
 /// Calls `task(argument, i)` for every i in 0 .. `tasks`, on as many threads as it likes, and
-/// returns when all calls have returned. `user` is what the options gave.
+/// returns when all calls have returned. `user` is what the options gave. `tasks` is at most the
+/// `threads` of the options; tasks do not wait for each other, so that one thread may run them
+/// all, one after the other.
 ///
-/// Contract: may be called from several threads at once; must not unwind.
+/// Contract: the library may call it from several threads at once, on the threads of the host's
+/// own calls; must not unwind; should not allocate.
 pub type spec_parallel_for = Option<
     unsafe extern "C" fn(
         user: *mut c_void,
@@ -98,8 +104,9 @@ pub const SPEC_MEMORY_KV: i32 = 1;
 /// What memory is for: the workspace of a session.
 pub const SPEC_MEMORY_WORKSPACE: i32 = 2;
 
-/// Where the library takes weights, KV pools and workspaces from. Parsing a checkpoint and the
-/// small records behind the handles use the C library's allocator. Step calls allocate nothing.
+/// Where the library takes weights, KV pools and workspaces from. Parsing a checkpoint, the small
+/// records behind the handles and the library's threads use the C library's allocator instead.
+/// Calls of every step use neither.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_allocator {
@@ -107,10 +114,12 @@ pub struct spec_allocator {
     pub struct_size: u32,
     /// 0.
     pub reserved: u32,
-    /// Handed to both functions.
+    /// Handed to both functions. NULL is allowed.
     pub user: *mut c_void,
-    /// Returns at least `size` bytes of the context's device at a multiple of `alignment`, or
-    /// NULL. `kind` is one of `SPEC_MEMORY_*`. Must not unwind; may be called from any thread.
+    /// Returns at least `size` bytes of memory of the context's device at a multiple of
+    /// `alignment` (64), with any contents, or NULL: the call then fails with OUT_OF_MEMORY.
+    /// `kind` is one of `SPEC_MEMORY_*`. Must not unwind; may be called from any thread. Never
+    /// NULL itself.
     pub allocate: Option<
         unsafe extern "C" fn(
             user: *mut c_void,
@@ -119,7 +128,9 @@ pub struct spec_allocator {
             kind: i32,
         ) -> *mut c_void,
     >,
-    /// Takes back what `allocate` returned, with the same size and kind.
+    /// Takes back what `allocate` returned, with the same size and kind, once. Must not
+    /// unwind; may be called from any thread, and until the last handle that uses the memory
+    /// is released. Never NULL itself.
     pub release:
         Option<unsafe extern "C" fn(user: *mut c_void, memory: *mut c_void, size: u64, kind: i32)>,
 }
@@ -140,20 +151,24 @@ pub struct spec_context_options {
     pub device_type: i32,
     /// 0.
     pub device_id: i32,
-    /// Threads that work on a call, the calling one among them; 0 is one per available core. With
-    /// `parallel_for`, the number of threads that it uses, at least 1.
+    /// Threads that work on a call, the calling one among them, 0 to 1024; 0 is one per core
+    /// that the process may use. With `parallel_for`, the number of threads that it uses; 0 is
+    /// then 1.
     pub threads: i32,
-    /// The host's own threads, instead of threads of the library. NULL: the library keeps
-    /// `threads - 1` parked threads, with all signals blocked.
+    /// The host's own threads, instead of threads of the library; called until the last handle
+    /// that refers to the context is released. NULL: the library keeps `threads - 1` threads
+    /// of its own, with all signals blocked, which sleep between calls.
     pub parallel_for: spec_parallel_for,
-    /// Handed to `parallel_for`.
+    /// Handed to `parallel_for`. NULL is allowed.
     pub parallel_for_user: *mut c_void,
-    /// NULL: memory from the operating system, in huge pages where it is large. Copied.
+    /// NULL: memory from the operating system, in huge pages where it is large. Copied, the
+    /// struct itself need not be kept.
     pub allocator: *const spec_allocator,
-    /// Takes log lines (UTF-8, valid during the call); NULL: nothing is logged. `level` is one of
-    /// `SPEC_LOG_*`. Must not unwind; may be called from any thread, never from step calls.
+    /// Takes log lines (UTF-8, ends with NUL, no line end, valid during the call); NULL:
+    /// nothing is logged. `level` is one of `SPEC_LOG_*`. Must not unwind; may be called from
+    /// any thread, never from calls of every step.
     pub log: Option<unsafe extern "C" fn(user: *mut c_void, level: i32, line: *const c_char)>,
-    /// Handed to `log`.
+    /// Handed to `log`. NULL is allowed.
     pub log_user: *mut c_void,
 }
 
@@ -167,28 +182,33 @@ pub struct spec_context_info {
     pub device_type: i32,
     /// 0.
     pub device_id: i32,
-    /// Threads that work on a call.
+    /// Threads that work on a call, at least 1.
     pub threads: i32,
-    /// The instructions in use (`avx512`, `avx2`, `portable`); static storage.
+    /// The instructions in use (`avx512`, `avx2` or `portable`); static storage, never NULL.
     pub instruction_set: *const c_char,
 }
 
-/// Rows of a tensor that the host lends.
+/// Rows of a tensor that the host lends. The struct never grows.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_row_range {
-    /// `[rows, hidden]`, F32, F16 or BF16, on the context's device.
+    /// `[rows, hidden]` with at least one row, F32, F16 or BF16, all ranges of a tensor alike,
+    /// on the context's device.
     pub tensor: spec_tensor,
-    /// The row of the whole tensor that is row 0 here.
+    /// The row of the whole tensor that is row 0 here: the sum of the rows of all ranges
+    /// before.
     pub first_row: i64,
 }
 
 /// `spec_model_options.flags`: use the weights where the files are mapped instead of copying them
-/// into memory of the allocator. The files must not change while the model lives.
+/// into memory of the allocator. What has to be arranged anew (rows picked out of a head, tables,
+/// tensors that are not aligned in their file) is copied all the same. The files must not change
+/// while the model lives; cutting them short ends the process with SIGBUS.
 pub const SPEC_MODEL_MAP_FILES: u32 = 1;
 
 /// How `spec_model_load` loads. All zero but `struct_size` is right for a checkpoint that stores
-/// all its tensors, or whose verifier lies where its config says.
+/// all its tensors, or whose verifier lies where its config says. The strings and ranges are read
+/// during the call; the memory of lent tensors is kept.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_model_options {
@@ -196,30 +216,35 @@ pub struct spec_model_options {
     pub struct_size: u32,
     /// `SPEC_MODEL_*` flags.
     pub flags: u32,
-    /// The directory of the verifier (the target model), UTF-8; its config and, unless they are
-    /// lent, its embedding and head are read where the checkpoint lacks them. NULL: the path that
-    /// the checkpoint names, if it is a directory.
+    /// The directory of the verifier (the target model), UTF-8. Its config.json tells the
+    /// number of layers and their width; its embedding and head are read where the checkpoint
+    /// lacks them and they are not lent. NULL: the path that the checkpoint names, seen from
+    /// the checkpoint or from the working directory, if there is a config.json.
     pub verifier_directory: *const c_char,
-    /// A JSON object that is merged over the checkpoint's config.json, UTF-8. NULL: nothing.
+    /// A JSON object, UTF-8, that is merged over the checkpoint's config.json, member by
+    /// member where both are objects. NULL: nothing.
     pub config_overrides: *const c_char,
-    /// The verifier's token embedding, `[V, hidden]` (more rows, as padding, are fine), lent by the
-    /// host as `num_embedding` ranges that cover all rows in order. Used in place, never written.
-    /// Not used, as the report says, where the checkpoint stores its own. NULL: read from files
-    /// where needed.
+    /// `[num_embedding]`: the verifier's token embedding, `[V, hidden]`, lent by the host as
+    /// ranges that cover all rows in order. Rows from V on are padding and not used. Used in
+    /// place, never written; it goes before the verifier's files. Where the checkpoint stores
+    /// its own, that is used and the report has a warning. NULL: read from files where needed.
     pub embedding: *const spec_row_range,
-    /// The verifier's LM head, `[V, hidden]`, lent likewise as `num_head` ranges. Used in place
-    /// if the draft vocabulary is the whole one, otherwise its rows are copied at load. A head of
-    /// exactly Vd rows is taken as one that is reduced to the draft vocabulary already.
+    /// `[num_head]`: the verifier's LM head, lent likewise. Either `[V, hidden]`, padded or
+    /// not, used in place if the draft vocabulary is the whole one, otherwise the rows of the
+    /// drafted tokens are copied at load. Or exactly `[Vd, hidden]`, where Vd is below V: the
+    /// rows of the drafted tokens alone, in the order of `draft_token_ids`, used in place.
+    /// NULL: read from files where needed.
     pub head: *const spec_row_range,
-    /// Elements of `embedding`.
+    /// Elements of `embedding`; 0 where it is NULL, at least 1 otherwise.
     pub num_embedding: i32,
-    /// Elements of `head`.
+    /// Elements of `head`; 0 where it is NULL, at least 1 otherwise.
     pub num_head: i32,
-    /// Called once, from any thread, when nothing uses the lent tensors any more. Not called if
-    /// the load fails. NULL: the host waits for `spec_model_release` and for the release of all
-    /// sessions.
+    /// Called once, from the thread that releases the last of the model and its sessions, when
+    /// nothing uses the lent tensors any more; also if none was needed. Not called if the load
+    /// fails. Must not unwind. NULL: the host keeps the tensors until the model and all its
+    /// sessions are released.
     pub lent_release: Option<unsafe extern "C" fn(user: *mut c_void)>,
-    /// Handed to `lent_release`.
+    /// Handed to `lent_release`. NULL is allowed.
     pub lent_user: *mut c_void,
 }
 
@@ -227,14 +252,15 @@ pub struct spec_model_options {
 /// norm; the number of layers stands for the stream that leaves the last one, before the final
 /// norm.
 pub const SPEC_STAGE_LAYER_INPUT: i32 = 0;
-/// `spec_feature_layer.stage`: the output of the target's final norm, which its head reads.
+/// `spec_feature_layer.stage`: the output of the target's final norm, which its head reads. No
+/// kind of speculator of this version asks for it.
 pub const SPEC_STAGE_FINAL_NORM: i32 = 1;
 
-/// A hidden state of the target that a speculator reads.
+/// A hidden state of the target that a speculator reads. The struct never grows.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_feature_layer {
-    /// The decoder layer of the target.
+    /// The decoder layer of the target, from 0 to the number of layers.
     pub layer: i32,
     /// One of `SPEC_STAGE_*`.
     pub stage: i32,
@@ -244,37 +270,40 @@ pub struct spec_feature_layer {
     pub reserved: i32,
 }
 
-/// What a loaded speculator is and needs. The pointers are owned by the model.
+/// What a loaded speculator is and needs. The pointers are owned by the model and live as long.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_model_info {
     /// sizeof(spec_model_info), set by the host.
     pub struct_size: u32,
-    /// Elements of `features`.
+    /// Elements of `features`, 1 to 64.
     pub num_features: i32,
-    /// The hidden states that `spec_draft` wants, one tensor each, in this order.
+    /// `[num_features]`, never NULL: the hidden states that `spec_draft` wants, one tensor
+    /// each, in this order.
     pub features: *const spec_feature_layer,
-    /// The kind of speculator, such as `eagle3`.
+    /// The kind of speculator: `eagle3`. Never NULL, ends with NUL.
     pub kind: *const c_char,
     /// V: tokens of the target's vocabulary.
     pub vocabulary: i32,
     /// Vd: columns of draft logits.
     pub draft_vocabulary: i32,
-    /// `[Vd]`: the target's id of each column of draft logits, in host memory; NULL: the
-    /// identity. Fits `spec_distribution.token_ids`.
+    /// `[Vd]`: the target's id of each column of draft logits, rising, in host memory; NULL:
+    /// the identity. Fits `spec_distribution.token_ids`.
     pub draft_token_ids: *const i32,
     /// H: the drafter's hidden size.
     pub hidden_size: i32,
     /// Decoder layers of the drafter.
     pub num_layers: i32,
-    /// Trailing positions of a cached prefix whose rows must be committed again: 1 where the
-    /// drafter's row t reads token t + 1.
+    /// Trailing positions of a cached prefix whose rows must be committed again when another
+    /// token follows than before: 1 where the drafter's row t reads token t + 1.
     pub prefix_margin: i32,
-    /// Tokens per round that the checkpoint was made for; 0 if it does not say.
+    /// Tokens per round that the checkpoint says it was made for, 1 to 1024; 5 if it does not
+    /// say, which the report lists as assumed.
     pub default_num_drafts: i32,
-    /// Positions that the drafter was made for; larger ones are computed all the same.
+    /// Positions that the drafter was made for; sessions may have more, larger ones are
+    /// computed all the same.
     pub max_position: i64,
-    /// Bytes of weights in memory of the allocator.
+    /// Bytes of weights in memory of the allocator. Mapped and lent weights do not count.
     pub weight_bytes: u64,
 }
 
@@ -284,35 +313,38 @@ pub struct spec_model_info {
 pub struct spec_session_options {
     /// sizeof(spec_session_options).
     pub struct_size: u32,
-    /// The most sequences in one call, at least 1. Without a block table also the number of
-    /// slots.
+    /// The most sequences in one call, 1 to 65536. Without a block table also the most slots.
     pub max_sequences: i32,
-    /// The most rows committed in one call, at least 1.
+    /// The most rows committed in one call, over all sequences, 1 to 2^22.
     pub max_rows: i32,
-    /// The most tokens proposed for a sequence in one call, at least 1.
+    /// The most tokens proposed for a sequence in one call, 1 to 1023.
     pub max_drafts: i32,
-    /// Positions lie below this; at least 1.
+    /// Positions lie below this; 1 to 2^31 - 2.
     pub max_position: i32,
     /// Positions per KV page; 0 is 16.
     pub page_size: i32,
-    /// Pages of the pool; 0 is what all slots need.
+    /// Pages of the pool; 0 is what `max_sequences` slots need. A slot is ceil(max_position /
+    /// page_size) pages, slot i the i-th such piece of the pool; there are as many as fit, at
+    /// most `max_sequences`.
     pub max_pages: i32,
-    /// The element type of keys and values, a DLPack code; 0 together with 0 bits: the default of
-    /// the device (F32 on the CPU).
+    /// The element type of keys and values, a DLPack code (F32, F16 or BF16); 0 together with
+    /// 0 bits: the default of the device (F32 on the CPU).
     pub kv_dtype_code: u8,
     /// Its bits.
     pub kv_dtype_bits: u8,
     /// 0.
     pub reserved: u16,
-    /// The host's memory for the pages, `kv_pool_size` bytes, aligned to 64, valid as long as the
-    /// session. NULL: from the allocator.
+    /// The host's memory for the pages, `kv_pool_size` bytes, aligned to 64, with any
+    /// contents, used by this session alone as long as it lives. NULL: from the allocator.
     pub kv_pool: *mut c_void,
-    /// Bytes at `kv_pool`; at least what the requirements say.
+    /// Bytes at `kv_pool`; at least what the requirements say. Not looked at where that is
+    /// NULL.
     pub kv_pool_size: u64,
-    /// The host's memory for the workspace, `workspace_size` bytes, aligned to 64, valid as long
-    /// as the session. NULL: from the allocator.
+    /// The host's memory for the workspace, `workspace_size` bytes, aligned to 64, with any
+    /// contents, used by this session alone as long as it lives. NULL: from the allocator.
     pub workspace: *mut c_void,
-    /// Bytes at `workspace`; at least what the requirements say.
+    /// Bytes at `workspace`; at least what the requirements say. Not looked at where that is
+    /// NULL.
     pub workspace_size: u64,
 }
 
@@ -328,10 +360,10 @@ pub struct spec_session_requirements {
     pub workspace_size: u64,
     /// Bytes of the KV pool.
     pub kv_pool_size: u64,
-    /// Bytes of one page. Page i lies at `i * page_bytes`; what is in a page is private, but
-    /// pages may be copied whole while no call runs.
+    /// Bytes of one page. Page i lies at `i * page_bytes`. How a page is laid out is private,
+    /// but pages of `kv_pool` may be copied whole while no call runs.
     pub page_bytes: u64,
-    /// Bytes of keys and values of one position.
+    /// Bytes of keys and values of one position, in all layers.
     pub kv_bytes_per_token: u64,
     /// Pages of the pool.
     pub num_pages: i32,
@@ -340,7 +372,9 @@ pub struct spec_session_requirements {
 }
 
 /// How tokens are drawn, one value per sequence. A NULL array means its default for all. A
-/// temperature below 1e-5 is greedy: the largest logit, of equal ones the lowest id.
+/// temperature below 1e-5 is greedy: the largest logit, of equal ones the lowest id; the other
+/// parameters then mean nothing. Filters are applied in the order top-k, top-p, min-p, after the
+/// temperature. NaN: `spec_verify` flags the sequence as INVALID, `spec_draft` takes the default.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_sampling {
@@ -348,20 +382,21 @@ pub struct spec_sampling {
     pub struct_size: u32,
     /// 0.
     pub reserved: u32,
-    /// `[B]` float. NULL: 0, greedy.
+    /// `[B]` float, divides the logits. NULL: 0, greedy.
     pub temperature: *const f32,
     /// `[B]` int32: only the k largest logits, with all that equal the k-th; 0 or less: all.
     /// NULL: all.
     pub top_k: *const i32,
-    /// `[B]` float: only the most probable tokens that reach this mass, with all that equal the
-    /// last; 1 or more: all. NULL: all.
+    /// `[B]` float: of what top-k keeps, only the most probable tokens that reach this share
+    /// of its mass, with all that equal the last; 1 or more: all; 0 or less: the most
+    /// probable. NULL: all.
     pub top_p: *const f32,
-    /// `[B]` float: only tokens at least this times as probable as the most probable; 0: all.
-    /// NULL: all.
+    /// `[B]` float: only tokens at least this fraction as probable as the most probable; 0 or
+    /// less: all; above 1 counts as 1. NULL: all.
     pub min_p: *const f32,
-    /// `[B]` uint64: the seed of the sequence's random numbers, which are those of Philox4x32-10
-    /// (Salmon et al., 2011). NULL: 0. A draw depends on the
-    /// seed, the absolute position of the token and its purpose, on nothing else.
+    /// `[B]` uint64: the seed of the sequence's random numbers, any value. NULL: 0. A draw
+    /// depends on the seed, the absolute position of the token and its purpose, on nothing
+    /// else.
     pub seed: *const u64,
 }
 
@@ -371,25 +406,28 @@ pub struct spec_sampling {
 pub struct spec_distribution {
     /// sizeof(spec_distribution).
     pub struct_size: u32,
-    /// Rows of `logits` per sequence if `row_begin` is NULL; 0 is `max_drafts` of the call.
+    /// Rows of `logits` per sequence if `row_begin` is NULL, 0 to 2^30; 0 is `max_drafts` of
+    /// the call.
     pub rows_per_sequence: i32,
-    /// `[Q, C]` F32, F16 or BF16: logits over C candidates.
+    /// `[Q, C]` F32, F16 or BF16: logits over C candidates, C at least 1 and below 2^21. NaN
+    /// counts as -inf.
     pub logits: spec_tensor,
-    /// The target's ids of the candidates: NULL (the identity, C is V), `[C]`, or `[Q, C]` with
-    /// `token_ids_stride` elements from one row to the next. A negative id is no candidate; no id
-    /// stands twice in a row.
+    /// The target's ids of the candidates: NULL (the identity, C is V), `[C]`, or `[Q, C]`
+    /// with `token_ids_stride` elements from one row to the next. A negative id is no
+    /// candidate; all others are below V, and none stands twice in a row.
     pub token_ids: *const i32,
-    /// 0: `token_ids` is `[C]`, the same for all rows.
+    /// 0: `token_ids` is `[C]`, the same for all rows. Otherwise at least C.
     pub token_ids_stride: i64,
-    /// `[B]` int32: the row of the first draft; draft i of sequence b was drawn from row
-    /// `row_begin[b] + i`. NULL: `b * rows_per_sequence`.
+    /// `[B]` int32: the row of the first draft; draft i of sequence b, counted from 0, was
+    /// drawn from row `row_begin[b] + i`. NULL: `b * rows_per_sequence`.
     pub row_begin: *const i32,
-    /// How the drafts were drawn from it. NULL: as the request's own sampling says.
+    /// How the drafts were drawn from it; the seeds are not looked at. NULL: as the request's
+    /// own sampling says.
     pub sampling: *const spec_sampling,
 }
 
 /// The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root; parents come before
-/// their children.
+/// their children. Reserved: this version refuses trees as UNSUPPORTED.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_tree {
@@ -409,13 +447,14 @@ pub struct spec_tree {
     pub position: *mut i32,
 }
 
-/// `flags` of `spec_draft_args` and `spec_verify_args`: `padding` fills unused places instead of
-/// -1.
+/// `flags` of `spec_draft_args` and `spec_verify_args`: `padding` instead of -1 fills unused
+/// places among tokens. Paths are always padded with -1.
 pub const SPEC_PADDING: u32 = 1;
 
-/// The arguments of `spec_draft`. B is `num_sequences`, R is `num_rows`, H is the drafter's
-/// hidden size. All arrays are memory of the session's device that the host owns; none is kept
-/// after the call's work is done.
+/// The arguments of `spec_draft`. B is `num_sequences`, R is `num_rows`, H is the drafter's hidden
+/// size, V and Vd are the vocabularies of the target and the drafter. Arrays are memory of the
+/// session's device unless they say otherwise; the host owns them, and none is kept after the
+/// call's work is done. No output overlaps an input or another output.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_draft_args {
@@ -425,124 +464,149 @@ pub struct spec_draft_args {
     pub flags: u32,
     /// B, 0 to the session's max_sequences.
     pub num_sequences: i32,
-    /// R: rows of `tokens`, `rope_position` and the features, from 0 on. More than the session's
-    /// max_rows are fine as long as not more are committed.
+    /// R: rows of `tokens`, `rope_position`, `embeddings` and the features, 0 to 2^31 - 2.
+    /// More than the session's max_rows are fine as long as not more are committed; sequences
+    /// that would pass it are left out of the step.
     pub num_rows: i32,
     /// The most tokens to propose for a sequence in this call, 0 to the session's max_drafts.
     pub max_drafts: i32,
     /// What stands in `draft_tokens` beyond the proposals, with `SPEC_PADDING`.
     pub padding: i32,
-    /// Elements from one sequence to the next in `position`, `row_count` and `next_token`, so
-    /// that they may point into the decision records of `spec_verify`; 0 is 1.
+    /// Elements from one sequence to the next in `position`, `row_count` and `next_token`
+    /// alike, so that they may point into the decision records of `spec_verify`; 0 is 1.
     pub decision_stride: i32,
-    /// Elements from one sequence to the next in `row_index`.
+    /// Elements from one sequence to the next in `row_index`, at least 1 if that is not NULL.
     pub row_index_stride: i32,
-    /// `[B]`: the position of `next_token`. The committed rows are those of the positions
-    /// `position - row_count` to `position - 1`.
+    /// `[B]`, never NULL if B is not 0: the position of `next_token`, below the session's
+    /// max_position. The committed rows are those of the positions `position - row_count` to
+    /// `position - 1`.
     pub position: *const i32,
-    /// `[B]`: rows to commit. 0: the sequence takes no part, and nothing is proposed for it.
+    /// `[B]`, never NULL if B is not 0: rows to commit, at most `position`. 0: the sequence
+    /// takes no part, and nothing is proposed for it.
     pub row_count: *const i32,
-    /// `[B]`: the new root: the token after the last row, known but not yet run through the
-    /// target.
+    /// `[B]`, never NULL if B is not 0: the token after the last committed row, 0 to V - 1:
+    /// the new root, known but not yet run through the target; after a chunk of a prompt, the
+    /// prompt's next token.
     pub next_token: *const i32,
     /// `[B]`: the first row of each sequence. NULL: `b * (max_drafts + 1)`.
     pub row_begin: *const i32,
     /// `[B, row_index_stride]`: the rows to commit where they are not contiguous, counted from
-    /// `row_begin[b]`; a negative first entry means contiguous. NULL: contiguous. Fits the path
-    /// of a decision record: no more than `row_count[b]` entries of a row are looked at.
+    /// `row_begin[b]`; a negative first entry means contiguous. NULL: contiguous. Fits the path of
+    /// a decision record, with the stride of the records: no more than `row_count[b]` entries of a
+    /// row are looked at.
     pub row_index: *const i32,
-    /// `[B]`: tokens to propose, capped by `max_drafts`; 0 only commits. NULL: `max_drafts` for
-    /// all.
+    /// `[B]`: tokens to propose, capped by `max_drafts`; 0 or less only commits. NULL:
+    /// `max_drafts` for all.
     pub num_drafts: *const i32,
     /// `[B]`: tokens that the sequence may still emit; at most one less is proposed. NULL: no
     /// limit.
     pub limit: *const i32,
-    /// `[B]`: the first position that has drafter rows; earlier ones are not looked at. NULL: 0.
+    /// `[B]`: the first position that has drafter rows, at most `position - row_count`;
+    /// earlier ones are not looked at, nor are pages that hold nothing else. NULL: 0.
     pub context_begin: *const i32,
-    /// `[B, block_table_stride]`: the pages of each sequence, page j for positions from
-    /// `j * page_size` on. They must reach position + num_drafts - 2, the last row that drafting
-    /// writes. NULL: slots.
+    /// `[B, block_table_stride]`: the pages of each sequence, page j for positions from `j *
+    /// page_size` on, each below the number of pages. They must reach max(position - 1,
+    /// position + n - 2), where n is the number of tokens that are proposed: the last row that
+    /// is written. Pages that one sequence writes are in no other table of the call. NULL:
+    /// slots.
     pub block_table: *const i32,
-    /// Elements from one sequence to the next in `block_table`.
+    /// Elements from one sequence to the next in `block_table`, at least 1 if that is not
+    /// NULL.
     pub block_table_stride: i32,
-    /// Elements of `features`.
+    /// Elements of `features`: those of the model.
     pub num_features: i32,
-    /// `[B]`: the slot of each sequence where `block_table` is NULL, below max_sequences, no slot
-    /// twice. NULL: b.
+    /// `[B]`: the slot of each sequence where `block_table` is NULL, below the number of slots
+    /// (see `max_pages`), no slot twice among sequences that take part, which is not checked.
+    /// NULL: b.
     pub slot: *const i32,
-    /// `[R]`: the token of each row, unshifted: row r carries the token and the features of one
-    /// position. -1: the row of `embeddings` instead.
+    /// `[R]`, NULL only if R is 0: the token of each row, unshifted: row r carries the token
+    /// and the features of one position. 0 to V - 1, or -1: the row of `embeddings` instead.
     pub tokens: *const i32,
-    /// `[R]`: the positions that the rotary embedding turns by. NULL: the positions.
+    /// `[R]`: the positions that the rotary embedding turns by, any numbers; proposals count
+    /// on from the last committed row. NULL: the positions.
     pub rope_position: *const i32,
-    /// `[num_features]` in host memory, one `[R, width]` tensor (F32, F16 or BF16) for each entry
-    /// of the model's `features`.
+    /// `[num_features]` in host memory, never NULL: one `[R, width]` tensor (F32, F16 or BF16)
+    /// for each entry of the model's `features`, read at the rows that are committed.
     pub features: *const spec_tensor,
-    /// `[R, H]`, in host memory the struct, on the device its data: the embeddings of rows whose
-    /// token is -1. NULL: there are none.
+    /// `[R, H]` F32, F16 or BF16, the struct in host memory, its data on the device: the
+    /// embeddings of rows whose token is -1, before the drafter's norm. NULL: there are none.
     pub embeddings: *const spec_tensor,
-    /// How proposals are drawn. NULL: greedily.
+    /// How proposals are drawn, each with a number of its own purpose. NULL: greedily.
     pub sampling: *const spec_sampling,
     /// NULL: trees are not supported yet.
     pub tree: *const spec_tree,
-    /// `[B, draft_stride]`, written: the proposals, in the target's ids, padded to `max_drafts`.
+    /// `[B, draft_stride]`, written: the proposals, in the target's ids, padded to
+    /// `max_drafts`; what lies beyond is left as it was. NULL only if B or `max_drafts` is 0.
     pub draft_tokens: *mut i32,
-    /// `[B]`, written: how many tokens were proposed. NULL: not wanted.
+    /// `[B]`, written: how many tokens were proposed, 0 for sequences that took no part. Fits
+    /// `spec_verify_args.num_drafts`. NULL: not wanted.
     pub num_proposed: *mut i32,
-    /// `[B * max_drafts, Vd]` (F32, F16 or BF16), written: row `b * max_drafts + i` has the
-    /// logits that proposal i was drawn from, before temperature and filters; rows without
-    /// proposal are left as they were. The draw uses the values as rounded to this type, so that
-    /// they are the true distribution for `spec_distribution`. NULL: not wanted.
+    /// `[B * max_drafts, Vd]` (F32, F16 or BF16), the struct in host memory; its data are
+    /// written: row `b * max_drafts + i` has the logits that proposal i, counted from 0, was
+    /// drawn from, before temperature and filters; rows without proposal are left as they
+    /// were. The draw uses the values as rounded to this type, so that they are the true
+    /// distribution for `spec_distribution`. NULL: not wanted.
     pub draft_logits: *const spec_tensor,
-    /// Elements from one sequence to the next in `draft_tokens`; 0 is `max_drafts`.
+    /// Elements from one sequence to the next in `draft_tokens`, at least `max_drafts`; 0 is
+    /// that.
     pub draft_stride: i32,
     /// 0.
     pub reserved: i32,
 }
 
-/// `spec_verify_args.rule`: lossless. Greedy sequences keep the target's argmax; sampled ones are
-/// tested by p / q where `draft` gives q, and by `SPEC_RULE_FOLLOW` otherwise.
+/// `spec_verify_args.rule`: lossless. `SPEC_RULE_REJECTION` where `draft` gives q,
+/// `SPEC_RULE_FOLLOW` otherwise. Under any rule, a greedy sequence keeps drafts while they are the
+/// target's argmax.
 pub const SPEC_RULE_DEFAULT: i32 = 0;
-/// `spec_verify_args.rule`: lossless, for drafts taken as given. The target's token is drawn at
-/// each position and the drafts are followed while they are equal to it, so that the text is the
-/// one that sampling without speculation gives for the same seed.
+/// `spec_verify_args.rule`: lossless, for drafts taken as given; `draft` is not used. The target's
+/// token is drawn at each position and the drafts are followed while they are equal to it, so that
+/// the text is the one that sampling without speculation gives for the same seed.
 pub const SPEC_RULE_FOLLOW: i32 = 1;
-/// `spec_verify_args.rule`: lossless rejection sampling (Leviathan et al. 2023, Chen et al.
+/// `spec_verify_args.rule`: lossless rejection sampling (Leviathan et al., 2023; Chen et al.,
 /// 2023): draft d is accepted with probability min(1, p(d) / q(d)), otherwise its replacement is
 /// drawn from max(p - q, 0) normalised. Without `draft`, q is one at d.
 pub const SPEC_RULE_REJECTION: i32 = 2;
 
 /// Index in a decision record: drafts accepted, 0 to K.
 pub const SPEC_DECISION_ACCEPTED: i32 = 0;
-/// Index in a decision record: tokens emitted: 0 (the sequence took no part), ACCEPTED (ended by
-/// a limit or a stop token) or ACCEPTED + 1.
+/// Index in a decision record: tokens emitted: 0 (the sequence took no part, was invalid, or had
+/// no limit left), ACCEPTED (an accepted draft was a stop token or used the limit up) or ACCEPTED
+/// + 1.
 pub const SPEC_DECISION_EMITTED: i32 = 1;
 /// Index in a decision record: the last emitted token, the next root. Untouched where nothing was
 /// emitted.
 pub const SPEC_DECISION_NEXT_TOKEN: i32 = 2;
-/// Index in a decision record: position + EMITTED, the position of the next root.
+/// Index in a decision record: position + EMITTED, the position of the next root. Written for all
+/// sequences.
 pub const SPEC_DECISION_NEXT_POSITION: i32 = 3;
 /// Index in a decision record: `SPEC_DECISION_FLAG_*`, combined.
 pub const SPEC_DECISION_FLAGS: i32 = 4;
-/// Index in a decision record: the emitted tokens, `max_drafts + 1` elements, padded. The
-/// accepted path follows them, `max_drafts + 1` elements: the nodes of the rows that are
-/// committed next, beginning with 0, padded with -1.
+/// Index in a decision record: the emitted tokens, K + 1 elements, padded. The accepted path
+/// follows them, at `SPEC_DECISION_TOKENS + K + 1`, K + 1 elements: the nodes of the rows that are
+/// committed next, 0 (the root) to EMITTED - 1 in a chain, padded with -1. K is `max_drafts` of
+/// the call.
 pub const SPEC_DECISION_TOKENS: i32 = 8;
 
-/// `SPEC_DECISION_FLAGS`: a row had no finite candidate; its lowest id was taken as the token.
+/// `SPEC_DECISION_FLAGS`: a row that was read had only -inf and NaN; token 0 was taken for it.
+/// Where logits are +inf, those alone are candidates.
 pub const SPEC_DECISION_FLAG_NO_CANDIDATE: i32 = 1;
-/// `SPEC_DECISION_FLAGS`: the last emitted token is a stop token.
+/// `SPEC_DECISION_FLAGS`: the last emitted token is a stop token, be it an accepted draft, a
+/// replacement or the bonus token.
 pub const SPEC_DECISION_FLAG_STOPPED: i32 = 2;
-/// `SPEC_DECISION_FLAGS`: as many tokens were emitted as `limit` allows.
+/// `SPEC_DECISION_FLAGS`: as many tokens were emitted as `limit` allows, also where the last is
+/// the bonus token, or `limit` was 0 or less.
 pub const SPEC_DECISION_FLAG_LIMIT: i32 = 4;
-/// `SPEC_DECISION_FLAGS`: something in the arrays is out of range for the sequence: its rows,
-/// `num_drafts`, a draft, its position, a parameter that is NaN, a random number outside of
-/// [0, 1), or the rows of its distribution. Nothing was emitted.
+/// `SPEC_DECISION_FLAGS`: the sequence's entries are out of range, and nothing was emitted: the
+/// rows of the root and its drafts are not in `logits`; `num_drafts` is above K; a draft is below
+/// -1 or not below V; `position` is negative, or position + num_drafts + 1 is above 2^31 - 1; a
+/// temperature, top_p or min_p is NaN, here or in `draft`; the drafts' rows are not in `draft`; or
+/// one of its `uniforms` is not in [0, 1) and the sequence is not greedy.
 pub const SPEC_DECISION_FLAG_INVALID: i32 = 8;
 
 /// The arguments of `spec_verify`. B is `num_sequences`, K is `max_drafts`, V is the target's
-/// vocabulary, R is the number of rows of `logits`. All arrays are memory of the context's device
-/// that the host owns.
+/// vocabulary, R is the number of rows of `logits`. Arrays are memory of the context's device
+/// unless they say otherwise; the host owns them, and none is kept after the call's work is done.
+/// No output overlaps an input, but for `position`, or another output.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_verify_args {
@@ -550,31 +614,34 @@ pub struct spec_verify_args {
     pub struct_size: u32,
     /// `SPEC_PADDING` or 0.
     pub flags: u32,
-    /// B, from 0 on.
+    /// B, from 0 on. With 0 nothing is read or written.
     pub num_sequences: i32,
     /// K: the most drafts of a sequence, 0 to 1023.
     pub max_drafts: i32,
     /// One of `SPEC_RULE_*`.
     pub rule: i32,
-    /// What stands beyond the emitted tokens of a record, with `SPEC_PADDING`.
+    /// What stands beyond the emitted tokens of a record, with `SPEC_PADDING`; -1 otherwise.
     pub padding: i32,
-    /// `[R, V]` F32, F16 or BF16: the target's raw logits. Row `row_begin[b]` is the root's, row
-    /// `row_begin[b] + i` that of draft i. NaN counts as -inf.
+    /// `[R, V]` F32, F16 or BF16, V at least 1 and below 2^21: the target's raw logits. Row
+    /// `row_begin[b]` is the root's, row `row_begin[b] + i` that of draft i, counted from 1.
+    /// NaN counts as -inf.
     pub logits: spec_tensor,
     /// `[B]`: the root's row. NULL: `b * (K + 1)`.
     pub row_begin: *const i32,
     /// `[B]`: drafts of each sequence, 0 to K; negative: the sequence takes no part. NULL: K for
     /// all.
     pub num_drafts: *const i32,
-    /// `[B, draft_stride]`: the drafts, in the target's ids. What lies beyond num_drafts is not
-    /// looked at: nothing was proposed there. A -1 before it was struck out by the host after it
-    /// had been drawn: it is tested as rejected. NULL only if K is 0.
+    /// `[B, draft_stride]`: the drafts, in the target's ids. What lies beyond num_drafts is
+    /// not looked at: nothing was proposed there. A -1 before it was struck out by the host
+    /// after it had been drawn: it is tested as rejected. NULL only if B or K is 0.
     pub draft_tokens: *const i32,
-    /// `[B]`: the root's position, `position_stride` elements apart. May lie in `decisions`.
+    /// `[B]`, never NULL if B is not 0: the root's position, `position_stride` elements apart.
+    /// May be NEXT_POSITION in `decisions`, with their stride: each is read before its record
+    /// is written.
     pub position: *const i32,
-    /// `[B]`: tokens that the sequence may still emit. NULL: no limit.
+    /// `[B]`: tokens that the sequence may still emit; 0 or less: none. NULL: no limit.
     pub limit: *const i32,
-    /// Elements from one sequence to the next in `draft_tokens`; 0 is K.
+    /// Elements from one sequence to the next in `draft_tokens`, at least K; 0 is K.
     pub draft_stride: i32,
     /// Elements from one sequence to the next in `position`; 0 is 1.
     pub position_stride: i32,
@@ -585,26 +652,31 @@ pub struct spec_verify_args {
     /// NULL: trees are not supported yet.
     pub tree: *const spec_tree,
     /// `[B, 2 * (K + 1)]` in [0, 1): the random numbers to use instead of the seeded ones;
-    /// element 2 i tests draft i, element 2 i + 1 draws the token that is emitted after i
-    /// accepted drafts. NULL: seeded.
+    /// element 2 i tests the draft after i accepted ones, element 2 i + 1 draws the token that
+    /// is emitted after i accepted drafts. Elements beyond `2 * (num_drafts + 1)` and those of
+    /// greedy sequences are not looked at. NULL: seeded.
     pub uniforms: *const f64,
-    /// `[num_stop_tokens]`: emission ends after any of these. NULL: none.
+    /// `[num_stop_tokens]`: emission ends after any of these, which is emitted itself. NULL
+    /// only if there are none.
     pub stop_tokens: *const i32,
     /// Elements of `stop_tokens`.
     pub num_stop_tokens: i32,
-    /// Elements from one decision record to the next, at least
-    /// `SPEC_DECISION_TOKENS + 2 * (K + 1)`.
+    /// Elements from one decision record to the next, at least `SPEC_DECISION_TOKENS + 2 * (K
+    /// + 1)`.
     pub decision_stride: i32,
-    /// `[B, decision_stride]`, written: one record per sequence, laid out by `SPEC_DECISION_*`.
-    /// NEXT_TOKEN is left as it was for a sequence that emits nothing; the elements between FLAGS
-    /// and TOKENS are set to 0.
+    /// `[B, decision_stride]`, written, never NULL if B is not 0: one record per sequence,
+    /// laid out by `SPEC_DECISION_*`. NEXT_TOKEN is left as it was for a sequence that emits
+    /// nothing, as is what lies beyond the path; the elements between FLAGS and TOKENS are set
+    /// to 0.
     pub decisions: *mut i32,
-    /// `[3 + K]` uint64 in host memory, added to for each sequence that emits something: rounds,
-    /// drafts, emitted tokens, then acceptances of draft 1 to K. NULL: not wanted. Not shared
-    /// between concurrent calls.
+    /// `[3 + K]` uint64 in host memory, added to: rounds, drafts, emitted tokens, then for i
+    /// from 1 to K the rounds in which draft i was accepted. Sequences that emitted nothing do
+    /// not count; of the others, all of `num_drafts` do. Calls with another K may add to the
+    /// same array. NULL: not wanted. Not shared between concurrent calls.
     pub counters: *mut u64,
-    /// Scratch of at least the bytes that `spec_verify_workspace_size` says, aligned to 64, for
-    /// this call alone.
+    /// Scratch of at least the bytes that `spec_verify_workspace_size` says, aligned to 64,
+    /// for this call alone; what is in it before and after means nothing. NULL only if that is
+    /// 0.
     pub workspace: *mut c_void,
     /// Bytes at `workspace`.
     pub workspace_size: u64,

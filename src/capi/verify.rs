@@ -21,11 +21,13 @@ const VOCABULARY_END: usize = 1 << 21;
 
 /// Says how many bytes of workspace `spec_verify` needs.
 ///
-/// Of `args` only the sizes, the shapes of the tensors and the rule are looked at: the data and
-/// the arrays may be NULL. The answer is enough for any batch of at most as many sequences,
-/// logits and candidates. Errors: INVALID_ARGUMENT, UNSUPPORTED.
+/// Of `args` only the flags, the rule, `num_sequences`, `max_drafts` and the shapes of `logits` and
+/// `draft` are looked at: the data and the arrays may be NULL. `size` is not NULL. The answer is 0
+/// for 0 sequences. It depends neither on K nor on the number of rows, and is enough for any batch
+/// on this context of at most as many sequences, of the same V and C or smaller ones; with `draft`
+/// it is enough without it, too. Errors: INVALID_ARGUMENT, UNSUPPORTED.
 ///
-/// Contract: any thread; does not block; allocates nothing.
+/// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_verify_workspace_size(
     context: *const spec_context,
@@ -52,24 +54,26 @@ pub unsafe extern "C" fn spec_verify_workspace_size(
 /// Decides which drafts the target accepts, and which token follows them.
 ///
 /// For each sequence one decision record is written: drafts accepted, tokens emitted, the next
-/// root and its position, the tokens, and the path that `spec_draft` commits. Logits are taken as
-/// they are: `sampling` says how tokens are drawn from them, top-k first, then top-p of what is
-/// left, then min-p. Only the rows that a decision needs are read.
+/// root and its position, the tokens, and the path that `spec_draft` commits. Drafts are accepted
+/// from the first on while the rule keeps them; then one more token is emitted, the replacement of
+/// a rejected draft or, after all drafts, the bonus token. Logits are taken as they are: `sampling`
+/// says how tokens are drawn from them. Only the rows that a decision needs are read.
 ///
 /// Every draw is one number through the inverse of the cumulative distribution in the order of
-/// the ids, and weights are integers: equal logits and numbers give equal decisions on any
-/// device, for any number of threads and beside any other sequences.
+/// the ids, and weights are integers: equal logits and numbers give equal decisions for any number
+/// of threads, any instruction set and beside any other sequences.
 ///
-/// The emission of a sequence ends after a stop token, accepted or not, and after `limit` tokens;
-/// the flags say so whenever the last token is a stop token or the limit is used up. A limit of 0
-/// or less emits nothing. What is out of range in the contents of the arrays (rows, drafts,
-/// positions, NaN parameters, `uniforms` outside of [0, 1)) makes that sequence emit nothing,
+/// The emission of a sequence ends early after a draft that is a stop token and after `limit`
+/// tokens. The flag STOPPED is set whenever the last emitted token is a stop token, LIMIT whenever
+/// `limit` tokens were emitted, also if that is the bonus token. A limit of 0 or less emits
+/// nothing. What is out of range in the contents of the arrays makes that sequence emit nothing,
 /// with the flag INVALID; the others are not affected.
 ///
-/// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED (a vocabulary of 2^21
-/// tokens or more, a rule or flag that this version does not know); then nothing has changed.
+/// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED (a vocabulary of 2^21 tokens
+/// or more, a rule or flag that this version does not know, trees); then nothing has changed.
 ///
-/// Contract: any thread; the work is done when the call returns (CPU); allocates nothing.
+/// Contract: any thread; the work is done when the call returns (CPU); allocates nothing unless it
+/// fails; on `stream`, which has no capture on the CPU.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_verify(
     context: *const spec_context,

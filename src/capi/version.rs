@@ -9,15 +9,15 @@ pub const SPEC_ABI_VERSION: i32 = 1000;
 
 /// The ABI version of the library that is linked: `SPEC_ABI_VERSION` of its own header.
 ///
-/// Contract: any thread; does not block; allocates nothing.
+/// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]
 pub extern "C" fn spec_abi_version() -> i32 {
     SPEC_ABI_VERSION
 }
 
-/// The version of the library, such as `0.1.0`; static storage.
+/// The version of the library, such as `0.1.0`; static storage, never NULL.
 ///
-/// Contract: any thread; does not block; allocates nothing.
+/// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]
 pub extern "C" fn spec_version() -> *const c_char {
     const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
@@ -27,13 +27,13 @@ pub extern "C" fn spec_version() -> *const c_char {
 /// The features of this build that hosts can ask for by name.
 const FEATURES: [&str; 4] = ["cpu", "eagle3", "verify.chain", "draft.sampling"];
 
-/// Whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
+/// Says whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
 ///
 /// Names so far: `cpu` (CPU contexts), `eagle3` (EAGLE-3 speculators), `verify.chain`
 /// (verification of chains), `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives
 /// 0.
 ///
-/// Contract: any thread; does not block; allocates nothing.
+/// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_feature(name: *const c_char) -> i32 {
     if name.is_null() {
@@ -44,9 +44,10 @@ pub unsafe extern "C" fn spec_feature(name: *const c_char) -> i32 {
     i32::from(FEATURES.iter().any(|feature| feature.as_bytes() == name.to_bytes()))
 }
 
-/// The name of a status in the header, such as `SPEC_ERROR_FORMAT`; static storage, never NULL.
+/// The name of a status in the header, such as `SPEC_ERROR_FORMAT`, or `unknown status`; static
+/// storage, never NULL.
 ///
-/// Contract: any thread; does not block; allocates nothing.
+/// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]
 pub extern "C" fn spec_status_name(status: spec_status) -> *const c_char {
     let name = match status {
