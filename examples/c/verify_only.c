@@ -19,7 +19,8 @@ static spec_error error = {.struct_size = sizeof(spec_error)};
 /* Proposes at most k tokens: what followed the latest earlier place of the last LOOKUP tokens. */
 static int32_t look_up(const demo_text *text, int32_t k, int32_t *drafts) {
     const int32_t *end = &text->ids[text->len];
-    for (const int32_t *place = end - LOOKUP - 1; k > 0 && place >= text->ids; place--) {
+    for (int32_t first = text->len - LOOKUP - 1; k > 0 && first >= 0; first--) {
+        const int32_t *place = &text->ids[first];
         if (memcmp(place, end - LOOKUP, LOOKUP * sizeof *place) == 0) {
             const int32_t known = (int32_t)(end - (place + LOOKUP));
             const int32_t count = known < k ? known : k;

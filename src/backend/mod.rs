@@ -62,8 +62,15 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// Bytes of scratch of [`Backend::propose`] for at most `rows` rows of `columns` logits.
     fn sampling_scratch(&self, rows: usize, columns: usize) -> usize;
 
-    /// Checks a call's arrays and lays out its rows; pads the outputs of all sequences.
-    fn plan_rows(&self, batch: &DraftBatch<'_>, limits: &Limits, pool: &KvPool, plan: &Plan);
+    /// Checks a call's arrays and lays out its rows; pads the outputs of all sequences. Returns how
+    /// many rows there can be to commit, as far as that is known without waiting for the device.
+    fn plan_rows(
+        &self,
+        batch: &DraftBatch<'_>,
+        limits: &Limits,
+        pool: &KvPool,
+        plan: &Plan,
+    ) -> usize;
 
     /// Features to hidden state.
     fn fuse_features(&self, phase: &FuseFeatures<'_>);

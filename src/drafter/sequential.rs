@@ -19,10 +19,8 @@ pub fn draft(
     plan: &Plan,
     scratch: &Scratch,
 ) {
-    backend.plan_rows(batch, limits, &scratch.pool, plan);
+    let committed = backend.plan_rows(batch, limits, &scratch.pool, plan);
     let step = |rows| Step { backend, batch, plan, scratch, rows };
-    // How many rows there are stands in memory of the device. Sequences may share the call's rows.
-    let committed = batch.num_rows.saturating_mul(batch.num_sequences).min(limits.max_rows);
     let mut first = 0;
     while first < committed {
         let len = scratch.chunk_rows().min(committed - first);

@@ -286,14 +286,20 @@ static int32_t chunk_size(int32_t index, int32_t outputs)
     return left < CHUNK ? left : CHUNK;
 }
 
+/* A chunk of a layer's outputs, added to the stream. */
+static void add_to_stream(const step *s, const linear *layer, const float *input, int32_t index)
+{
+    int32_t hidden = s->model->info.hidden_size;
+    destination to = {s->stream, (size_t)hidden, true};
+    multiply(&layer->weight, layer->bias, index * CHUNK, chunk_size(index, hidden), input,
+             s->num_rows, to);
+}
+
 /* Task: a chunk of the attention's output, onto the stream. */
 static void project_output(void *argument, int32_t index)
 {
     const step *s = argument;
-    int32_t hidden = s->model->info.hidden_size;
-    destination to = {s->stream, (size_t)hidden, true};
-    multiply(&s->layer->output.weight, s->layer->output.bias, index * CHUNK,
-             chunk_size(index, hidden), s->attended, s->num_rows, to);
+    add_to_stream(s, &s->layer->output, s->attended, index);
 }
 
 /* Task: a chunk of silu(gate) * up. */
@@ -317,10 +323,7 @@ static void project_gate(void *argument, int32_t index)
 static void project_down(void *argument, int32_t index)
 {
     const step *s = argument;
-    int32_t hidden = s->model->info.hidden_size;
-    destination to = {s->stream, (size_t)hidden, true};
-    multiply(&s->layer->down.weight, s->layer->down.bias, index * CHUNK,
-             chunk_size(index, hidden), s->gate, s->num_rows, to);
+    add_to_stream(s, &s->layer->down, s->gate, index);
 }
 
 /* Task: a chunk of the logits. */

@@ -1,6 +1,7 @@
 //! The distribution that a row of logits stands for: its filters, draws from it, and draws from
 //! what it has above another one.
 
+use super::memory::elements;
 use super::rows::{self, BLOCK, BUCKETS, Block, Buckets, Measure, Row};
 use super::simd::Isa;
 use super::threads::Pool;
@@ -108,16 +109,14 @@ impl<'a> Reader<'a> {
 
     /// The peak of each block, once [`Reader::scan`] has run.
     fn peaks(&self) -> &[f32] {
-        let address = self.scratch.peaks.address() as *const f32;
         // SAFETY: scratch of this reader, by the contract of `new`.
-        unsafe { std::slice::from_raw_parts(address, self.row.blocks()) }
+        unsafe { elements(self.scratch.peaks.slice(0, self.row.blocks())) }
     }
 
     /// The sum of each block, once [`Reader::law`] has run.
     fn sums(&self) -> &[u64] {
-        let address = self.scratch.sums.address() as *const u64;
         // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts(address, self.row.blocks()) }
+        unsafe { elements(self.scratch.sums.slice(0, self.row.blocks())) }
     }
 
     /// The histogram of a part; parts use theirs one after the other or on a thread each.
@@ -560,7 +559,7 @@ impl TokenIds {
     fn place(self, candidates: usize, token: usize) -> Option<usize> {
         let Self::At(address) = self else { return (token < candidates).then_some(token) };
         // SAFETY: as above.
-        let ids = unsafe { std::slice::from_raw_parts(address as *const i32, candidates) };
+        let ids: &[i32] = unsafe { elements(Span::new(address, candidates)) };
         // Whole groups are compared before one is looked through, which leaves room for vectors.
         let is_token = |id: &i32| *id == token as i32;
         let mut groups = ids.chunks(GROUP).enumerate();
@@ -629,9 +628,8 @@ impl Contest<'_> {
     }
 
     fn overlaps(&self) -> &[u128] {
-        let address = self.overlap.address() as *const u128;
         // SAFETY: scratch of this contest; nothing writes it while the slice is used.
-        unsafe { std::slice::from_raw_parts(address, self.target.row.blocks()) }
+        unsafe { elements(self.overlap.slice(0, self.target.row.blocks())) }
     }
 
     /// Adds up min(p, q) in units of one over both sums, by blocks of the target's row and in all.

@@ -4,12 +4,12 @@
 //! turn, with fused multiply-add, and are added up by the tree of [`Lanes::sum`]. How rows and
 //! outputs are grouped into blocks and tasks never changes it.
 
-use super::memory::element;
+use super::memory::{element, elements_mut};
 use super::simd::{Isa, LANES, Lanes, dispatched};
 use super::threads::Pool;
 use super::vector;
 use crate::backend::phases::{Activation, Linear};
-use crate::tensor::{Dtype, Matrix};
+use crate::tensor::{Dtype, Matrix, Span};
 
 /// What happens to a product.
 #[derive(Clone, Copy, Debug)]
@@ -70,9 +70,11 @@ pub unsafe fn multiply(pool: &Pool, isa: Isa, input: &Matrix, rows: usize, produ
         .map(|piece| piece.rows.div_ceil(tile_rows(piece)))
         .sum();
     let run = |task: usize| {
-        let (product, tile) = find(products, task);
+        let (product, weight, first) = find(products, task);
+        let Product { bias, output, sink, .. } = *product;
+        let tile = Tile { input, rows, weight, bias, output, first, mode: Mode::Store };
         // SAFETY: as this function's contract; tiles of different tasks write different columns.
-        unsafe { multiply_tile(isa, input, rows, product, &tile) };
+        unsafe { tile.multiply(isa, &sink) };
     };
     let bytes: usize = products.iter().map(Product::bytes).sum();
     if bytes.saturating_mul(rows) <= INLINE_BYTES {
@@ -82,13 +84,8 @@ pub unsafe fn multiply(pool: &Pool, isa: Isa, input: &Matrix, rows: usize, produ
     }
 }
 
-/// Rows of a weight, and the output column of the first of them.
-struct Tile {
-    weight: Matrix,
-    first: usize,
-}
-
-fn find<'a>(products: &'a [Product<'a>], task: usize) -> (&'a Product<'a>, Tile) {
+/// The product, the rows of its weight and the output column of the first of them that a task is.
+fn find<'a>(products: &'a [Product<'a>], task: usize) -> (&'a Product<'a>, Matrix, usize) {
     let mut task = task;
     for product in products {
         let mut first = 0;
@@ -98,50 +95,13 @@ fn find<'a>(products: &'a [Product<'a>], task: usize) -> (&'a Product<'a>, Tile)
             if task < tiles {
                 let start = task * rows;
                 let weight = piece.row_range(start, rows.min(piece.rows - start));
-                return (product, Tile { weight, first: first + start });
+                return (product, weight, first + start);
             }
             task -= tiles;
             first += piece.rows;
         }
     }
     unreachable!("multiply makes as many tasks as there are tiles")
-}
-
-unsafe fn multiply_tile(isa: Isa, input: &Matrix, rows: usize, product: &Product, tile: &Tile) {
-    let columns = Columns { first: tile.first, matrix: product.output };
-    // SAFETY: the contract of `multiply`.
-    unsafe {
-        match product.sink {
-            Sink::Store => {
-                run_tile(isa, input, rows, &tile.weight, &columns, product.bias, Mode::Store)
-            }
-            Sink::Add => {
-                run_tile(isa, input, rows, &tile.weight, &columns, product.bias, Mode::Add)
-            }
-            Sink::Gate(activation, up) => {
-                run_tile(isa, input, rows, &tile.weight, &columns, product.bias, Mode::Store);
-                for row in 0..rows {
-                    let gate = columns.address(row);
-                    let gate = std::slice::from_raw_parts_mut(gate, tile.weight.rows);
-                    vector::activate(isa, gate, activation);
-                }
-                let weight = up.weight.row_range(tile.first, tile.weight.rows);
-                run_tile(isa, input, rows, &weight, &columns, up.bias, Mode::Multiply);
-            }
-        }
-    }
-}
-
-/// Where the columns of a tile go.
-struct Columns {
-    first: usize,
-    matrix: Matrix,
-}
-
-impl Columns {
-    fn address(&self, row: usize) -> *mut f32 {
-        (self.matrix.row_address(row) as *mut f32).wrapping_add(self.first)
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -151,32 +111,70 @@ enum Mode {
     Multiply,
 }
 
+/// Rows of a weight against all rows of the input.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    input: &'a Matrix,
+    rows: usize,
+    weight: Matrix,
+    /// Of all rows of the whole weight.
+    bias: Option<Matrix>,
+    output: Matrix,
+    /// The column of the output and the bias that belongs to the first weight row.
+    first: usize,
+    mode: Mode,
+}
+
+impl Tile<'_> {
+    /// # Safety
+    ///
+    /// The contract of `multiply`; no other task writes the columns of this tile.
+    unsafe fn multiply(&self, isa: Isa, sink: &Sink<'_>) {
+        // SAFETY: as this function's contract.
+        unsafe {
+            match sink {
+                Sink::Store => run_tile(isa, self),
+                Sink::Add => run_tile(isa, &Self { mode: Mode::Add, ..*self }),
+                Sink::Gate(activation, up) => {
+                    run_tile(isa, self);
+                    for row in 0..self.rows {
+                        let gate = Span::new(self.place(row, 0) as u64, self.weight.rows);
+                        vector::activate(isa, elements_mut(gate), *activation);
+                    }
+                    let weight = up.weight.row_range(self.first, self.weight.rows);
+                    let up = Self { weight, bias: up.bias, mode: Mode::Multiply, ..*self };
+                    run_tile(isa, &up);
+                }
+            }
+        }
+    }
+
+    /// Where the product of an input row with a weight row goes.
+    fn place(&self, row: usize, weight_row: usize) -> *mut f32 {
+        (self.output.row_address(row) as *mut f32).wrapping_add(self.first + weight_row)
+    }
+
+    fn input(&self, row: usize) -> *const f32 {
+        self.input.row_address(row) as *const f32
+    }
+
+    fn weight(&self, row: usize) -> *const u8 {
+        self.weight.row_address(row) as *const u8
+    }
+}
+
 dispatched! {
-    unsafe fn run_tile(
-        input: &Matrix,
-        rows: usize,
-        weight: &Matrix,
-        output: &Columns,
-        bias: Option<Matrix>,
-        mode: Mode,
-    ) = tile_in
+    unsafe fn run_tile(tile: &Tile<'_>) = tile_in
 }
 
 #[inline(always)]
-unsafe fn tile_in<L: Lanes>(
-    input: &Matrix,
-    rows: usize,
-    weight: &Matrix,
-    output: &Columns,
-    bias: Option<Matrix>,
-    mode: Mode,
-) {
+unsafe fn tile_in<L: Lanes>(tile: &Tile<'_>) {
     // SAFETY: the contract of `multiply`.
     unsafe {
-        match weight.dtype {
-            Dtype::F32 => tile_of::<L, F32>(input, rows, weight, output, bias, mode),
-            Dtype::F16 => tile_of::<L, F16>(input, rows, weight, output, bias, mode),
-            Dtype::Bf16 => tile_of::<L, Bf16>(input, rows, weight, output, bias, mode),
+        match tile.weight.dtype {
+            Dtype::F32 => tile.sweep_rows::<L, F32>(),
+            Dtype::F16 => tile.sweep_rows::<L, F16>(),
+            Dtype::Bf16 => tile.sweep_rows::<L, Bf16>(),
         }
     }
 }
@@ -230,43 +228,6 @@ unsafe impl Element for Bf16 {
     }
 }
 
-#[inline(always)]
-unsafe fn tile_of<L: Lanes, E: Element>(
-    input: &Matrix,
-    rows: usize,
-    weight: &Matrix,
-    output: &Columns,
-    bias: Option<Matrix>,
-    mode: Mode,
-) {
-    let mut row = 0;
-    // SAFETY: the contract of `multiply`; blocks stay inside of rows and weight rows.
-    unsafe {
-        while row < rows {
-            let left = rows - row;
-            let block = Block { input, row, weight, output, bias, mode };
-            let long = weight.columns > BLOCK_COLUMNS;
-            row += match left {
-                1 => block.sweep::<L, E, 1, 2>(),
-                2 => block.sweep::<L, E, 2, 2>(),
-                3 if long => block.sweep_blocks::<L, E, 3>(),
-                3 => block.sweep::<L, E, 3, 1>(),
-                _ if long => block.sweep_blocks::<L, E, 4>(),
-                _ => block.sweep::<L, E, 4, 1>(),
-            };
-        }
-    }
-}
-
-struct Block<'a> {
-    input: &'a Matrix,
-    row: usize,
-    weight: &'a Matrix,
-    output: &'a Columns,
-    bias: Option<Matrix>,
-    mode: Mode,
-}
-
 /// With this many columns of at most four rows of input, these stay in the first-level cache while
 /// weight rows pass by.
 const BLOCK_COLUMNS: usize = 1024;
@@ -274,17 +235,31 @@ const BLOCK_COLUMNS: usize = 1024;
 /// Weight rows whose unfinished sums are kept while the columns are taken block by block.
 const BLOCK_ROWS: usize = 8;
 
-impl Block<'_> {
-    fn weight(&self, row: usize) -> *const u8 {
-        self.weight.row_address(row) as *const u8
+impl Tile<'_> {
+    #[inline(always)]
+    unsafe fn sweep_rows<L: Lanes, E: Element>(&self) {
+        let long = self.weight.columns > BLOCK_COLUMNS;
+        let mut row = 0;
+        // SAFETY: the contract of `multiply`; blocks stay inside of rows and weight rows.
+        unsafe {
+            while row < self.rows {
+                row += match self.rows - row {
+                    1 => self.sweep::<L, E, 1, 2>(row),
+                    2 => self.sweep::<L, E, 2, 2>(row),
+                    3 if long => self.sweep_blocks::<L, E, 3>(row),
+                    3 => self.sweep::<L, E, 3, 1>(row),
+                    _ if long => self.sweep_blocks::<L, E, 4>(row),
+                    _ => self.sweep::<L, E, 4, 1>(row),
+                };
+            }
+        }
     }
 
-    /// [`Block::sweep`] for inputs that are too long for the first-level cache: block by block of
+    /// [`Tile::sweep`] for inputs that are too long for the first-level cache: block by block of
     /// the columns, with the lanes' sums put aside in between. They are the same sums.
     #[inline(always)]
-    unsafe fn sweep_blocks<L: Lanes, E: Element, const M: usize>(&self) -> usize {
-        let inputs: [*const f32; M] =
-            std::array::from_fn(|m| self.input.row_address(self.row + m) as *const f32);
+    unsafe fn sweep_blocks<L: Lanes, E: Element, const M: usize>(&self, row: usize) -> usize {
+        let inputs: [*const f32; M] = std::array::from_fn(|m| self.input(row + m));
         let columns = self.weight.columns;
         // SAFETY: the contract of `multiply`; the sums of BLOCK_ROWS weight rows fit.
         unsafe {
@@ -305,19 +280,21 @@ impl Block<'_> {
                     }
                 }
                 for (n, sums) in sums[..len].iter().enumerate() {
-                    self.sink(first + n, &sums.map(|sum| [sum.sum()]));
+                    self.sink(row, first + n, &sums.map(|sum| [sum.sum()]));
                 }
             }
         }
         M
     }
 
-    /// `M` rows of the input against all weight rows, `N` at a time.
+    /// `M` rows of the input, from `row` on, against all weight rows, `N` at a time.
     #[inline(always)]
-    unsafe fn sweep<L: Lanes, E: Element, const M: usize, const N: usize>(&self) -> usize {
+    unsafe fn sweep<L: Lanes, E: Element, const M: usize, const N: usize>(
+        &self,
+        row: usize,
+    ) -> usize {
         let columns = self.weight.columns;
-        let inputs: [*const f32; M] =
-            std::array::from_fn(|m| self.input.row_address(self.row + m) as *const f32);
+        let inputs: [*const f32; M] = std::array::from_fn(|m| self.input(row + m));
         let full = self.weight.rows / N * N;
         // SAFETY: the contract of `multiply`.
         unsafe {
@@ -325,26 +302,31 @@ impl Block<'_> {
                 let weights = std::array::from_fn(|j| self.weight(n + j));
                 let (ahead, zero) = (self.weight(n + N), [[L::splat(0.0); N]; M]);
                 let sums = add_dots::<L, E, M, N, true>(&inputs, &weights, columns, ahead, zero);
-                self.sink(n, &sums.map(|row| row.map(|sum| sum.sum())));
+                self.sink(row, n, &sums.map(|row| row.map(|sum| sum.sum())));
             }
             for n in full..self.weight.rows {
-                self.sink(n, &dots::<L, E, M, 1>(&inputs, &[self.weight(n)], columns));
+                self.sink(row, n, &dots::<L, E, M, 1>(&inputs, &[self.weight(n)], columns));
             }
         }
         M
     }
 
     #[inline(always)]
-    unsafe fn sink<const M: usize, const N: usize>(&self, n: usize, values: &[[f32; N]; M]) {
+    unsafe fn sink<const M: usize, const N: usize>(
+        &self,
+        row: usize,
+        n: usize,
+        values: &[[f32; N]; M],
+    ) {
         for (m, values) in values.iter().enumerate() {
             for (j, &value) in values.iter().enumerate() {
                 // SAFETY: the bias has as many columns as the weight has rows, the output too.
                 unsafe {
                     let bias = self.bias.map_or(0.0, |bias| {
-                        let column = self.output.first + n + j;
+                        let column = self.first + n + j;
                         element(bias.address + (column * bias.dtype.size()) as u64, bias.dtype)
                     });
-                    let place = self.output.address(self.row + m).add(n + j);
+                    let place = self.place(row + m, n + j);
                     match self.mode {
                         Mode::Store => place.write(value + bias),
                         Mode::Add => place.write(place.read() + (value + bias)),

@@ -30,6 +30,17 @@ pub unsafe fn elements_mut<'a, T>(span: Span<T>) -> &'a mut [T] {
     unsafe { std::slice::from_raw_parts_mut(span.address() as *mut T, span.len()) }
 }
 
+/// One element of a span. Only this element has to be there.
+///
+/// # Safety
+///
+/// As for [`elements`], for this element alone.
+pub unsafe fn read<T: Copy>(span: Span<T>, index: usize) -> T {
+    debug_assert!(index < span.len());
+    // SAFETY: as this function's contract.
+    unsafe { (span.address() as *const T).add(index).read() }
+}
+
 /// One element of a span, to be written.
 ///
 /// # Safety

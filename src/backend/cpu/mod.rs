@@ -92,7 +92,13 @@ impl Backend for CpuBackend {
         verify::draft_scratch(columns).saturating_mul(rows)
     }
 
-    fn plan_rows(&self, batch: &DraftBatch<'_>, limits: &Limits, pool: &KvPool, plan: &Plan) {
+    fn plan_rows(
+        &self,
+        batch: &DraftBatch<'_>,
+        limits: &Limits,
+        pool: &KvPool,
+        plan: &Plan,
+    ) -> usize {
         // SAFETY: the contract of Backend, here and below.
         unsafe { plan::plan_rows(batch, limits, pool, plan) }
     }

@@ -1,16 +1,22 @@
 //! Laying out the rows of a drafting call. Nothing that the host's arrays say is trusted here, and
 //! nothing that passed is checked again later.
 
-use super::memory::{elements, elements_mut};
+use super::memory::{elements, elements_mut, read};
 use crate::backend::phases::{Column, DraftBatch, Fault, KvPool, Limits, Plan};
 use crate::tensor::Span;
 
-/// Checks a call's arrays, lays out its rows, pads its outputs.
+/// Checks a call's arrays, lays out its rows, pads its outputs. Returns how many rows there are to
+/// commit.
 ///
 /// # Safety
 ///
 /// The contract of [`crate::backend::Backend`].
-pub unsafe fn plan_rows(batch: &DraftBatch<'_>, limits: &Limits, pool: &KvPool, plan: &Plan) {
+pub unsafe fn plan_rows(
+    batch: &DraftBatch<'_>,
+    limits: &Limits,
+    pool: &KvPool,
+    plan: &Plan,
+) -> usize {
     let planner = Planner { batch, limits, pool, plan };
     let mut committed = 0;
     // SAFETY: as this function's contract, here and below.
@@ -39,6 +45,7 @@ pub unsafe fn plan_rows(batch: &DraftBatch<'_>, limits: &Limits, pool: &KvPool, 
         elements_mut(plan.commit.count)[0] = committed as i32;
         planner.sort_drafting_rows();
     }
+    committed
 }
 
 /// The rows of one sequence, checked.
@@ -61,16 +68,14 @@ struct Planner<'a> {
 /// One entry of a column. It is read alone: where a row index lies in records, the last row's end
 /// may lie outside of the host's memory.
 unsafe fn entry(column: &Column, sequence: usize, index: usize) -> i32 {
-    let place = sequence * column.stride + index;
-    debug_assert!(place < column.span.len());
     // SAFETY: the callers' sequences and indices lie inside, by the contract of Backend.
-    unsafe { (column.span.address() as *const i32).add(place).read() }
+    unsafe { read(column.span, sequence * column.stride + index) }
 }
 
 /// One entry of an array, or what holds where there is none.
 unsafe fn optional(span: Option<Span<i32>>, index: usize, otherwise: i64) -> i64 {
     // SAFETY: as for `entry`.
-    span.map_or(otherwise, |span| i64::from(unsafe { elements(span) }[index]))
+    span.map_or(otherwise, |span| unsafe { read(span, index) }.into())
 }
 
 fn index(value: i64, below: usize, fault: Fault) -> Result<usize, Fault> {

@@ -1,7 +1,9 @@
 //! Passes over a row of logits, block by block. All of them give the same bits on every
 //! instruction set: lanes are exact, and sums are those of integers.
 
+use super::memory::element;
 use super::simd::{LANES, Lanes, dispatched};
+use super::vector::widen_in;
 use crate::sampling::{
     EXP2, LOWEST_POWER, Scale, WEIGHT_BITS, WEIGHT_ONE, from_order, order, whole,
 };
@@ -42,13 +44,7 @@ impl Row {
     /// The row's memory is valid; `index` lies in it.
     pub unsafe fn logit(&self, index: usize) -> f32 {
         // SAFETY: as this function's contract.
-        unsafe {
-            match self.dtype {
-                Dtype::F32 => (self.address as *const f32).add(index).read(),
-                Dtype::F16 => (self.address as *const half::f16).add(index).read().to_f32(),
-                Dtype::Bf16 => (self.address as *const half::bf16).add(index).read().to_f32(),
-            }
-        }
+        unsafe { element(self.address + (index * self.dtype.size()) as u64, self.dtype) }
     }
 }
 
@@ -106,33 +102,12 @@ impl Buckets {
 unsafe fn logits<L: Lanes>(row: &Row, index: usize, buffer: &mut Block<f32>) -> *const f32 {
     let start = index * BLOCK;
     let len = BLOCK.min(row.len - start);
-    let to = buffer.0.as_mut_ptr();
     let from = row.address + (start * row.dtype.size()) as u64;
-    // SAFETY: `len` elements from `start` on are in the row, and `len` is at most the buffer's.
-    unsafe {
-        match row.dtype {
-            Dtype::F32 if len == BLOCK && row.token_ids.is_none() => return from as *const f32,
-            Dtype::F32 => to.copy_from_nonoverlapping(from as *const f32, len),
-            Dtype::F16 => {
-                let (from, whole) = (from as *const u16, len / LANES * LANES);
-                for lane in (0..whole).step_by(LANES) {
-                    L::load_f16(from.add(lane)).store(to.add(lane));
-                }
-                for lane in whole..len {
-                    to.add(lane).write(half::f16::from_bits(from.add(lane).read()).to_f32());
-                }
-            }
-            Dtype::Bf16 => {
-                let (from, whole) = (from as *const u16, len / LANES * LANES);
-                for lane in (0..whole).step_by(LANES) {
-                    L::load_bf16(from.add(lane)).store(to.add(lane));
-                }
-                for lane in whole..len {
-                    to.add(lane).write(half::bf16::from_bits(from.add(lane).read()).to_f32());
-                }
-            }
-        }
+    if row.dtype == Dtype::F32 && len == BLOCK && row.token_ids.is_none() {
+        return from as *const f32;
     }
+    // SAFETY: `len` elements from `start` on are in the row.
+    unsafe { widen_in::<L>(from, row.dtype, &mut buffer.0[..len]) };
     buffer.0[len..].fill(f32::NEG_INFINITY);
     if let Some(ids) = row.token_ids {
         for lane in 0..len {
@@ -142,7 +117,7 @@ unsafe fn logits<L: Lanes>(row: &Row, index: usize, buffer: &mut Block<f32>) -> 
             }
         }
     }
-    to
+    buffer.0.as_ptr()
 }
 
 /// The powers of two of sixteen logits, not below [`LOWEST_POWER`] if the logits are not below the

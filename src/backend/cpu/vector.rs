@@ -20,8 +20,13 @@ dispatched! {
     unsafe fn widen_on(address: u64, dtype: Dtype, to: &mut [f32]) = widen_in
 }
 
+/// [`widen`] on lanes.
+///
+/// # Safety
+///
+/// As for [`widen`] and [`Lanes`].
 #[inline(always)]
-unsafe fn widen_in<L: Lanes>(address: u64, dtype: Dtype, to: &mut [f32]) {
+pub unsafe fn widen_in<L: Lanes>(address: u64, dtype: Dtype, to: &mut [f32]) {
     // SAFETY: the contract of `widen`.
     unsafe {
         match dtype {

@@ -2,6 +2,7 @@
 //! each row over threads otherwise. Neither changes a result.
 
 use super::distribution::{Contest, DraftLaw, Law, MOST_PARTS, Reader, Scratch, Split, TokenIds};
+use super::memory::{elements_mut, read};
 use super::rows::{BLOCK, Row};
 use super::simd::Isa;
 use super::threads::Pool;
@@ -127,14 +128,6 @@ impl WorkerScratch {
         Self::carve(&mut carver, batch, parts);
         carver.used().checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX)
     }
-}
-
-/// # Safety
-///
-/// The span is valid, and `index` lies in it.
-unsafe fn read<T: Copy>(span: Span<T>, index: usize) -> T {
-    // SAFETY: as this function's contract.
-    unsafe { (span.slice(index, 1).address() as *const T).read() }
 }
 
 /// How a sequence's tokens are drawn.
@@ -437,7 +430,7 @@ unsafe fn decide(
     let len = record::len(batch.max_drafts);
     let span = batch.decisions.span.slice(index * batch.decisions.stride, len);
     // SAFETY: as this function's contract.
-    let record = unsafe { std::slice::from_raw_parts_mut(span.address() as *mut i32, len) };
+    let record = unsafe { elements_mut(span) };
     let (tokens, path) = record[record::TOKENS..].split_at_mut(batch.max_drafts + 1);
     tokens.fill(batch.padding);
     path.fill(-1);
@@ -531,9 +524,7 @@ unsafe fn walk(
 unsafe fn add_counters(batch: &VerifyBatch, counters: Span<u64>) {
     let len = 3 + batch.max_drafts;
     // SAFETY: as this function's contract.
-    let counters = unsafe {
-        std::slice::from_raw_parts_mut(counters.slice(0, len).address() as *mut u64, len)
-    };
+    let counters = unsafe { elements_mut(counters.slice(0, len)) };
     for index in 0..batch.num_sequences {
         let decisions = batch.decisions;
         let start = index * decisions.stride;
