@@ -9,7 +9,6 @@
 #include "clocks.h"
 #include "execution.h"
 #include "memory.h"
-#include "settings.h"
 #include "shadow.h"
 
 namespace simt {
@@ -225,7 +224,7 @@ SharedRecord *shared_record(const char *address, const char **begin) {
 void check(const Access &access) {
   const Thread &thread = current_thread();
   const char *begin;
-  if (within(access.address, thread.stack, size_t(settings().stack))) return;
+  if (within(access.address, thread.stack, execution.stack_bytes)) return;
   if (SharedRecord *record = shared_record(access.address, &begin)) {
     check_shared(*record, begin, access);
     return;

@@ -65,7 +65,8 @@ void complete_barrier(Block &block, Barrier &barrier, const Thread *last) {
 void check_arrival(const Barrier &barrier, uint32_t number, uint32_t threads, Place place) {
   if (barrier.arrived == 0) return;
   const bool same_place =
-      barrier.place.line == place.line && std::strcmp(barrier.place.file, place.file) == 0;
+      barrier.place.line == place.line &&
+      (barrier.place.file == place.file || std::strcmp(barrier.place.file, place.file) == 0);
   // Barriers of some of the warps may stand in code of their own for each.
   if (number == 0 && !same_place) {
     fail_at(place, std::string("divergent __syncthreads: other threads wait at ") +
