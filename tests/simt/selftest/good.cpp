@@ -66,6 +66,29 @@ void grid_barrier_holds() {
   }
 }
 
+void sums_twice() {
+  constexpr unsigned blocks = 5;
+  const std::vector<float> values(blocks * 256, 1.0f);
+  const Buffer input(values), partial(blocks * 256 * sizeof(float)), result(256 * sizeof(float));
+  const Buffer counter(std::vector<uint32_t>{0});
+  launch("sum_twice", {blocks, 256},
+         SumArguments{input.as<float>(), partial.as<float>(), result.as<float>(),
+                      counter.as<uint32_t>(), blocks * 256, 0});
+  for (float total : result.read<float>()) EXPECT(total == blocks * 256.0f * 256.0f);
+}
+
+void grid_barrier_holds_for_all_threads() {
+  constexpr unsigned blocks = 6;
+  const Buffer partial(blocks * 256 * sizeof(float)), result(blocks * 256 * sizeof(float));
+  const Buffer counter(std::vector<uint32_t>{0});
+  Shape shape{blocks, 256};
+  shape.cooperative = true;
+  launch("shift_by_a_block", shape,
+         SumArguments{nullptr, partial.as<float>(), result.as<float>(), counter.as<uint32_t>(), 0, 0});
+  const std::vector<float> found = result.read<float>();
+  for (size_t i = 0; i < found.size(); i++) EXPECT(found[i] == float((i / 256 + 1) % blocks));
+}
+
 uint16_t bf16_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
@@ -235,6 +258,8 @@ const Tests tests{
     {"sums in the last block, acquire and release", sums_with_acquire_release, "", false},
     {"sums in the last block, fences", sums_with_fences, "", false},
     {"grid barrier", grid_barrier_holds, "", false},
+    {"sums, twice", sums_twice, "", false},
+    {"grid barrier, all threads", grid_barrier_holds_for_all_threads, "", false},
     {"matrix product", matrix_product_is_right, "", false},
     {"exchange of lanes", lanes_exchange_words, "", false},
     {"conversions", conversions_round_to_nearest_even, "", false},

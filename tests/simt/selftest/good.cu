@@ -67,6 +67,27 @@ KERNEL(256, normalise, SumArguments) {
   grid_barrier(arguments.counter);
 }
 
+// Two sums in a row, and a last block that needs what all threads of the others wrote.
+KERNEL(256, sum_twice, SumArguments) {
+  const u32 thread = blockIdx.x * 256 + threadIdx.x;
+  const f32 value = thread < arguments.count ? arguments.input[thread] : 0.0f;
+  const f32 sum = block_sum<256>(value);
+  const f32 weighted = block_sum<256>(value * sum);
+  arguments.partial_sums[thread] = weighted;
+  if (!last_block(arguments.counter, gridDim.x)) return;
+  f32 total = 0.0f;
+  for (u32 i = 0; i < gridDim.x; i++) total += arguments.partial_sums[i * 256 + threadIdx.x];
+  arguments.result[threadIdx.x] = total;
+}
+
+// All threads of a block write what all threads of the next one read.
+KERNEL(256, shift_by_a_block, SumArguments) {
+  const u32 from = (blockIdx.x + 1) % gridDim.x;
+  arguments.partial_sums[blockIdx.x * 256 + threadIdx.x] = f32(blockIdx.x);
+  grid_barrier(arguments.counter);
+  arguments.result[blockIdx.x * 256 + threadIdx.x] = arguments.partial_sums[from * 256 + threadIdx.x];
+}
+
 struct ProductArguments {
   const bf16 *left;   // rows x inner
   const bf16 *right;  // columns x inner
