@@ -158,8 +158,8 @@ pub struct spec_context_options {
     /// Which of the devices of that type, as the CUDA driver numbers them; 0 on the CPU.
     pub device_id: i32,
     /// Threads that work on a call, the calling one among them, 0 to 1024; 0 is one per core
-    /// that the process may use. Not used on CUDA devices, like `parallel_for`. With `parallel_for`, the number of threads that it uses; 0 is
-    /// then 1.
+    /// that the process may use. With `parallel_for`, the number of threads that it uses; 0 is
+    /// then 1. Neither is used on CUDA devices.
     pub threads: i32,
     /// The host's own threads, instead of threads of the library; called until the last handle
     /// that refers to the context is released. NULL: the library keeps `threads - 1` threads
