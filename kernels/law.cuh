@@ -273,6 +273,15 @@ struct Slice {
   }
 };
 
+// The peaks of all tiles of a row, as told at a meeting.
+struct Peaks {
+  const f32 *of_tile;
+  u32 tiles;
+  u32 highest, lowest;  // the order of the largest, and of the smallest that is not -inf
+
+  DEVICE bool has_candidate() const { return highest > order(-infinity()); }
+};
+
 // Shared memory of a block that works on laws.
 template <u32 threads>
 struct alignas(16) LawScratch {
@@ -282,6 +291,7 @@ struct alignas(16) LawScratch {
   u64 histogram[buckets];
   u32 keys[few];
   u64 of_warp[warps];
+  Peaks peaks;
   u64 above;
   u32 bucket;
   u32 count;
@@ -361,14 +371,12 @@ DEVICE Share<Value> share_of(const Team &team, Value value) {
 // ---- Boundaries ----------------------------------------------------------------------------------
 
 // What is counted, and in which order: logits one by one, or weights by the relative weights.
-enum class Measure { count, weight };
+enum class Measure : u32 { count, weight };
 
-template <Measure measure>
-DEVICE u32 key_of(f32 logit, const Law &law) {
+DEVICE u32 key_of(Measure measure, f32 logit, const Law &law) {
   return measure == Measure::count ? order(logit) : __float_as_uint(relative(logit, law));
 }
-template <Measure measure>
-DEVICE u64 mass_of(u32 key) {
+DEVICE u64 mass_of(Measure measure, u32 key) {
   return measure == Measure::count ? 1 : whole(__uint_as_float(key));
 }
 
@@ -377,7 +385,7 @@ struct Keys {
   u32 low, high, shift;
 
   static DEVICE Keys between(u32 low, u32 high) {
-    const u32 bits = 32 - __clz(high - low);
+    const u32 bits = 32 - __clz(i32(high - low));
     return Keys{low, high, bits > bucket_bits ? bits - bucket_bits : 0};
   }
   DEVICE bool has(u32 key) const { return key >= low && key <= high; }
@@ -389,7 +397,14 @@ struct Keys {
   }
 };
 
-// A key was found, or all of them together do not reach the limit.
+// The highest key with which the mass from above reaches a limit is looked for.
+struct Search {
+  Measure measure;
+  Keys keys;
+  u64 limit;
+};
+
+// It was found, or all keys together do not reach the limit.
 struct Boundary {
   bool is_there;
   u32 key;
@@ -445,61 +460,81 @@ DEVICE bool find_bucket(u64 limit, LawScratch<threads> &scratch) {
   return scratch.bucket < buckets;
 }
 
-// Goes on with the keys of the bucket that was found.
+// Goes on with the keys of the bucket that was found. Whether they are a single one.
 template <u32 threads>
-DEVICE void enter_bucket(Keys &keys, u64 &limit, const LawScratch<threads> &scratch) {
-  keys = keys.of_bucket(scratch.bucket);
-  limit -= scratch.above;
+DEVICE bool enter_bucket(Search &search, const LawScratch<threads> &scratch) {
+  const bool is_single = search.keys.shift == 0;
+  search.keys = search.keys.of_bucket(scratch.bucket);
+  search.limit -= scratch.above;
+  return is_single;
 }
 
-// The highest key with which the mass from above reaches `limit`, of the first `count` in
-// scratch.keys, which each thread may just have written.
-template <u32 threads, Measure measure>
-DEVICE Boundary find_among(u32 count, Keys keys, u64 limit, LawScratch<threads> &scratch) {
+// Searches the first `count` keys in scratch.keys, which the threads may just have written.
+template <u32 threads>
+DEVICE Boundary search_keys(u32 count, Search search, LawScratch<threads> &scratch) {
+#pragma unroll 1
   for (;;) {
     clear_histogram(scratch);
     for (u32 i = threadIdx.x; i < count; i += threads) {
       const u32 key = scratch.keys[i];
-      if (keys.has(key)) {
-        add_shared(&scratch.histogram[keys.bucket(key)], mass_of<measure>(key));
-      }
+      if (!search.keys.has(key)) continue;
+      add_shared(&scratch.histogram[search.keys.bucket(key)], mass_of(search.measure, key));
     }
     __syncthreads();
-    if (!find_bucket(limit, scratch)) return Boundary{false, 0};
-    const bool is_single = keys.shift == 0;
-    enter_bucket(keys, limit, scratch);
-    if (is_single) return Boundary{true, keys.low};
+    if (!find_bucket(search.limit, scratch)) return Boundary{false, 0};
+    if (enter_bucket(search, scratch)) return Boundary{true, search.keys.low};
   }
 }
 
-// Goes over the slice. With `weighs` it writes the sum of each tile and returns that of the slice;
-// with `notes` it counts the keys that are asked for into the histogram, which was cleared, and notes
-// the first of them.
-template <u32 threads, bool weighs, bool notes, Measure measure>
-DEVICE u64 pass(Row row, Slice slice, Law law, Keys keys, LawScratch<threads> &scratch) {
+// Counts a key into the histogram, and keeps it if it is one of the first.
+template <u32 threads>
+DEVICE void note(u32 key, const Search &search, LawScratch<threads> &scratch) {
+  if (!search.keys.has(key)) return;
+  const u32 place = atomicAdd(&scratch.count, 1);
+  if (place < few) scratch.keys[place] = key;
+  add_shared(&scratch.histogram[search.keys.bucket(key)], mass_of(search.measure, key));
+}
+
+// Goes over the slice. `weighs`: writes the sum of each tile and returns that of the slice, by
+// weights. `notes`: notes the keys that are searched for; the histogram was cleared.
+template <u32 threads>
+DEVICE u64 pass(const Row &row, const Slice &slice, Law law, bool weighs, bool notes, Search search,
+                LawScratch<threads> &scratch) {
   u64 sum = 0;
+#pragma unroll 1
   for (u32 tile = slice.begin + warp_index(); tile < slice.end; tile += threads / warp_lanes) {
     const f32 peak = slice.peaks[tile - slice.begin];
     // A relative weight up to one half rounds to 0.
     const bool has_weight = weighs && relative(peak, law) > 0.5f;
-    const bool has_keys = notes && key_of<measure>(peak, law) >= keys.low;
+    const bool has_keys = notes && key_of(search.measure, peak, law) >= search.keys.low;
     u64 tile_sum = 0;
     if (has_weight || has_keys) {
       f32 logits[lane_logits];
       load_tile(row, tile, logits);
-      u32 highs = 0;
-      i32 lows = 0;
+      u32 keys[lane_logits];
+      if (search.measure == Measure::weight) {
 #pragma unroll
-      for (u32 i = 0; i < lane_logits; i++) {
-        const u32 key = key_of<measure>(logits[i], law);
-        if (weighs) add_parts(__uint_as_float(key), highs, lows);
-        if (notes && keys.has(key)) {
-          const u32 place = atomicAdd(&scratch.count, 1);
-          if (place < few) scratch.keys[place] = key;
-          add_shared(&scratch.histogram[keys.bucket(key)], mass_of<measure>(key));
-        }
+        for (u32 i = 0; i < lane_logits; i++) keys[i] = __float_as_uint(relative(logits[i], law));
+      } else {
+#pragma unroll
+        for (u32 i = 0; i < lane_logits; i++) keys[i] = order(logits[i]);
       }
-      if (weighs) tile_sum = joined(warp_sum(highs), i32(warp_sum(u32(lows))));
+      if (weighs) {
+        u32 highs = 0;
+        i32 lows = 0;
+#pragma unroll
+        for (u32 i = 0; i < lane_logits; i++) add_parts(__uint_as_float(keys[i]), highs, lows);
+        tile_sum = joined(warp_sum(highs), i32(warp_sum(u32(lows))));
+      }
+      u32 hits = 0;
+#pragma unroll
+      for (u32 i = 0; i < lane_logits; i++) hits |= notes && search.keys.has(keys[i]) ? 1u << i : 0;
+      // They are few. Read again, they take no registers above.
+      for (; hits != 0; hits &= hits - 1) {
+        const u32 i = u32(__ffs(i32(hits))) - 1;
+        const u32 column = tile * tile_logits + i * warp_lanes + lane_index();
+        note(key_of(search.measure, candidate_at(row, column), law), search, scratch);
+      }
     }
     if (weighs && lane_index() == 0) slice.sums[tile - slice.begin] = tile_sum;
     sum += tile_sum;
@@ -566,40 +601,33 @@ DEVICE void merge_histograms(const Team &team, LawScratch<threads> &scratch) {
   for (u32 i = 0; i < buckets / threads; i++) scratch.histogram[bucket_of<threads>(i)] = mass[i];
 }
 
-// The highest key with which the mass from above reaches `limit`, of all keys of the row, given that
-// the slices' keys have been noted and told, `count` in all.
-template <u32 threads, Measure measure>
-DEVICE Boundary find_boundary(const Row &row, const Slice &slice, const Law &law, Keys keys,
-                              u64 limit, u32 count, Team &team, LawScratch<threads> &scratch) {
+// Searches the row. By weights, the limit is that of top-p for the sum of the row. The team meets.
+template <u32 threads>
+DEVICE Boundary search_row(const Row &row, const Slice &slice, const Law &law, Search search,
+                           f32 top_p, Team &team, LawScratch<threads> &scratch) {
+  bool weighs = search.measure == Measure::weight;
+#pragma unroll 1
   for (;;) {
+    clear_histogram(scratch);
+    u64 sum = pass(row, slice, law, weighs, true, search, scratch);
+    const u32 count = tell_keys(team, sum, scratch);
+    if (weighs) search.limit = top_p_limit(top_p, sum);
+    weighs = false;
     if (count <= few) {
       gather_keys(team, scratch);
-      return find_among<threads, measure>(count, keys, limit, scratch);
+      return search_keys(count, search, scratch);
     }
     merge_histograms(team, scratch);
-    if (!find_bucket(limit, scratch)) return Boundary{false, 0};
-    const bool is_single = keys.shift == 0;
-    enter_bucket(keys, limit, scratch);
-    if (is_single) return Boundary{true, keys.low};
-    clear_histogram(scratch);
-    pass<threads, false, true, measure>(row, slice, law, keys, scratch);
-    u64 none = 0;
-    count = tell_keys(team, none, scratch);
+    if (!find_bucket(search.limit, scratch)) return Boundary{false, 0};
+    if (enter_bucket(search, scratch)) return Boundary{true, search.keys.low};
   }
 }
 
 // ---- Laws ----------------------------------------------------------------------------------------
 
-// The peaks of all tiles of a row, as told at a meeting.
-struct Peaks {
-  const f32 *of_tile;
-  u32 tiles;
-  u32 highest, lowest;  // the order of the largest, and of the smallest that is not -inf
-};
-
-// Finds the largest logits of the tiles; the team meets.
+// Finds the largest logits of the tiles: scratch.peaks. The team meets.
 template <u32 threads>
-DEVICE Peaks scan(Row row, Slice slice, Team &team, LawScratch<threads> &scratch) {
+DEVICE void scan(const Row &row, const Slice &slice, Team &team, LawScratch<threads> &scratch) {
   for (u32 tile = slice.begin + warp_index(); tile < slice.end; tile += threads / warp_lanes) {
     f32 logits[lane_logits];
     load_tile(row, tile, logits);
@@ -613,19 +641,20 @@ DEVICE Peaks scan(Row row, Slice slice, Team &team, LawScratch<threads> &scratch
     }
   }
   team.meet();
-  Peaks peaks{team.size > 1 ? team.told_peaks() : slice.peaks, tiles_of(row.columns), 0, ~0u};
-  const u32 none = order(-infinity());
-  for (u32 tile = threadIdx.x; tile < peaks.tiles; tile += threads) {
-    const u32 key = order(peaks.of_tile[tile]);
-    peaks.highest = max(peaks.highest, key);
-    if (key > none) peaks.lowest = min(peaks.lowest, key);
+  const f32 *peaks = team.size > 1 ? team.told_peaks() : slice.peaks;
+  u32 highest = 0, lowest = ~0u;
+  for (u32 tile = threadIdx.x; tile < tiles_of(row.columns); tile += threads) {
+    const u32 key = order(peaks[tile]);
+    highest = max(highest, key);
+    if (key > order(-infinity())) lowest = min(lowest, key);
   }
-  peaks.highest = block_max(peaks.highest, scratch);
-  peaks.lowest = block_min(peaks.lowest, scratch);
-  return peaks;
+  highest = block_max(highest, scratch);
+  lowest = block_min(lowest, scratch);
+  if (threadIdx.x == 0) {
+    scratch.peaks = Peaks{peaks, tiles_of(row.columns), highest, lowest};
+  }
+  __syncthreads();
 }
-
-DEVICE bool has_candidate(const Peaks &peaks) { return peaks.highest > order(-infinity()); }
 
 // The column of the first logit of a tile that is equal to `value`, for all lanes.
 DEVICE u32 first_in_tile(const Row &row, u32 tile, f32 value) {
@@ -644,8 +673,8 @@ DEVICE u32 first_in_tile(const Row &row, u32 tile, f32 value) {
 
 // The column of the largest logit, of equal ones the first, if it lies in the slice; else no_column.
 template <u32 threads>
-DEVICE u32 first_of_largest(const Row &row, const Slice &slice, const Peaks &peaks,
-                            LawScratch<threads> &scratch) {
+DEVICE u32 first_of_largest(const Row &row, const Slice &slice, LawScratch<threads> &scratch) {
+  const Peaks &peaks = scratch.peaks;
   u32 tile = no_column;
   for (u32 t = threadIdx.x; t < peaks.tiles; t += threads) {
     if (order(peaks.of_tile[t]) == peaks.highest) tile = min(tile, t);
@@ -655,37 +684,31 @@ DEVICE u32 first_of_largest(const Row &row, const Slice &slice, const Peaks &pea
   return first_in_tile(row, tile, from_order(peaks.highest));
 }
 
-// Raises the floor to the k-th largest logit, if there are so many.
+// The search for the k-th largest logit.
 template <u32 threads>
-DEVICE void keep_top_k(const Row &row, const Slice &slice, const Peaks &peaks, u32 k, Law &law,
-                       Team &team, LawScratch<threads> &scratch) {
-  Keys keys = Keys::between(order(-__uint_as_float(0x7f7fffff)), peaks.highest);
-  if (k <= peaks.tiles) {
-    // The k-th largest of the peaks is not above that of all, nor is the begin of its bucket.
-    const Keys of_peaks = Keys::between(peaks.lowest, peaks.highest);
-    clear_histogram(scratch);
-    for (u32 tile = threadIdx.x; tile < peaks.tiles; tile += threads) {
-      const u32 key = order(peaks.of_tile[tile]);
-      if (of_peaks.has(key)) add_shared(&scratch.histogram[of_peaks.bucket(key)], 1);
-    }
-    __syncthreads();
-    if (find_bucket(k, scratch)) {
-      keys = Keys::between(of_peaks.of_bucket(scratch.bucket).low, peaks.highest);
-    }
-  }
+DEVICE Search search_of_top_k(u32 k, LawScratch<threads> &scratch) {
+  const Peaks &peaks = scratch.peaks;
+  Search search{Measure::count, Keys::between(order(-__uint_as_float(0x7f7fffff)), peaks.highest), k};
+  if (k > peaks.tiles) return search;
+  // The k-th largest of the peaks is not above that of all, nor is the begin of its bucket.
+  const Keys keys = Keys::between(peaks.lowest, peaks.highest);
   clear_histogram(scratch);
-  pass<threads, false, true, Measure::count>(row, slice, law, keys, scratch);
-  u64 none = 0;
-  const u32 count = tell_keys(team, none, scratch);
-  const Boundary kth = find_boundary<threads, Measure::count>(row, slice, law, keys, k, count,
-                                                              team, scratch);
-  if (kth.is_there) law.floor = fmaxf(law.floor, from_order(kth.key));
+  for (u32 tile = threadIdx.x; tile < peaks.tiles; tile += threads) {
+    const u32 key = order(peaks.of_tile[tile]);
+    if (keys.has(key)) add_shared(&scratch.histogram[keys.bucket(key)], 1);
+  }
+  __syncthreads();
+  if (find_bucket(k, scratch)) {
+    search.keys = Keys::between(keys.of_bucket(scratch.bucket).low, peaks.highest);
+  }
+  return search;
 }
 
-// The least relative weight that top-p keeps.
+// The search for the least relative weight that top-p keeps.
 template <u32 threads>
-DEVICE f32 least_of_top_p(const Row &row, const Slice &slice, const Peaks &peaks, f32 top_p,
-                          const Law &law, Team &team, LawScratch<threads> &scratch) {
+DEVICE Search search_of_top_p(f32 top_p, u32 columns, const Law &law,
+                              LawScratch<threads> &scratch) {
+  const Peaks &peaks = scratch.peaks;
   u64 of_peaks = 0;
   for (u32 tile = threadIdx.x; tile < peaks.tiles; tile += threads) {
     of_peaks += whole(relative(peaks.of_tile[tile], law));
@@ -694,14 +717,9 @@ DEVICE f32 least_of_top_p(const Row &row, const Slice &slice, const Peaks &peaks
   // The weights below `cut` cannot sum to more than what top-p leaves out, as the peaks alone weigh
   // so much; a margin covers the rounding of these few operations.
   const f32 left_out = (1.0f - fmaxf(top_p, 0.0f)) * __ull2float_rn(of_peaks);
-  const f32 cut = fmaxf(left_out / f32(row.columns) * 0.99f - 1.0f, 0.25f);
-  const Keys keys = Keys::between(__float_as_uint(cut), __float_as_uint(largest_weight));
-  clear_histogram(scratch);
-  u64 sum = pass<threads, true, true, Measure::weight>(row, slice, law, keys, scratch);
-  const u32 count = tell_keys(team, sum, scratch);
-  const Boundary least = find_boundary<threads, Measure::weight>(
-      row, slice, law, keys, top_p_limit(top_p, sum), count, team, scratch);
-  return least.is_there ? __uint_as_float(least.key) : 0.0f;
+  const f32 cut = fmaxf(left_out / f32(columns) * 0.99f - 1.0f, 0.25f);
+  const u32 low = __float_as_uint(cut), high = __float_as_uint(largest_weight);
+  return Search{Measure::weight, Keys::between(low, high), 0};
 }
 
 // What a block knows of a row's law once the team has met.
@@ -728,23 +746,33 @@ DEVICE Weighed weigh_certain(u32 certain, const Slice &slice, u32 column) {
 // The law of a row with a candidate, by parameters that are not greedy: filters it, writes the sums
 // of the slice's tiles, and tells the weight of a column. The team meets.
 template <u32 threads>
-DEVICE Weighed weigh(const Row &row, const Slice &slice, const Peaks &peaks,
-                     const Parameters &parameters, u32 column, Team &team,
-                     LawScratch<threads> &scratch) {
-  Law law = unfiltered(from_order(peaks.highest), parameters.temperature);
-  if (parameters.top_k > 0 && u32(parameters.top_k) < row.columns) {
-    keep_top_k(row, slice, peaks, u32(parameters.top_k), law, team, scratch);
+DEVICE Weighed weigh(const Row &row, const Slice &slice, const Parameters &parameters, u32 column,
+                     Team &team, LawScratch<threads> &scratch) {
+  Law law = unfiltered(from_order(scratch.peaks.highest), parameters.temperature);
+  f32 least = 0.0f;
+#pragma unroll 1
+  for (u32 filter = 0; filter < 2; filter++) {
+    const bool is_top_k = filter == 0;
+    const u32 k = u32(max(parameters.top_k, 0));
+    if (is_top_k ? k == 0 || k >= row.columns : !(parameters.top_p < 1.0f)) continue;
+    const Search search =
+        is_top_k ? search_of_top_k(k, scratch)
+                 : search_of_top_p(parameters.top_p, row.columns, law, scratch);
+    const Boundary found = search_row(row, slice, law, search, parameters.top_p, team, scratch);
+    if (!found.is_there) continue;
+    if (is_top_k) {
+      law.floor = fmaxf(law.floor, from_order(found.key));
+    } else {
+      least = __uint_as_float(found.key);
+    }
   }
   // Min-p leaves tokens out only after top-p has taken its share of the sum.
-  f32 least = 0.0f;
-  if (parameters.top_p < 1.0f) {
-    least = least_of_top_p(row, slice, peaks, parameters.top_p, law, team, scratch);
-  }
   if (parameters.min_p > 0.0f) {
     least = fmaxf(least, multiply_rn(fminf(parameters.min_p, 1.0f), largest_weight));
   }
   law.least = least;
-  law.sum = pass<threads, true, false, Measure::weight>(row, slice, law, Keys{}, scratch);
+  const Search none{Measure::weight, Keys{0, 0, 0}, 0};
+  law.sum = pass(row, slice, law, true, false, none, scratch);
   u64 weight = 0;
   if (column < row.columns && slice.has(column)) {
     weight = weight_of(law, candidate_at(row, column), column);
@@ -771,6 +799,7 @@ DEVICE u32 seek(const Value *values, u32 count, Value &target) {
   const u32 each = (count + warp_lanes - 1) / warp_lanes;
   const u32 begin = min(count, lane_index() * each), end = min(count, begin + each);
   Value sum = 0;
+#pragma unroll 1
   for (u32 i = begin; i < end; i++) sum += values[i];
   const Value prefix = warp_prefix(sum);
   const u32 lanes = __ballot_sync(all_lanes, target < prefix);
@@ -778,6 +807,7 @@ DEVICE u32 seek(const Value *values, u32 count, Value &target) {
   const u32 lane = __ffs(lanes) - 1;
   target -= shuffle(prefix - sum, lane);
   u32 place = lane * each;
+#pragma unroll 1
   // The lane's own values exceed what is left, so that the search ends among them.
   for (; place + 1 < count && target >= values[place]; place++) target -= values[place];
   return place;
@@ -789,6 +819,7 @@ template <class Value, class Weight>
 DEVICE u32 seek_in_tile(u32 tile, Value target, Weight weight) {
   const u32 first = tile * tile_logits + lane_index() * lane_logits;
   Value sum = 0;
+#pragma unroll 1
   for (u32 i = 0; i < lane_logits; i++) sum += weight(first + i);
   const Value prefix = warp_prefix(sum);
   const u32 lanes = __ballot_sync(all_lanes, target < prefix);
@@ -796,6 +827,7 @@ DEVICE u32 seek_in_tile(u32 tile, Value target, Weight weight) {
   u32 column = first;
   if (lane_index() == u32(__ffs(lanes)) - 1) {
     target -= prefix - sum;
+#pragma unroll 1
     for (u32 i = 0; i + 1 < lane_logits; i++) {
       const Value own = weight(column);
       if (target < own) break;
@@ -823,10 +855,10 @@ DEVICE u32 draw_column(const Row &row, const Parameters &parameters, u64 number,
                        u64 *sums, LawScratch<threads> &scratch) {
   Team team = Team::alone();
   const Slice slice{0, tiles_of(row.columns), peaks, sums};
-  const Peaks found = scan(row, slice, team, scratch);
-  if (!has_candidate(found)) return 0;
-  if (is_greedy(parameters)) return first_of_largest(row, slice, found, scratch);
-  const Law law = weigh(row, slice, found, parameters, no_column, team, scratch).law;
+  scan(row, slice, team, scratch);
+  if (!scratch.peaks.has_candidate()) return 0;
+  if (is_greedy(parameters)) return first_of_largest(row, slice, scratch);
+  const Law law = weigh(row, slice, parameters, no_column, team, scratch).law;
   // Every warp draws the same: nothing needs to be told. A share of the sum is less than the sum.
   const u32 column = draw_in_slice(row, slice, law, u64(scaled(number, law.sum)));
   return column == no_column ? 0 : column;
