@@ -393,7 +393,11 @@ mod tests {
         for entry in KERNELS {
             let path = format!("{sources}/{}.cu", entry.module);
             let text = std::fs::read_to_string(&path).unwrap();
-            assert!(text.contains(&format!(", {}, ", entry.function)), "{path}: {}", entry.function);
+            assert!(
+                text.contains(&format!(", {}, ", entry.function)),
+                "{path}: {}",
+                entry.function
+            );
         }
     }
 }
