@@ -90,6 +90,11 @@ pub fn is_cpu_or_skipped(why: &str) -> bool {
     is_cpu
 }
 
+/// How often a test repeats what it does: `on_cpu` times, or `on_cuda` times, as a simulated device is slow.
+pub fn repeats(on_cpu: usize, on_cuda: usize) -> usize {
+    if is_cuda() { on_cuda } else { on_cpu }
+}
+
 /// Waits for all work of the device; on the CPU there is none to wait for.
 pub fn synchronize() {
     if is_cuda() {
