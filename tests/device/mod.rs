@@ -8,8 +8,10 @@
 #![allow(dead_code)] // Each test program uses its own part.
 
 pub mod buffer;
+pub mod child;
 pub mod driver;
 pub mod memory;
+pub mod simulator;
 pub mod stream;
 
 use speculators::capi::{

@@ -51,6 +51,20 @@ impl Stream {
         }
     }
 
+    /// Lets what is enqueued here from now on begin when all that `other` has now is done.
+    pub fn wait_for(&self, other: &Self) {
+        driver::enter();
+        let mut event = null_mut();
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+        // SAFETY: a context is current; live streams; the driver keeps the event while it is needed.
+        unsafe {
+            driver::check("cuEventCreate", sys::cuEventCreate(&mut event, flags));
+            driver::check("cuEventRecord", sys::cuEventRecord(event, other.0));
+            driver::check("cuStreamWaitEvent", sys::cuStreamWaitEvent(self.0, event, 0));
+            driver::check("cuEventDestroy", sys::cuEventDestroy_v2(event));
+        }
+    }
+
     /// Waits until all work is done or has failed.
     pub fn settle(&self) {
         if !self.0.is_null() {

@@ -2,6 +2,7 @@
 
 use crate::device::Device;
 use crate::device::buffer::Buffer;
+use crate::device::memory::Memory;
 use half::{bf16, f16};
 use speculators::capi::{SPEC_DTYPE_BFLOAT, SPEC_DTYPE_FLOAT, spec_tensor};
 use std::ffi::c_void;
@@ -150,9 +151,36 @@ impl Matrix {
         }
     }
 
+    /// A copy in memory of the device itself.
+    pub fn on_device(&self) -> DeviceMatrix {
+        let bytes: &[u8] = bytemuck::cast_slice(&self.words);
+        let memory = Memory::of(bytes);
+        let data = if bytes.is_empty() { std::ptr::null_mut() } else { memory.address() };
+        let device_type = Device::chosen().context_type();
+        DeviceMatrix { tensor: spec_tensor { data, device_type, ..self.tensor() }, memory }
+    }
+
+    /// The rows that a copy has now.
+    pub fn read(&mut self, copy: &DeviceMatrix) {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.words);
+        bytes.copy_from_slice(&copy.memory.read(0..bytes.len()));
+    }
+
     /// The view of a tensor that the call writes.
     pub fn output_tensor(&mut self, device: Device) -> spec_tensor {
         let data = self.words.as_mut_ptr().cast();
         spec_tensor { data, ..self.tensor_for(device) }
+    }
+}
+
+/// A matrix in memory of the device.
+pub struct DeviceMatrix {
+    memory: Memory,
+    tensor: spec_tensor,
+}
+
+impl DeviceMatrix {
+    pub fn tensor(&self) -> spec_tensor {
+        self.tensor
     }
 }
