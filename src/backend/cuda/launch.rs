@@ -34,6 +34,78 @@ macro_rules! kernels {
 kernels! {
     /// Rows of a matrix by their ids, into another matrix.
     CopyRows: "rows", "copy_rows", 256, Small;
+    /// The host's features side by side.
+    GatherFeatures: "features", "gather_features", 256, Small;
+    /// The norm of all features together.
+    NormFeatures: "features", "norm_features", 256, Small;
+    /// A linear map, BF16 weights, 16 rows.
+    LinearBf16Sixteen: "layer", "linear_bf16_16", 256, Small;
+    /// A linear map, BF16 weights, 32 rows at a time.
+    LinearBf16ThirtyTwo: "layer", "linear_bf16_32", 256, Small;
+    /// A linear map, BF16 weights, many rows.
+    LinearBf16Many: "layer", "linear_bf16_many", 256, Small;
+    /// A linear map, F16 weights, 16 rows.
+    LinearF16Sixteen: "layer", "linear_f16_16", 256, Small;
+    /// A linear map, F16 weights, 32 rows at a time.
+    LinearF16ThirtyTwo: "layer", "linear_f16_32", 256, Small;
+    /// A linear map, F16 weights, many rows.
+    LinearF16Many: "layer", "linear_f16_many", 256, Small;
+    /// A linear map, other weights, 16 rows.
+    LinearAnySixteen: "layer", "linear_any_16", 256, Small;
+    /// A linear map, other weights, 32 rows at a time.
+    LinearAnyThirtyTwo: "layer", "linear_any_32", 256, Small;
+    /// A linear map, other weights, many rows.
+    LinearAnyMany: "layer", "linear_any_many", 256, Small;
+    /// The first half of a gated MLP, BF16 weights, 16 rows.
+    GateUpBf16Sixteen: "layer", "gate_up_bf16_16", 256, Small;
+    /// The first half of a gated MLP, BF16 weights, 32 rows at a time.
+    GateUpBf16ThirtyTwo: "layer", "gate_up_bf16_32", 256, Small;
+    /// The first half of a gated MLP, BF16 weights, many rows.
+    GateUpBf16Many: "layer", "gate_up_bf16_many", 256, Small;
+    /// The first half of a gated MLP, F16 weights, 16 rows.
+    GateUpF16Sixteen: "layer", "gate_up_f16_16", 256, Small;
+    /// The first half of a gated MLP, F16 weights, 32 rows at a time.
+    GateUpF16ThirtyTwo: "layer", "gate_up_f16_32", 256, Small;
+    /// The first half of a gated MLP, F16 weights, many rows.
+    GateUpF16Many: "layer", "gate_up_f16_many", 256, Small;
+    /// The first half of a gated MLP, other weights, 16 rows.
+    GateUpAnySixteen: "layer", "gate_up_any_16", 256, Small;
+    /// The first half of a gated MLP, other weights, 32 rows at a time.
+    GateUpAnyThirtyTwo: "layer", "gate_up_any_32", 256, Small;
+    /// The first half of a gated MLP, other weights, many rows.
+    GateUpAnyMany: "layer", "gate_up_any_many", 256, Small;
+    /// The maps into an attention, BF16 weights, 16 rows.
+    ProjectBf16Sixteen: "project", "project_bf16_16", 256, Small;
+    /// The maps into an attention, BF16 weights, 32 rows at a time.
+    ProjectBf16ThirtyTwo: "project", "project_bf16_32", 256, Small;
+    /// The maps into an attention, BF16 weights, many rows.
+    ProjectBf16Many: "project", "project_bf16_many", 256, Small;
+    /// The maps into an attention, F16 weights, 16 rows.
+    ProjectF16Sixteen: "project", "project_f16_16", 256, Small;
+    /// The maps into an attention, F16 weights, 32 rows at a time.
+    ProjectF16ThirtyTwo: "project", "project_f16_32", 256, Small;
+    /// The maps into an attention, F16 weights, many rows.
+    ProjectF16Many: "project", "project_f16_many", 256, Small;
+    /// The maps into an attention, other weights, 16 rows.
+    ProjectAnySixteen: "project", "project_any_16", 256, Small;
+    /// The maps into an attention, other weights, 32 rows at a time.
+    ProjectAnyThirtyTwo: "project", "project_any_32", 256, Small;
+    /// The maps into an attention, other weights, many rows.
+    ProjectAnyMany: "project", "project_any_many", 256, Small;
+    /// What follows the maps into an attention where there are many rows.
+    FinishProjection: "project", "finish_projection", 256, Small;
+    /// The head and the choice of draft tokens, BF16 weights, 16 rows.
+    ProposeBf16Sixteen: "propose", "propose_bf16_16", 256, Small;
+    /// The head and the choice of draft tokens, BF16 weights, 32 rows at a time.
+    ProposeBf16ThirtyTwo: "propose", "propose_bf16_32", 256, Small;
+    /// The head and the choice of draft tokens, F16 weights, 16 rows.
+    ProposeF16Sixteen: "propose", "propose_f16_16", 256, Small;
+    /// The head and the choice of draft tokens, F16 weights, 32 rows at a time.
+    ProposeF16ThirtyTwo: "propose", "propose_f16_32", 256, Small;
+    /// The head and the choice of draft tokens, other weights, 16 rows.
+    ProposeAnySixteen: "propose", "propose_any_16", 256, Small;
+    /// The head and the choice of draft tokens, other weights, 32 rows at a time.
+    ProposeAnyThirtyTwo: "propose", "propose_any_32", 256, Small;
 }
 
 /// Which kernel a [`Kernel`] is.

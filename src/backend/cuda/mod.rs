@@ -4,9 +4,14 @@ mod cache;
 mod compiler;
 mod device;
 mod driver;
+mod features;
 mod images;
 mod launch;
+mod layer;
 mod memory;
+mod products;
+mod project;
+mod propose;
 mod rows;
 
 pub use device::Entered;
@@ -193,16 +198,16 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
-    fn projection_scratch(&self, _: usize, _: AttentionHeads) -> usize {
-        0
+    fn projection_scratch(&self, rows: usize, heads: AttentionHeads) -> usize {
+        project::scratch_bytes(rows, &heads)
     }
 
     fn attention_scratch(&self, _: usize, _: AttentionHeads, _: usize) -> usize {
         0
     }
 
-    fn proposal_scratch(&self, _: usize, _: usize) -> usize {
-        0
+    fn proposal_scratch(&self, rows: usize, columns: usize) -> usize {
+        propose::scratch_bytes(rows, columns)
     }
 
     fn plan_rows(
@@ -216,32 +221,37 @@ impl Backend for CudaBackend {
         Err(unready())
     }
 
-    fn fuse_features(&self, _: Stream, _: &FuseFeatures<'_>) -> Result<()> {
-        Err(unready())
+    fn fuse_features(&self, stream: Stream, phase: &FuseFeatures<'_>) -> Result<()> {
+        // SAFETY: the contract of Backend, here and below.
+        unsafe { features::fuse_features(&self.kernels, stream, phase) }
     }
 
-    fn project(&self, _: Stream, _: &Project<'_>) -> Result<()> {
-        Err(unready())
+    fn project(&self, stream: Stream, phase: &Project<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { project::project(&self.kernels, stream, phase) }
     }
 
     fn attend(&self, _: Stream, _: &Attend) -> Result<()> {
         Err(unready())
     }
 
-    fn add_projection(&self, _: Stream, _: &AddProjection) -> Result<()> {
-        Err(unready())
+    fn add_projection(&self, stream: Stream, phase: &AddProjection) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { layer::add_projection(&self.kernels, stream, phase) }
     }
 
-    fn gate_up(&self, _: Stream, _: &GateUp) -> Result<()> {
-        Err(unready())
+    fn gate_up(&self, stream: Stream, phase: &GateUp) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { layer::gate_up(&self.kernels, stream, phase) }
     }
 
     fn gather(&self, _: Stream, _: &Gather) -> Result<()> {
         Err(unready())
     }
 
-    fn propose(&self, _: Stream, _: &Propose<'_>) -> Result<()> {
-        Err(unready())
+    fn propose(&self, stream: Stream, phase: &Propose<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { propose::propose(&self.kernels, stream, phase) }
     }
 
     fn take_fault(&self, words: &FaultWords) -> Option<(Fault, usize)> {

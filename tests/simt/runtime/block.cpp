@@ -37,22 +37,6 @@ char *DynamicShared::reset(size_t bytes) {
   return begin;
 }
 
-Thread *Block::take_ready(Random *random) {
-  if (ready_warps == 0) return nullptr;
-  if (random != nullptr) {
-    current_warp = random->set_bit(ready_warps);
-  } else if ((ready_warps >> current_warp & 1) == 0) {
-    const uint32_t later = ready_warps & ~0u << current_warp;
-    current_warp = uint32_t(__builtin_ctz(later != 0 ? later : ready_warps));
-  }
-  Warp &warp = warps[current_warp];
-  const uint32_t lane =
-      random != nullptr ? random->set_bit(warp.ready) : uint32_t(__builtin_ctz(warp.ready));
-  warp.ready &= ~(1u << lane);
-  if (warp.ready == 0) ready_warps &= ~(1u << current_warp);
-  return &threads[current_warp * warp_lanes + lane];
-}
-
 void Block::start_spinning(const Thread &thread) {
   warps[thread.warp].spinning |= 1u << thread.lane;
   spinning_warps |= 1u << thread.warp;

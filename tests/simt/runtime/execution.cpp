@@ -15,7 +15,6 @@
 #include "checks.h"
 #include "memory.h"
 #include "settings.h"
-#include "stacks.h"
 
 extern "C" {
 __attribute__((visibility("default"))) simt_thread_view *simt_current;
@@ -38,8 +37,6 @@ constexpr size_t interleaved_blocks = 4;
 StackPool stacks;
 // Blocks that have room for reuse, with their vectors.
 std::vector<std::unique_ptr<Block>> spare_blocks;
-
-size_t stack_bytes() { return size_t(settings().stack); }
 
 void mark_stack(char *stack) { std::memcpy(stack, &stack_mark, sizeof stack_mark); }
 
@@ -67,7 +64,7 @@ void run_threads() {
     Thread &thread = current_thread();
     execution.launch.twin->run(execution.launch.arguments);
     finish(thread);
-    Thread *next = execution.block->take_ready(execution.draw);
+    Thread *next = take_ready(*execution.block);
     if (next != nullptr && next->state == ThreadState::fresh) {
       next->stack = thread.stack;
       next->state = ThreadState::ready;
@@ -91,7 +88,7 @@ void switch_to(void **saved, Thread &thread) {
   if (thread.state == ThreadState::fresh) {
     thread.stack = stacks.take();
     mark_stack(thread.stack);
-    thread.stack_top = prepare_stack(thread.stack, stack_bytes(), run_threads);
+    thread.stack_top = prepare_stack(thread.stack, execution.stack_bytes, run_threads);
   }
   thread.state = ThreadState::ready;
   simt_current = &thread;
@@ -101,13 +98,12 @@ void switch_to(void **saved, Thread &thread) {
 
 }  // namespace
 
-void suspend() {
-  Thread &thread = current_thread();
-  Block &block = *thread.owner;
-  // Where threads are drawn, so are the moments at which another block goes on.
-  const bool leave_block = execution.draw != nullptr && execution.live.size() > 1 &&
-                           execution.draw->below(16) == 0;
-  Thread *next = leave_block ? nullptr : block.take_ready(execution.draw);
+// Where threads are drawn, so are the moments at which another block goes on.
+bool leaves_block() {
+  return execution.live.size() > 1 && execution.draw->below(16) == 0;
+}
+
+void start_or_leave(Thread &thread, Thread *next) {
   if (next == &thread) {
     thread.state = ThreadState::ready;
   } else if (next != nullptr) {
@@ -332,7 +328,7 @@ void Schedule::load_shared(Block *block) {
 void Schedule::enter(Block *block) {
   load_shared(block);
   execution.block = block;
-  if (Thread *thread = block->take_ready(execution.draw)) {
+  if (Thread *thread = take_ready(*block)) {
     switch_to(&execution.scheduler_stack, *thread);
   }
   if (execution.fault != Fault::none) return;
@@ -342,7 +338,6 @@ void Schedule::enter(Block *block) {
 
 void Schedule::retire(Block *block) {
   if (loaded_ == block) loaded_ = nullptr;
-  end_block_checks(*block);
   for (Block *&live : execution.live) {
     if (live == block) {
       live = execution.live.back();
@@ -440,18 +435,19 @@ Fault run(const Launch &launch) {
   execution.launch = launch;
   execution.progress = 0;
   execution.preempt = settings().preempt;
+  execution.stack_bytes = size_t(settings().stack);
+  execution.exchanging = false;
   execution.fault = Fault::none;
   execution.report.clear();
 
   Schedule schedule(launch);
-  stacks.reset(stack_bytes());
+  stacks.reset(execution.stack_bytes);
   begin_launch_checks(launch);
   {
     FaultHandlers handlers;
     schedule.run();
   }
   simt_current = nullptr;
-  end_launch_checks();
   for (Block *block : execution.live) {
     for (Thread &thread : block->threads) discard_copies(thread);
     spare_blocks.emplace_back(block);
