@@ -3,6 +3,8 @@
 //!
 //! `cargo bench --bench draft`; the checkpoint (1.1 GB, made up) is written to the target folder.
 
+#[path = "../tests/device/mod.rs"]
+mod device;
 #[path = "../tests/host/mod.rs"]
 mod host;
 mod measure;

@@ -297,7 +297,8 @@ fn bias(random: &mut Random, columns: usize) -> Option<Values> {
 #[track_caller]
 fn assert_close(found: &[f32], expected: &[f32], columns: usize, tolerance: f32, what: &str) {
     assert_eq!(found.len(), expected.len());
-    for (row, (found, expected)) in found.chunks(columns).zip(expected.chunks(columns)).enumerate() {
+    for (row, (found, expected)) in found.chunks(columns).zip(expected.chunks(columns)).enumerate()
+    {
         let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
         for (column, (found, expected)) in found.iter().zip(expected).enumerate() {
             let same = found == expected || (found - expected).abs() <= tolerance * largest;
@@ -389,7 +390,8 @@ fn linear_maps_are_added_to_the_residual_stream_as_on_the_cpu() {
 /// Runs parts of a case that has 130 rows: what each row comes to depends on it alone.
 fn assert_rows_are_independent(width: usize, run: impl Fn(usize, usize) -> Vec<f32>) {
     let all = run(0, 130);
-    for (first, rows) in [(0, 65), (3, 64), (100, 30), (5, 33), (7, 17), (60, 16), (129, 1), (64, 2)]
+    for (first, rows) in
+        [(0, 65), (3, 64), (100, 30), (5, 33), (7, 17), (60, 16), (129, 1), (64, 2)]
     {
         let found = run(first, rows);
         let expected = &all[first * width..][..rows * width];
