@@ -644,11 +644,12 @@ fn a_row_index_picks_rows_out_of_the_buffer() {
 }
 
 #[test]
-fn sequences_may_commit_the_same_rows() {
+fn sequences_share_rows_as_long_as_the_call_has_as_many_in_all() {
     for_each_shape("shared-rows", |world| {
         let text = world.text(&mut Random::new(17), 40);
-        let expected = world.draft(&text, 0..20);
-        // One prompt that several texts continue: its rows are there once.
+        let [half, whole] = [10, 20].map(|rows| world.draft(&text, 0..rows));
+        let session = world.session();
+        // The rows of one prompt, which all sequences name.
         let mut call = DraftCall::of(&[Turn::new(&text, 0..20, DRAFTS, Place::Slot(0))]);
         for column in [&mut call.position, &mut call.row_count, &mut call.next_token] {
             *column = vec![column[0]; 3];
@@ -659,7 +660,19 @@ fn sequences_may_commit_the_same_rows() {
         call.num_drafts = None;
         call.context_begin = None;
         call.slot = None;
-        assert_eq!(run(&world.session(), &call), vec![expected; 3]);
+        let drafts = call.run(&session).expect("a drafting call");
+        assert_eq!(drafts, [whole, Drafts::default(), Drafts::default()]);
+        let fault = session.poll().expect_err("more rows than the call has").message;
+        assert!(fault.contains("sequence 1 ") && fault.contains("num_rows"), "{fault}");
+
+        let next = text.tokens[10];
+        for (column, value) in
+            [(&mut call.position, 10), (&mut call.row_count, 10), (&mut call.next_token, next)]
+        {
+            column[..2].fill(value);
+        }
+        call.row_count[2] = 0;
+        assert_eq!(run(&session, &call), [half.clone(), half, Drafts::default()]);
     });
 }
 

@@ -28,10 +28,10 @@ use std::fmt::{Display, Formatter};
 /// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT (also more sequences than slots where
 /// `block_table` is NULL), UNSUPPORTED (a flag or field that this version does not know, trees),
 /// BUSY; then nothing has changed. DEVICE: the device or its driver failed; what the call had
-/// enqueued by then is done or not. What is wrong in the contents of the arrays (rows outside of the
-/// call's or more than max_rows or R in all, positions, pages or slots, tokens) takes the sequence out of the
-/// step: nothing of it is committed or proposed, its outputs are padded, and `spec_session_poll`
-/// reports it.
+/// enqueued by then is done or not. What is wrong in the contents of the arrays (rows outside of
+/// the call's or more than max_rows or R in all, positions, pages or slots, tokens) takes the
+/// sequence out of the step: nothing of it is committed or proposed, its outputs are padded, and
+/// `spec_session_poll` reports it.
 ///
 /// Contract: one thread at a time per session; the work is done when the call returns (CPU) or
 /// enqueued (CUDA); does not block; allocates nothing unless it fails; on `stream`, which may be

@@ -170,7 +170,8 @@ pub unsafe extern "C" fn spec_session_poll(
 /// ignored.
 ///
 /// Contract: any thread, not while another call uses the handle, nor before its work on a CUDA
-/// device is done, graphs that replay it among it; releases memory, and with the last handle of a model does what `spec_model_release` does; allocates nothing; no stream.
+/// device is done, that of graphs which replay it included; releases memory, and with the last
+/// handle of a model does what `spec_model_release` does; allocates nothing; no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_session_release(session: *mut spec_session) {
     // SAFETY: the documented contract of the argument.

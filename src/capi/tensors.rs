@@ -33,23 +33,27 @@ impl Home {
     }
 
     fn check(self, what: &dyn Display, tensor: &spec_tensor) -> Result<()> {
-        let found = (tensor.device_type, tensor.device_id);
-        let (is_here, expected) = match (self.0.device_type, self.0.device_id) {
-            (DeviceType::Cpu, _) => {
-                (found == (SPEC_DEVICE_CPU, 0), "device type 1 (CPU), device 0".to_owned())
+        let (found, id) = (tensor.device_type, tensor.device_id);
+        let is_here = match self.0.device_type {
+            DeviceType::Cpu => (found, id) == (SPEC_DEVICE_CPU, 0),
+            DeviceType::Cuda => {
+                (found, id) == (SPEC_DEVICE_CUDA, self.0.device_id)
+                    || found == SPEC_DEVICE_CUDA_HOST
             }
-            (DeviceType::Cuda, id) => (
-                found == (SPEC_DEVICE_CUDA, id) || found.0 == SPEC_DEVICE_CUDA_HOST,
-                format!("device type 2 (CUDA), device {id}, or type 3 (pinned host memory)"),
-            ),
         };
-        if !is_here {
-            return Err(Error::invalid(format!(
-                "{what}: expected memory of {expected}, found type {}, device {}",
-                found.0, found.1
-            )));
+        if is_here {
+            return Ok(());
         }
-        Ok(())
+        let expected = match self.0.device_type {
+            DeviceType::Cpu => "device type 1 (CPU), device 0".to_owned(),
+            DeviceType::Cuda => {
+                let id = self.0.device_id;
+                format!("device type 2 (CUDA), device {id}, or type 3 (page-locked host memory)")
+            }
+        };
+        Err(Error::invalid(format!(
+            "{what}: expected memory of {expected}, found type {found}, device {id}"
+        )))
     }
 }
 

@@ -336,7 +336,7 @@ impl<'a> Prepared<'a> {
 }
 
 /// What a call proposed for one sequence.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Drafts {
     pub tokens: Vec<i32>,
     /// The logits of each proposal, where they were asked for.

@@ -1,5 +1,17 @@
 //! CUDA devices: the phases as kernels on the host's streams.
 
+mod cache;
+mod compiler;
+mod device;
+mod driver;
+mod images;
+mod launch;
+mod memory;
+mod rows;
+
+pub use device::Entered;
+pub use memory::DeviceMemory;
+
 use super::phases::{
     AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, GateUp, Gather, KvPool,
     Limits, Plan, Project, Propose,
@@ -8,7 +20,14 @@ use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Matrix, Span};
+use device::Device;
+use images::Images;
+use launch::Kernels;
+use memory::{PinnedMemory, Staging};
+use std::ffi::CStr;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Rows that are committed at a time.
 const COMMIT_ROWS: usize = 512;
@@ -40,37 +59,78 @@ pub enum KernelCache {
     /// In this directory.
     At(PathBuf),
 }
-/// The time during which a device's context is current.
-#[derive(Debug)]
-pub struct Entered;
-
-/// Memory of a device.
-#[derive(Debug)]
-pub struct DeviceMemory;
-
-impl DeviceMemory {
-    /// The address of `bytes` bytes.
-    pub fn allocate(&self, _: usize) -> Option<u64> {
-        None
-    }
-
-    /// Gives them back.
-    pub fn release(&self, _: u64) {}
-}
 
 /// The phases on a CUDA device.
-#[derive(Debug)]
-pub struct CudaBackend;
+pub struct CudaBackend {
+    device: Arc<Device>,
+    kernels: Kernels,
+    /// Made by the first upload.
+    staging: Mutex<Option<Staging>>,
+}
 
 impl CudaBackend {
-    /// Opens a device.
-    pub fn new(_: &Options) -> Result<Self> {
-        Err(Error::unsupported("device_type: CUDA is not there yet"))
+    /// Opens a device, and loads the kernels. Blocks.
+    pub fn new(options: &Options) -> Result<Self> {
+        let images = Images::new(options)?;
+        let device = Device::open(options.ordinal, options.context)?;
+        let kernels = Kernels::load(&device, &images)
+            .map_err(|error| error.within(format!("CUDA device {}", options.ordinal)))?;
+        Ok(Self { device, kernels, staging: Mutex::new(None) })
     }
 
     /// The device's memory.
     pub fn memory(&self) -> DeviceMemory {
-        DeviceMemory
+        DeviceMemory::new(Arc::clone(&self.device))
+    }
+
+    /// Does something with staging memory whose pieces hold `granule` bytes.
+    fn with_staging<T>(
+        &self,
+        granule: usize,
+        work: impl FnOnce(&mut Staging) -> Result<T>,
+    ) -> Result<T> {
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = staging.take().filter(|staging| staging.holds(granule));
+        let staging = staging.insert(match kept {
+            Some(kept) => kept,
+            None => Staging::new(&self.device, granule)?,
+        });
+        work(staging)
+    }
+}
+
+impl std::fmt::Debug for CudaBackend {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let facts = self.device.facts();
+        write!(
+            formatter,
+            "CUDA device {} ({}, compute capability {}.{}, {} multiprocessors), driver for CUDA {}; kernels {}",
+            facts.ordinal,
+            facts.name,
+            facts.capability.0,
+            facts.capability.1,
+            facts.multiprocessors,
+            driver::version_text(facts.driver_version),
+            self.kernels.origin()
+        )
+    }
+}
+
+/// The name of the instructions of a compute capability.
+fn instruction_set((major, minor): (i32, i32)) -> &'static CStr {
+    match major * 10 + minor {
+        80 => c"sm_80",
+        86 => c"sm_86",
+        87 => c"sm_87",
+        88 => c"sm_88",
+        89 => c"sm_89",
+        90 => c"sm_90",
+        100 => c"sm_100",
+        103 => c"sm_103",
+        110 => c"sm_110",
+        120 => c"sm_120",
+        121 => c"sm_121",
+        _ => c"newer than sm_121",
     }
 }
 
@@ -82,9 +142,9 @@ impl Backend for CudaBackend {
     fn description(&self) -> Description {
         Description {
             device_type: DeviceType::Cuda,
-            device_id: 0,
+            device_id: self.device.facts().ordinal,
             threads: 1,
-            instruction_set: c"sm_90",
+            instruction_set: instruction_set(self.device.facts().capability),
             commit_rows: COMMIT_ROWS,
             kv_dtype: Dtype::Bf16,
             reads_mapped_files: false,
@@ -93,36 +153,44 @@ impl Backend for CudaBackend {
     }
 
     fn enter(&self) -> Result<Scope> {
-        Err(unready())
+        Ok(Scope { _current: Some(self.device.enter()?) })
     }
 
-    fn check_stream(&self, _: Stream) -> Result<()> {
-        Ok(())
+    fn check_stream(&self, stream: Stream) -> Result<()> {
+        self.device.check_stream(stream)
     }
 
-    fn is_capturing(&self, _: Stream) -> Result<bool> {
-        Err(unready())
+    fn is_capturing(&self, stream: Stream) -> Result<bool> {
+        self.device.is_capturing(stream)
     }
 
     fn fill(
         &self,
-        _: Span<u8>,
-        _: usize,
-        _: &mut dyn FnMut(usize, &mut [u8]) -> Result<()>,
+        destination: Span<u8>,
+        granule: usize,
+        source: &mut dyn FnMut(usize, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        Err(unready())
+        self.with_staging(granule, |staging| staging.upload(destination, granule, source))
     }
 
-    fn prepare_scratch(&self, _: Span<u8>) -> Result<()> {
-        Err(unready())
+    fn prepare_scratch(&self, scratch: Span<u8>) -> Result<()> {
+        let _entered = self.device.enter()?;
+        // SAFETY: the contract of Backend.
+        unsafe { memory::clear(scratch, Stream::NONE)? };
+        memory::synchronise(Stream::NONE)
     }
 
     fn fault_words(&self) -> Result<FaultWords> {
-        Err(unready())
+        let words = PinnedMemory::allocate(&self.device, size_of::<u64>())?;
+        Ok(FaultWords { span: Span::new(words.span().address(), 2), owner: Box::new(words) })
     }
 
-    fn touch(&self, _: Stream, _: Span<u8>, _: bool) -> Result<()> {
-        Err(unready())
+    fn touch(&self, stream: Stream, memory: Span<u8>, clear: bool) -> Result<()> {
+        if clear {
+            // SAFETY: the contract of Backend.
+            unsafe { memory::clear(memory, stream)? };
+        }
+        Ok(())
     }
 
     fn projection_scratch(&self, _: usize, _: AttentionHeads) -> usize {
@@ -176,8 +244,10 @@ impl Backend for CudaBackend {
         Err(unready())
     }
 
-    fn take_fault(&self, _: &FaultWords) -> Option<(Fault, usize)> {
-        None
+    fn take_fault(&self, words: &FaultWords) -> Option<(Fault, usize)> {
+        let words: &PinnedMemory = words.owner.downcast_ref()?;
+        let [number, sequence] = memory::halves(words.words()[0].swap(0, Ordering::AcqRel));
+        Fault::from_number(number).map(|fault| (fault, sequence as usize))
     }
 
     fn verify_workspace(&self, _: &VerifyBatch, _: &dyn Rule) -> usize {
@@ -188,7 +258,15 @@ impl Backend for CudaBackend {
         Err(unready())
     }
 
-    fn copy_rows(&self, _: &Matrix, _: &[i32], _: &Matrix) -> Result<()> {
-        Err(unready())
+    fn copy_rows(&self, from: &Matrix, ids: &[i32], to: &Matrix) -> Result<()> {
+        let _entered = self.device.enter()?;
+        self.with_staging(0, |staging| {
+            staging.lend(ids, &mut |first, ids| {
+                let to = to.row_range(first, ids.len());
+                // SAFETY: the contract of Backend; the ids are lent until this returns.
+                unsafe { rows::copy_rows(&self.kernels, Stream::NONE, from, ids, &to)? };
+                memory::synchronise(Stream::NONE)
+            })
+        })
     }
 }

@@ -1,0 +1,153 @@
+// Meetings of the lanes of a warp, barriers of a block, and threads that spin.
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include "checks.h"
+#include "execution.h"
+
+namespace simt {
+namespace {
+
+[[noreturn]] void fail_at(Place place, const std::string &what) {
+  fail(Fault::launch_failed, what,
+       std::string("  at ") + place.file + ":" + std::to_string(place.line) + "\n");
+}
+
+std::string hexadecimal(uint32_t bits) {
+  char text[16];
+  std::snprintf(text, sizeof text, "0x%08x", bits);
+  return text;
+}
+
+// All lanes of `mask` wait; runs what they asked for and wakes all but the caller.
+void hold_meeting(Thread &thread, uint32_t mask, bool orders_memory) {
+  Block &block = *thread.owner;
+  Warp &warp = block.warp_of(thread);
+  Thread *lanes = &block.threads[thread.warp * warp_lanes];
+  void *data[warp_lanes];
+  for (uint32_t rest = mask; rest != 0; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    const Thread &other = lanes[lane];
+    if (other.meeting_mask != mask || other.meeting_function != thread.meeting_function) {
+      fail_at(thread.place, "lanes of a warp meet in different operations, or with different masks: " +
+                                hexadecimal(mask) + " here, " + hexadecimal(other.meeting_mask) +
+                                " in lane " + std::to_string(lane) + " at " + other.place.file + ":" +
+                                std::to_string(other.place.line));
+    }
+    data[lane] = other.meeting_data;
+  }
+  if (thread.meeting_function != nullptr) thread.meeting_function(data, mask);
+  if (orders_memory) note_warp_barrier(block, thread.warp, mask);
+  warp.meeting &= ~mask;
+  const uint32_t others = mask & ~(1u << thread.lane);
+  if (others != 0) block.wake(thread.warp, others);
+}
+
+void complete_barrier(Block &block, Barrier &barrier) {
+  barrier.result = barrier.votes;
+  if (barrier.votes == barrier.arrived) barrier.result |= SIMT_BARRIER_ALL;
+  if (barrier.votes != 0) barrier.result |= SIMT_BARRIER_ANY;
+  note_block_barrier(block, barrier);
+  for (uint32_t i = 0; i < block.warps.size(); i++) {
+    if (barrier.waiting[i] != 0) block.wake(i, barrier.waiting[i]);
+    barrier.waiting[i] = 0;
+  }
+  barrier.arrived = barrier.votes = 0;
+}
+
+void check_arrival(const Barrier &barrier, uint32_t number, uint32_t threads, Place place) {
+  if (barrier.arrived == 0) return;
+  const bool same_place =
+      barrier.place.line == place.line && std::strcmp(barrier.place.file, place.file) == 0;
+  // Named barriers have one place for those that wait and another for those that only arrive.
+  if (number == 0 && !same_place) {
+    fail_at(place, std::string("divergent __syncthreads: other threads wait at ") +
+                       barrier.place.file + ":" + std::to_string(barrier.place.line));
+  }
+  if (barrier.expected != threads) fail_at(place, "a barrier with different numbers of threads");
+}
+
+}  // namespace
+
+// A thread that exits no longer counts.
+void complete_barrier_without(Block &block) {
+  Barrier &barrier = block.barriers[0];
+  if (barrier.arrived != 0 && barrier.expected == 0 && barrier.arrived == block.alive) {
+    complete_barrier(block, barrier);
+  }
+}
+
+}  // namespace simt
+
+using namespace simt;
+
+#define RUNTIME extern "C" __attribute__((visibility("default")))
+
+RUNTIME void simt_warp_meet(uint32_t mask, simt_warp_function function, void *data,
+                            bool orders_memory, const char *file, int line) {
+  Thread &thread = current_thread();
+  Warp &warp = thread.owner->warp_of(thread);
+  thread.place = {file, line};
+  const uint32_t lane = 1u << thread.lane;
+  if ((mask & lane) == 0) {
+    fail_at(thread.place, "lane " + std::to_string(thread.lane) +
+                                    " is not in the mask of its own warp operation, " +
+                                    hexadecimal(mask));
+  }
+  if ((mask & ~warp.alive) != 0) {
+    fail_at(thread.place, "a warp operation names lanes that have exited or never were: mask " +
+                                    hexadecimal(mask) + ", alive " +
+                                    hexadecimal(warp.alive));
+  }
+  thread.meeting_mask = mask;
+  thread.meeting_function = function;
+  thread.meeting_data = data;
+  warp.meeting |= lane;
+  execution.progress++;
+  if ((warp.meeting & mask) == mask) {
+    hold_meeting(thread, mask, orders_memory);
+    return;
+  }
+  thread.state = ThreadState::in_meeting;
+  suspend();
+}
+
+RUNTIME uint32_t simt_barrier(uint32_t number, uint32_t threads, bool waits, bool vote,
+                              const char *file, int line) {
+  Thread &thread = current_thread();
+  Block &block = *thread.owner;
+  thread.place = {file, line};
+  if (number >= most_barriers) fail_at(thread.place, "there are 16 barriers");
+  Barrier &barrier = block.barriers[number];
+  check_arrival(barrier, number, threads, thread.place);
+  if (barrier.arrived == 0) {
+    barrier.place = thread.place;
+    barrier.expected = threads;
+  }
+  barrier.arrived++;
+  barrier.votes += vote;
+  execution.progress++;
+  note_barrier_arrival(thread, barrier);
+  const bool last = barrier.arrived == (threads == 0 ? block.alive : threads);
+  if (!waits) {
+    if (last) complete_barrier(block, barrier);
+    return 0;
+  }
+  if (last) {
+    complete_barrier(block, barrier);
+    return barrier.result;
+  }
+  barrier.waiting[thread.warp] |= 1u << thread.lane;
+  thread.state = ThreadState::at_barrier;
+  suspend();
+  return barrier.result;
+}
+
+RUNTIME void simt_spin(const char *file, int line) {
+  Thread &thread = current_thread();
+  thread.place = {file, line};
+  thread.state = ThreadState::spinning;
+  thread.owner->start_spinning(thread);
+  suspend();
+}
