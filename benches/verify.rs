@@ -3,6 +3,8 @@
 //!
 //! `cargo bench --bench verify`
 
+#[path = "../tests/device/mod.rs"]
+mod device;
 #[path = "../tests/host/mod.rs"]
 mod host;
 mod measure;
