@@ -5,6 +5,7 @@
 
 pub mod checkpoint;
 pub mod draft;
+pub mod files;
 pub mod golden;
 pub mod matrix;
 pub mod random;
