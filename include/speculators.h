@@ -93,10 +93,25 @@
  *
  * `spec_draft`, `spec_verify` and `spec_session_warm_up` take the stream of the device on which
  * their work goes on. On the CPU there is none: it is NULL, anything else is refused, the work is
- * done when the call returns, and there is nothing that could be captured. The calls of every step,
- * `spec_verify` and `spec_draft`, allocate nothing unless they fail. The end of each function's
- * comment, its contract, says on which threads it may be called, whether it blocks, whether it
- * allocates, and whether its work goes on a stream.
+ * done when the call returns, and there is nothing that could be captured. On a CUDA device it is
+ * the host's CUstream (cudaStream_t), NULL being the legacy default stream: the work is enqueued
+ * there and the call returns. Calls on a session, and a verification and the drafting that reads
+ * its records, are ordered by the host: on one stream, or with events.
+ *
+ * The calls of every step, `spec_verify` and `spec_draft`, allocate nothing unless they fail, and
+ * never wait for the device. The library creates no stream and no graph. While the host captures
+ * `stream`, they become part of its graph, which may be launched again and again: the sizes, the
+ * flags and the pointers in the arguments are those of the capture, the contents of all arrays are
+ * read anew by every launch. Calls whose contract does not allow it are not made during a capture.
+ *
+ * A call on a CUDA context makes the device's CUcontext current on the calling thread and puts back
+ * what was current before. Arrays and tensors are memory of the device or page-locked host memory
+ * (cuMemHostAlloc, cuMemHostRegister), which is read and written where it is, each row at the time
+ * that the work runs. What the device finds wrong in a CUDA fault, such as an address that is not
+ * valid, shows as `SPEC_ERROR_DEVICE` in later calls, as it does in all of the host's own.
+ *
+ * The end of each function's comment, its contract, says on which threads it may be called, whether
+ * it blocks, whether it allocates, and whether its work goes on a stream.
  *
  * ERRORS
  *
@@ -153,6 +168,15 @@ typedef struct spec_session spec_session;
 
 /** Host memory: the device type of CPU contexts, as in DLPack. */
 #define SPEC_DEVICE_CPU 1
+
+/** Memory of a CUDA device: the device type of CUDA contexts, as in DLPack. */
+#define SPEC_DEVICE_CUDA 2
+
+/**
+ * Page-locked host memory that CUDA devices can address, as in DLPack. Tensors of CUDA contexts
+ * may lie there.
+ */
+#define SPEC_DEVICE_CUDA_HOST 3
 
 /** Signed integers, as in DLPack. No tensor of this version has them; for conversions. */
 #define SPEC_DTYPE_INT 0
@@ -340,14 +364,14 @@ typedef struct spec_allocator {
 typedef struct spec_context_options {
   /** sizeof(spec_context_options). */
   uint32_t struct_size;
-  /** 0 or `SPEC_DEVICE_CPU`. */
+  /** 0 or `SPEC_DEVICE_CPU`, or `SPEC_DEVICE_CUDA`. */
   int32_t device_type;
-  /** 0. */
+  /** Which of the devices of that type, as the CUDA driver numbers them; 0 on the CPU. */
   int32_t device_id;
   /**
    * Threads that work on a call, the calling one among them, 0 to 1024; 0 is one per core
    * that the process may use. With `parallel_for`, the number of threads that it uses; 0 is
-   * then 1.
+   * then 1. Neither is used on CUDA devices.
    */
   int32_t threads;
   /**
@@ -359,8 +383,8 @@ typedef struct spec_context_options {
   /** Handed to `parallel_for`. NULL is allowed. */
   void *parallel_for_user;
   /**
-   * NULL: memory from the operating system, in huge pages where it is large. Copied, the
-   * struct itself need not be kept.
+   * NULL: memory from the operating system, in huge pages where it is large, or from the
+   * driver (CUDA). Copied, the struct itself need not be kept.
    */
   const spec_allocator *allocator;
   /**
@@ -371,6 +395,25 @@ typedef struct spec_context_options {
   void (*log)(void *user, int32_t level, const char *line);
   /** Handed to `log`. NULL is allowed. */
   void *log_user;
+  /**
+   * CUDA: the host's CUcontext of the device, which outlives the spec_context and all that
+   * refers to it. NULL: the device's primary context, which is the one of all hosts that use
+   * the CUDA runtime. NULL on the CPU.
+   */
+  void *cuda_context;
+  /**
+   * CUDA: a directory (UTF-8) with images of the library's kernels, `NAME.fatbin`,
+   * `NAME.cubin` or `NAME.ptx`, which are loaded in place of those that the library has.
+   * NULL: none.
+   */
+  const char *kernel_directory;
+  /**
+   * CUDA: where compiled kernels are kept (UTF-8) if the library was built without nvcc and
+   * compiles them itself, with NVRTC, when a context is created; made if it is not there,
+   * shared by any number of processes. Empty: nowhere. NULL: `libspeculators` in
+   * `$XDG_CACHE_HOME`, or in `~/.cache`.
+   */
+  const char *kernel_cache;
 } spec_context_options;
 
 /**
@@ -394,13 +437,16 @@ typedef struct spec_error {
 typedef struct spec_context_info {
   /** sizeof(spec_context_info), set by the host. */
   uint32_t struct_size;
-  /** `SPEC_DEVICE_CPU`. */
+  /** `SPEC_DEVICE_CPU` or `SPEC_DEVICE_CUDA`. */
   int32_t device_type;
-  /** 0. */
+  /** Which of the devices of that type. */
   int32_t device_id;
-  /** Threads that work on a call, at least 1. */
+  /** Threads of the host that work on a call, at least 1. */
   int32_t threads;
-  /** The instructions in use (`avx512`, `avx2` or `portable`); static storage, never NULL. */
+  /**
+   * The instructions in use: `avx512`, `avx2` or `portable`, or a CUDA device's architecture,
+   * such as `sm_90`. Lives as long as the process, never NULL.
+   */
   const char *instruction_set;
 } spec_context_info;
 
@@ -415,9 +461,12 @@ typedef struct spec_tensor {
    * elements.
    */
   void *data;
-  /** Where the memory is: `SPEC_DEVICE_CPU`. */
+  /**
+   * Where the memory is: `SPEC_DEVICE_CPU` in calls of CPU contexts, `SPEC_DEVICE_CUDA` or
+   * `SPEC_DEVICE_CUDA_HOST` in those of CUDA contexts.
+   */
   int32_t device_type;
-  /** Which of the devices of that type; 0 for host memory. */
+  /** Which of the devices of that type: that of the context; 0 for host memory. */
   int32_t device_id;
   /** The element type: `SPEC_DTYPE_FLOAT` (16 or 32 bits) or `SPEC_DTYPE_BFLOAT` (16 bits). */
   uint8_t dtype_code;
@@ -582,7 +631,7 @@ typedef struct spec_session_options {
   int32_t max_pages;
   /**
    * The element type of keys and values, a DLPack code (F32, F16 or BF16); 0 together with
-   * 0 bits: the default of the device (F32 on the CPU).
+   * 0 bits: the default of the device (F32 on the CPU, BF16 on CUDA devices).
    */
   uint8_t kv_dtype_code;
   /** Its bits. */
@@ -728,9 +777,10 @@ typedef struct spec_tree {
 
 /**
  * The arguments of `spec_verify`. B is `num_sequences`, K is `max_drafts`, V is the target's
- * vocabulary, R is the number of rows of `logits`. Arrays are memory of the context's device
- * unless they say otherwise; the host owns them, and none is kept after the call's work is done.
- * No output overlaps an input, but for `position`, or another output.
+ * vocabulary, R is the number of rows of `logits`. Arrays are memory of the context's device (with
+ * CUDA, page-locked host memory will do) unless they say otherwise; the host owns them, and none
+ * is kept after the call's work is done. No output overlaps an input, but for `position`, or
+ * another output.
  */
 typedef struct spec_verify_args {
   /** sizeof(spec_verify_args). */
@@ -809,7 +859,7 @@ typedef struct spec_verify_args {
    */
   int32_t *decisions;
   /**
-   * `[3 + K]` uint64 in host memory, added to: rounds, drafts, emitted tokens, then for i
+   * `[3 + K]` uint64, added to: rounds, drafts, emitted tokens, then for i
    * from 1 to K the rounds in which draft i was accepted. Sequences that emitted nothing do
    * not count; of the others, all of `num_drafts` do. Calls with another K may add to the
    * same array. NULL: not wanted. Not shared between concurrent calls.
@@ -828,8 +878,9 @@ typedef struct spec_verify_args {
 /**
  * The arguments of `spec_draft`. B is `num_sequences`, R is `num_rows`, H is the drafter's hidden
  * size, V and Vd are the vocabularies of the target and the drafter. Arrays are memory of the
- * session's device unless they say otherwise; the host owns them, and none is kept after the
- * call's work is done. No output overlaps an input or another output.
+ * session's device (with CUDA, page-locked host memory will do) unless they say otherwise; the
+ * host owns them, and none is kept after the call's work is done. No output overlaps an input or
+ * another output.
  */
 typedef struct spec_draft_args {
   /** sizeof(spec_draft_args). */
@@ -840,8 +891,8 @@ typedef struct spec_draft_args {
   int32_t num_sequences;
   /**
    * R: rows of `tokens`, `rope_position`, `embeddings` and the features, 0 to 2^31 - 2.
-   * More than the session's max_rows are fine as long as not more are committed; sequences
-   * that would pass it are left out of the step.
+   * More than the session's max_rows are fine as long as not more are committed. Sequences
+   * with which more would be committed in all than max_rows or R are left out of the step.
    */
   int32_t num_rows;
   /** The most tokens to propose for a sequence in this call, 0 to the session's max_drafts. */
@@ -992,7 +1043,7 @@ typedef struct spec_draft_args {
 /** The session is in use by another thread. */
 #define SPEC_ERROR_BUSY 6
 
-/** The device or its driver failed. CPU contexts never return it. */
+/** The device or its driver failed, or is missing. CPU contexts never return it. */
 #define SPEC_ERROR_DEVICE 7
 
 /** A defect of the library; the message says where. Report it. */
@@ -1019,9 +1070,9 @@ const char *spec_version(void);
 /**
  * Says whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
  *
- * Names so far: `cpu` (CPU contexts), `eagle3` (EAGLE-3 speculators), `verify.chain`
- * (verification of chains), `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives
- * 0.
+ * Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `eagle3`
+ * (EAGLE-3 speculators), `verify.chain` (verification of chains), `draft.sampling` (sampled
+ * drafts). `name` ends with NUL; NULL gives 0.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.
  */
@@ -1040,11 +1091,15 @@ const char *spec_status_name(spec_status status);
  *
  * `options` NULL means all defaults; it is read during the call only. `context` is not NULL;
  * `*context`, owned by the host until `spec_context_release`, is NULL if the call fails. Errors:
- * INVALID_ARGUMENT (a thread count outside 0 to 1024, another device than 0, an allocator without
- * both functions), UNSUPPORTED (a device type that this build does not have, a field that it does
- * not know), OUT_OF_MEMORY (threads could not be started).
+ * INVALID_ARGUMENT (a thread count outside 0 to 1024, a device that is not there, a CUcontext of
+ * another device, an allocator without both functions), UNSUPPORTED (a device type that this build
+ * does not have, a field that it does not know), OUT_OF_MEMORY (threads could not be started),
+ * DEVICE (CUDA: there is no driver, it is too old or fails, there is no NVRTC where kernels have
+ * to be compiled; the message says what is missing), IO (images of `kernel_directory`).
  *
- * Contract: any thread; blocks while threads start; allocates; no stream.
+ * Contract: any thread, on a CUDA device not while a stream is being captured; blocks while
+ * threads start, or while kernels are loaded, which takes seconds if they have to be compiled;
+ * allocates; no stream.
  */
 spec_status spec_context_create(const spec_context_options *options,
                                 spec_context **context,
@@ -1166,10 +1221,12 @@ spec_status spec_session_get_requirements(const spec_model *model,
  *
  * `options` is not NULL. `session` is not NULL; `*session`, owned by the host until
  * `spec_session_release`, is NULL if the call fails. Errors: INVALID_ARGUMENT (sizes, memory too
- * small or not aligned), UNSUPPORTED (a field that this version does not know), OUT_OF_MEMORY.
+ * small or not aligned), UNSUPPORTED (a field that this version does not know), OUT_OF_MEMORY,
+ * DEVICE.
  *
- * Contract: any thread; does not block; allocates its record, and from the context's allocator
- * what the host does not give; no stream.
+ * Contract: any thread, on a CUDA device not while a stream is being captured; does not block
+ * (CPU), waits for the device (CUDA); allocates its record, and from the context's allocator what
+ * the host does not give; no stream.
  */
 spec_status spec_session_create(const spec_model *model,
                                 const spec_session_options *options,
@@ -1180,11 +1237,12 @@ spec_status spec_session_create(const spec_model *model,
  * Prepares a session for its first step.
  *
  * Clears the KV pool, so call it before anything is committed, and reads the workspace and the
- * weights once, mapped ones too; lent tensors are not touched. May be left out. `stream` is NULL
- * on the CPU. Errors: BUSY, INVALID_ARGUMENT.
+ * weights once, mapped ones too; lent tensors are not touched. On a CUDA device only the pool is
+ * cleared, as everything is resident. May be left out. `stream` is NULL on the CPU. Errors: BUSY,
+ * INVALID_ARGUMENT (also a stream that is being captured), DEVICE.
  *
- * Contract: one thread at a time per session; blocks until all is resident (CPU); allocates
- * nothing; on `stream`, which has no capture on the CPU.
+ * Contract: one thread at a time per session; blocks until all is resident (CPU), or enqueues
+ * (CUDA); allocates nothing; on `stream`, not in a capture.
  */
 spec_status spec_session_warm_up(spec_session *session, void *stream, spec_error *error);
 
@@ -1193,10 +1251,11 @@ spec_status spec_session_warm_up(spec_session *session, void *stream, spec_error
  *
  * A sequence whose rows, positions, pages or tokens were out of range took no part in its step and
  * proposed nothing. Returns SPEC_OK if there was none, otherwise INVALID_ARGUMENT with the index
- * of the first one in its call and what was expected; then the slate is clean. Errors: BUSY.
+ * of the first one in its call and what was expected; then the slate is clean. On a CUDA device it
+ * tells what the work that is done has found, and does not wait for the rest. Errors: BUSY.
  *
- * Contract: one thread at a time per session; does not block (CPU); allocates nothing if all is
- * well; no stream.
+ * Contract: one thread at a time per session; does not block; allocates nothing if all is well; no
+ * stream, allowed while any stream is being captured.
  */
 spec_status spec_session_poll(spec_session *session, spec_error *error);
 
@@ -1204,7 +1263,8 @@ spec_status spec_session_poll(spec_session *session, spec_error *error);
  * Gives a session up; its KV pool and workspace of the host are not used any more. NULL is
  * ignored.
  *
- * Contract: any thread, not while another call uses the handle; releases memory, and with the last
+ * Contract: any thread, not while another call uses the handle, nor before its work on a CUDA
+ * device is done, that of graphs which replay it included; releases memory, and with the last
  * handle of a model does what `spec_model_release` does; allocates nothing; no stream.
  */
 void spec_session_release(spec_session *session);
@@ -1232,7 +1292,8 @@ spec_status spec_verify_workspace_size(const spec_context *context,
  * root and its position, the tokens, and the path that `spec_draft` commits. Drafts are accepted
  * from the first on while the rule keeps them; then one more token is emitted, the replacement of
  * a rejected draft or, after all drafts, the bonus token. Logits are taken as they are: `sampling`
- * says how tokens are drawn from them. Only the rows that a decision needs are read.
+ * says how tokens are drawn from them. Only the rows that a decision needs are read (CPU), or all
+ * rows of the sequences that take part (CUDA).
  *
  * Every draw is one number through the inverse of the cumulative distribution in the order of
  * the ids, and weights are integers: equal logits and numbers give equal decisions for any number
@@ -1246,9 +1307,10 @@ spec_status spec_verify_workspace_size(const spec_context *context,
  *
  * `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED (a vocabulary of 2^21 tokens
  * or more, a rule or flag that this version does not know, trees); then nothing has changed.
+ * DEVICE: the device or its driver failed.
  *
- * Contract: any thread; the work is done when the call returns (CPU); allocates nothing unless it
- * fails; on `stream`, which has no capture on the CPU.
+ * Contract: any thread; the work is done when the call returns (CPU) or enqueued (CUDA); does not
+ * block; allocates nothing unless it fails; on `stream`, which may be capturing (CUDA).
  */
 spec_status spec_verify(const spec_context *context,
                         const spec_verify_args *args,
@@ -1273,13 +1335,15 @@ spec_status spec_verify(const spec_context *context,
  *
  * `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT (also more sequences than slots where
  * `block_table` is NULL), UNSUPPORTED (a flag or field that this version does not know, trees),
- * BUSY; then nothing has changed. What is wrong in the contents of the arrays (rows outside of the
- * call's or beyond max_rows, positions, pages or slots, tokens) takes the sequence out of the
- * step: nothing of it is committed or proposed, its outputs are padded, and `spec_session_poll`
- * reports it.
+ * BUSY; then nothing has changed. DEVICE: the device or its driver failed; what the call had
+ * enqueued by then is done or not. What is wrong in the contents of the arrays (rows outside of
+ * the call's or more than max_rows or R in all, positions, pages or slots, tokens) takes the
+ * sequence out of the step: nothing of it is committed or proposed, its outputs are padded, and
+ * `spec_session_poll` reports it.
  *
- * Contract: one thread at a time per session; the work is done when the call returns (CPU);
- * allocates nothing unless it fails; on `stream`, which has no capture on the CPU.
+ * Contract: one thread at a time per session; the work is done when the call returns (CPU) or
+ * enqueued (CUDA); does not block; allocates nothing unless it fails; on `stream`, which may be
+ * capturing (CUDA).
  */
 spec_status spec_draft(spec_session *session,
                        const spec_draft_args *args,

@@ -1,5 +1,6 @@
 //! Whole calls give the same bits with every instruction set of the processor.
 
+mod device;
 mod host;
 mod verification;
 
@@ -12,7 +13,7 @@ use speculators::capi::spec_tensor;
 use speculators::context::Context;
 use speculators::model::{LoadOptions, Model};
 use speculators::sampling::Parameters;
-use speculators::session::{Column, DraftBatch, SamplingArrays, Session, SessionOptions};
+use speculators::session::{Column, DraftBatch, SamplingArrays, Session, SessionOptions, Stream};
 use speculators::tensor::{self, Span};
 use std::path::Path;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ fn session(isa: Isa, directory: &Path, kv_dtype: tensor::Dtype) -> Session {
         max_position: 200,
         page_size: 16,
         max_pages: 0,
-        kv_dtype,
+        kv_dtype: Some(kv_dtype),
         kv_pool: None,
         workspace: None,
     };
@@ -121,7 +122,7 @@ fn run(session: &Session, call: &DraftCall) -> Vec<Drafts> {
         }),
         padding: -1,
     };
-    session.draft(&batch).expect("a drafting call");
+    session.draft(Stream::NONE, &batch).expect("a drafting call");
     session.poll().expect("no fault");
     prepared.drafts()
 }

@@ -3,6 +3,7 @@
 
 mod verification;
 
+use speculators::backend::Stream;
 use speculators::backend::cpu::{CpuBackend, Isa, Threads};
 use speculators::backend::verify::record::{INVALID, LIMIT, NO_CANDIDATE, STOPPED};
 use speculators::sampling::Parameters;
@@ -321,8 +322,10 @@ fn an_empty_batch_is_decided() {
     let backend = backend();
     let bytes = speculators::verify::workspace_bytes(&backend, &batch, DEFAULT).unwrap();
     assert_eq!(bytes, 0);
-    speculators::verify::verify(&backend, &batch, DEFAULT, Span::new(0, 0)).unwrap();
-    let unknown = speculators::verify::verify(&backend, &batch, 3, Span::new(0, 0)).unwrap_err();
+    speculators::verify::verify((&backend, Stream::NONE), &batch, DEFAULT, Span::new(0, 0))
+        .unwrap();
+    let unknown = speculators::verify::verify((&backend, Stream::NONE), &batch, 3, Span::new(0, 0))
+        .unwrap_err();
     assert!(unknown.to_string().contains("found 3"), "{unknown}");
 }
 

@@ -171,7 +171,7 @@ pub enum Fault {
     Page = 3,
     /// A token outside of the vocabulary.
     Token = 4,
-    /// More rows than the session was created for.
+    /// More rows than the session was created for, or than the call has.
     TooManyRows = 5,
 }
 
@@ -194,7 +194,9 @@ impl Fault {
             Self::Token => {
                 "tokens of the target's vocabulary, or -1 where the call gives embeddings"
             }
-            Self::TooManyRows => "no more rows than max_rows of the session",
+            Self::TooManyRows => {
+                "no more rows in all than max_rows of the session and num_rows of the call"
+            }
         }
     }
 }
@@ -339,6 +341,8 @@ pub struct Project<'a> {
     pub turns: Matrix,
     /// Where keys and values go.
     pub paging: Paging,
+    /// Scratch of [`super::Backend::projection_scratch`] bytes, prepared.
+    pub scratch: Span<u8>,
 }
 
 /// The most elements of a head.
@@ -374,7 +378,7 @@ pub struct Attend {
     pub window: Option<usize>,
     /// Multiplies the scores.
     pub scale: f32,
-    /// Scratch of [`super::Backend::attention_scratch`] bytes.
+    /// Scratch of [`super::Backend::attention_scratch`] bytes, prepared.
     pub scratch: Span<u8>,
 }
 
@@ -463,6 +467,6 @@ pub struct Propose<'a> {
     pub input: Matrix,
     /// Scratch for the logits.
     pub logits: Matrix,
-    /// Scratch of [`super::Backend::sampling_scratch`] bytes.
+    /// Scratch of [`super::Backend::proposal_scratch`] bytes, prepared.
     pub scratch: Span<u8>,
 }

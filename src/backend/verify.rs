@@ -108,8 +108,22 @@ pub trait TargetRow {
     fn draw_residual(&mut self, token: Option<usize>) -> usize;
 }
 
+/// The rules, for devices that run code of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RuleKind {
+    /// The target's largest logit.
+    Greedy,
+    /// The target's own draw.
+    Follow,
+    /// Rejection sampling.
+    Rejection,
+}
+
 /// An acceptance rule.
 pub trait Rule: std::fmt::Debug + Send + Sync {
+    /// Which one it is.
+    fn kind(&self) -> RuleKind;
+
     /// Decides at one node.
     fn decide(&self, proposal: Proposal, row: &mut dyn TargetRow) -> Decision;
 }

@@ -2,10 +2,12 @@
 
 use super::boundary::{self, Handle, borrow, call, hand_out, reserved, within};
 use super::types::{
-    SPEC_DEVICE_CPU, spec_allocator, spec_context_info, spec_context_options, spec_error,
-    spec_status,
+    SPEC_DEVICE_CPU, SPEC_DEVICE_CUDA, spec_allocator, spec_context_info, spec_context_options,
+    spec_error, spec_status,
 };
-use crate::context::{Allocator, Context, Log, LogLevel, MemoryKind, Threads};
+use crate::context::{
+    Allocator, Context, CudaOptions, KernelCache, Log, LogLevel, MemoryKind, Threads,
+};
 use crate::error::{Error, Result};
 use std::ffi::{CString, c_char, c_void};
 use std::sync::Arc;
@@ -72,11 +74,15 @@ impl Log for HostLog {
 ///
 /// `options` NULL means all defaults; it is read during the call only. `context` is not NULL;
 /// `*context`, owned by the host until `spec_context_release`, is NULL if the call fails. Errors:
-/// INVALID_ARGUMENT (a thread count outside 0 to 1024, another device than 0, an allocator without
-/// both functions), UNSUPPORTED (a device type that this build does not have, a field that it does
-/// not know), OUT_OF_MEMORY (threads could not be started).
+/// INVALID_ARGUMENT (a thread count outside 0 to 1024, a device that is not there, a CUcontext of
+/// another device, an allocator without both functions), UNSUPPORTED (a device type that this build
+/// does not have, a field that it does not know), OUT_OF_MEMORY (threads could not be started),
+/// DEVICE (CUDA: there is no driver, it is too old or fails, there is no NVRTC where kernels have
+/// to be compiled; the message says what is missing), IO (images of `kernel_directory`).
 ///
-/// Contract: any thread; blocks while threads start; allocates; no stream.
+/// Contract: any thread, on a CUDA device not while a stream is being captured; blocks while
+/// threads start, or while kernels are loaded, which takes seconds if they have to be compiled;
+/// allocates; no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_context_create(
     options: *const spec_context_options,
@@ -102,20 +108,6 @@ unsafe fn create(options: Option<&spec_context_options>) -> Result<Context> {
     let Some(options) = options else {
         return Context::cpu(Threads::Own(0), None, None);
     };
-    if ![0, SPEC_DEVICE_CPU].contains(&options.device_type) {
-        return Err(Error::unsupported(format!(
-            "device_type: expected {SPEC_DEVICE_CPU} (CPU), found {}",
-            options.device_type
-        )));
-    }
-    within("device_id", i64::from(options.device_id), 0, 0)?;
-    let count = within("threads", i64::from(options.threads), 0, 1024)?;
-    let threads = match options.parallel_for {
-        None => Threads::Own(count),
-        Some(parallel_for) => {
-            Threads::Host { parallel_for, user: options.parallel_for_user, count: count.max(1) }
-        }
-    };
     // SAFETY: NULL or a spec_allocator, by the documented contract.
     let allocator = match unsafe { boundary::read_optional(options.allocator)? } {
         None => None,
@@ -129,7 +121,57 @@ unsafe fn create(options: Option<&spec_context_options>) -> Result<Context> {
     };
     let user = options.log_user;
     let log = options.log.map(|line| Box::new(HostLog { line, user }) as Box<dyn Log>);
-    Context::cpu(threads, allocator, log)
+    match options.device_type {
+        0 | SPEC_DEVICE_CPU => Context::cpu(threads(options)?, allocator, log),
+        SPEC_DEVICE_CUDA => {
+            // SAFETY: as this function's contract.
+            let options = unsafe { cuda_options(options)? };
+            Context::cuda(&options, allocator, log)
+        }
+        found => Err(Error::unsupported(format!(
+            "device_type: expected {SPEC_DEVICE_CPU} (CPU) or {SPEC_DEVICE_CUDA} (CUDA), found {found}"
+        ))),
+    }
+}
+
+/// The threads of a CPU context.
+fn threads(options: &spec_context_options) -> Result<Threads> {
+    within("device_id", i64::from(options.device_id), 0, 0)?;
+    if !options.cuda_context.is_null() {
+        return Err(Error::invalid("cuda_context: expected NULL on the CPU"));
+    }
+    let count = within("threads", i64::from(options.threads), 0, 1024)?;
+    Ok(match options.parallel_for {
+        None => Threads::Own(count),
+        Some(parallel_for) => {
+            Threads::Host { parallel_for, user: options.parallel_for_user, count: count.max(1) }
+        }
+    })
+}
+
+/// # Safety
+///
+/// The strings in `options` are as documented.
+unsafe fn cuda_options(options: &spec_context_options) -> Result<CudaOptions> {
+    within("device_id", i64::from(options.device_id), 0, i64::from(i32::MAX))?;
+    within("threads", i64::from(options.threads), 0, 1024)?;
+    // SAFETY: as this function's contract.
+    let (images, cache) = unsafe {
+        (
+            boundary::optional_path(options.kernel_directory, "kernel_directory")?,
+            boundary::optional_path(options.kernel_cache, "kernel_cache")?,
+        )
+    };
+    Ok(CudaOptions {
+        ordinal: options.device_id,
+        context: options.cuda_context as u64,
+        images,
+        cache: match cache {
+            None => KernelCache::Default,
+            Some(path) if path.as_os_str().is_empty() => KernelCache::None,
+            Some(path) => KernelCache::At(path),
+        },
+    })
 }
 
 /// Gives a context up. Its models and sessions keep what they need of it. NULL is ignored.
@@ -160,7 +202,7 @@ pub unsafe extern "C" fn spec_context_get_info(
         let value = spec_context_info {
             struct_size: 0,
             device_type: description.device_type as i32,
-            device_id: 0,
+            device_id: description.device_id,
             threads: description.threads as i32,
             instruction_set: description.instruction_set.as_ptr(),
         };

@@ -1,11 +1,11 @@
 //! Drafting.
 
 use super::boundary::{self, borrow, call, reserved, within};
-use super::session::{no_stream, spec_session};
-use super::tensors::{self, column, matrix, optional_span, span};
+use super::session::spec_session;
+use super::tensors::{self, Home, column, matrix, optional_span, span};
 use super::types::{SPEC_PADDING, spec_draft_args, spec_error, spec_status, spec_tensor};
 use crate::error::{Error, Result};
-use crate::session::{Column, DraftBatch, FEATURES_MAX, Session};
+use crate::session::{Column, DraftBatch, FEATURES_MAX, Session, Stream};
 use crate::tensor::{Dtype, Matrix};
 use std::ffi::c_void;
 use std::fmt::{Display, Formatter};
@@ -27,13 +27,15 @@ use std::fmt::{Display, Formatter};
 ///
 /// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT (also more sequences than slots where
 /// `block_table` is NULL), UNSUPPORTED (a flag or field that this version does not know, trees),
-/// BUSY; then nothing has changed. What is wrong in the contents of the arrays (rows outside of the
-/// call's or beyond max_rows, positions, pages or slots, tokens) takes the sequence out of the
-/// step: nothing of it is committed or proposed, its outputs are padded, and `spec_session_poll`
-/// reports it.
+/// BUSY; then nothing has changed. DEVICE: the device or its driver failed; what the call had
+/// enqueued by then is done or not. What is wrong in the contents of the arrays (rows outside of
+/// the call's or more than max_rows or R in all, positions, pages or slots, tokens) takes the
+/// sequence out of the step: nothing of it is committed or proposed, its outputs are padded, and
+/// `spec_session_poll` reports it.
 ///
-/// Contract: one thread at a time per session; the work is done when the call returns (CPU);
-/// allocates nothing unless it fails; on `stream`, which has no capture on the CPU.
+/// Contract: one thread at a time per session; the work is done when the call returns (CPU) or
+/// enqueued (CUDA); does not block; allocates nothing unless it fails; on `stream`, which may be
+/// capturing (CUDA).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_draft(
     session: *mut spec_session,
@@ -44,9 +46,8 @@ pub unsafe extern "C" fn spec_draft(
     call("spec_draft", error, || {
         // SAFETY: the documented contract of the arguments.
         let (session, args) = unsafe { (borrow(session)?, boundary::read(args)?) };
-        no_stream(stream)?;
         // SAFETY: the documented contract of the arrays in the arguments.
-        unsafe { draft(&session.session, &args) }
+        unsafe { draft(&session.session, &args, Stream(stream as u64)) }
     })
 }
 
@@ -62,7 +63,8 @@ impl Display for Element {
 /// # Safety
 ///
 /// The pointers in `args` are as documented.
-unsafe fn draft(session: &Session, args: &spec_draft_args) -> Result<()> {
+unsafe fn draft(session: &Session, args: &spec_draft_args, stream: Stream) -> Result<()> {
+    let home = Home::of(session.model().context());
     let limits = session.limits();
     if args.flags & !SPEC_PADDING != 0 {
         return Err(Error::unsupported(format!("flags: found {:#x}", args.flags)));
@@ -85,9 +87,10 @@ unsafe fn draft(session: &Session, args: &spec_draft_args) -> Result<()> {
     // SAFETY: as this function's contract.
     let (embeddings, draft_logits, sampling) = unsafe {
         (
-            tensor("embeddings", args.embeddings, rows, session.model().hidden_size())?,
+            tensor("embeddings", home, args.embeddings, rows, session.model().hidden_size())?,
             tensor(
                 "draft_logits",
+                home,
                 args.draft_logits,
                 sequences * drafts,
                 session.model().draft_vocabulary(),
@@ -136,7 +139,7 @@ unsafe fn draft(session: &Session, args: &spec_draft_args) -> Result<()> {
             limits.slots
         )));
     }
-    session.draft(&batch)
+    session.draft(stream, &batch)
 }
 
 /// An array of rows that may be NULL; its stride says how long the rows are.
@@ -182,9 +185,11 @@ unsafe fn read_features<'a>(
     }
     // SAFETY: num_features tensors, by the documented contract; the pointer is aligned.
     let tensors = unsafe { std::slice::from_raw_parts(args.features, expected.len()) };
+    let home = Home::of(session.model().context());
     let matrices = &mut matrices[..expected.len()];
     for (index, (tensor, feature)) in tensors.iter().zip(expected).enumerate() {
-        matrices[index] = matrix(&Element("features", index), tensor, rows, Some(feature.width))?;
+        let what = Element("features", index);
+        matrices[index] = matrix(&what, home, tensor, rows, Some(feature.width))?;
     }
     Ok(matrices)
 }
@@ -194,6 +199,7 @@ unsafe fn read_features<'a>(
 /// `tensor` is NULL or points to a tensor.
 unsafe fn tensor(
     what: &'static str,
+    home: Home,
     tensor: *const spec_tensor,
     rows: usize,
     columns: usize,
@@ -205,5 +211,5 @@ unsafe fn tensor(
     }
     // SAFETY: as this function's contract; the pointer is aligned.
     let tensor = unsafe { tensor.as_ref() };
-    tensor.map(|tensor| matrix(&what, tensor, rows, Some(columns))).transpose()
+    tensor.map(|tensor| matrix(&what, home, tensor, rows, Some(columns))).transpose()
 }

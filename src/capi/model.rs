@@ -2,7 +2,7 @@
 
 use super::boundary::{self, Handle, borrow, call, hand_out, write_text};
 use super::context::spec_context;
-use super::tensors;
+use super::tensors::{self, Home};
 use super::types::{
     SPEC_MODEL_MAP_FILES, SPEC_STAGE_LAYER_INPUT, spec_error, spec_feature_layer, spec_model_info,
     spec_model_options, spec_status,
@@ -92,7 +92,7 @@ unsafe fn load(
     let load_options = match options {
         None => LoadOptions::default(),
         // SAFETY: as this function's contract.
-        Some(options) => unsafe { load_options(options)? },
+        Some(options) => unsafe { load_options(options, Home::of(&context.context))? },
     };
     let mut model = Model::load(&context.context, directory, load_options)?;
     let release =
@@ -119,7 +119,7 @@ unsafe fn load(
 /// # Safety
 ///
 /// As for [`load`].
-unsafe fn load_options(options: &spec_model_options) -> Result<LoadOptions> {
+unsafe fn load_options(options: &spec_model_options, home: Home) -> Result<LoadOptions> {
     if options.flags & !SPEC_MODEL_MAP_FILES != 0 {
         return Err(Error::unsupported(format!("flags: found {:#x}", options.flags)));
     }
@@ -132,8 +132,8 @@ unsafe fn load_options(options: &spec_model_options) -> Result<LoadOptions> {
     let (verifier_directory, embedding, head) = unsafe {
         (
             boundary::optional_path(options.verifier_directory, "verifier_directory")?,
-            tensors::row_ranges("embedding", options.embedding, options.num_embedding)?,
-            tensors::row_ranges("head", options.head, options.num_head)?,
+            tensors::row_ranges("embedding", home, options.embedding, options.num_embedding)?,
+            tensors::row_ranges("head", home, options.head, options.num_head)?,
         )
     };
     Ok(LoadOptions {

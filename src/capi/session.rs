@@ -5,8 +5,8 @@ use super::model::spec_model;
 use super::tensors::{self, optional_span};
 use super::types::{spec_error, spec_session_options, spec_session_requirements, spec_status};
 use crate::error::{Error, Result};
-use crate::session::{Session, SessionOptions};
-use crate::tensor::{ALIGNMENT, Dtype, Span};
+use crate::session::{Session, SessionOptions, Stream};
+use crate::tensor::{ALIGNMENT, Span};
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -33,8 +33,8 @@ fn session_options(options: &spec_session_options) -> Result<SessionOptions> {
         page_size => page_size,
     };
     let kv_dtype = match (options.kv_dtype_code, options.kv_dtype_bits) {
-        (0, 0) => Dtype::F32,
-        (code, bits) => tensors::dtype(&"kv_dtype", code, bits, 1)?,
+        (0, 0) => None,
+        (code, bits) => Some(tensors::dtype(&"kv_dtype", code, bits, 1)?),
     };
     Ok(SessionOptions {
         max_sequences: within("max_sequences", i64::from(options.max_sequences), 1, 1 << 16)?,
@@ -99,10 +99,12 @@ pub unsafe extern "C" fn spec_session_get_requirements(
 ///
 /// `options` is not NULL. `session` is not NULL; `*session`, owned by the host until
 /// `spec_session_release`, is NULL if the call fails. Errors: INVALID_ARGUMENT (sizes, memory too
-/// small or not aligned), UNSUPPORTED (a field that this version does not know), OUT_OF_MEMORY.
+/// small or not aligned), UNSUPPORTED (a field that this version does not know), OUT_OF_MEMORY,
+/// DEVICE.
 ///
-/// Contract: any thread; does not block; allocates its record, and from the context's allocator
-/// what the host does not give; no stream.
+/// Contract: any thread, on a CUDA device not while a stream is being captured; does not block
+/// (CPU), waits for the device (CUDA); allocates its record, and from the context's allocator what
+/// the host does not give; no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_session_create(
     model: *const spec_model,
@@ -125,11 +127,12 @@ pub unsafe extern "C" fn spec_session_create(
 /// Prepares a session for its first step.
 ///
 /// Clears the KV pool, so call it before anything is committed, and reads the workspace and the
-/// weights once, mapped ones too; lent tensors are not touched. May be left out. `stream` is NULL
-/// on the CPU. Errors: BUSY, INVALID_ARGUMENT.
+/// weights once, mapped ones too; lent tensors are not touched. On a CUDA device only the pool is
+/// cleared, as everything is resident. May be left out. `stream` is NULL on the CPU. Errors: BUSY,
+/// INVALID_ARGUMENT (also a stream that is being captured), DEVICE.
 ///
-/// Contract: one thread at a time per session; blocks until all is resident (CPU); allocates
-/// nothing; on `stream`, which has no capture on the CPU.
+/// Contract: one thread at a time per session; blocks until all is resident (CPU), or enqueues
+/// (CUDA); allocates nothing; on `stream`, not in a capture.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_session_warm_up(
     session: *mut spec_session,
@@ -139,8 +142,7 @@ pub unsafe extern "C" fn spec_session_warm_up(
     call("spec_session_warm_up", error, || {
         // SAFETY: the documented contract of the arguments.
         let session = unsafe { borrow(session)? };
-        no_stream(stream)?;
-        session.session.warm_up()
+        session.session.warm_up(Stream(stream as u64))
     })
 }
 
@@ -148,10 +150,11 @@ pub unsafe extern "C" fn spec_session_warm_up(
 ///
 /// A sequence whose rows, positions, pages or tokens were out of range took no part in its step and
 /// proposed nothing. Returns SPEC_OK if there was none, otherwise INVALID_ARGUMENT with the index
-/// of the first one in its call and what was expected; then the slate is clean. Errors: BUSY.
+/// of the first one in its call and what was expected; then the slate is clean. On a CUDA device it
+/// tells what the work that is done has found, and does not wait for the rest. Errors: BUSY.
 ///
-/// Contract: one thread at a time per session; does not block (CPU); allocates nothing if all is
-/// well; no stream.
+/// Contract: one thread at a time per session; does not block; allocates nothing if all is well; no
+/// stream, allowed while any stream is being captured.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_session_poll(
     session: *mut spec_session,
@@ -166,20 +169,13 @@ pub unsafe extern "C" fn spec_session_poll(
 /// Gives a session up; its KV pool and workspace of the host are not used any more. NULL is
 /// ignored.
 ///
-/// Contract: any thread, not while another call uses the handle; releases memory, and with the last
+/// Contract: any thread, not while another call uses the handle, nor before its work on a CUDA
+/// device is done, that of graphs which replay it included; releases memory, and with the last
 /// handle of a model does what `spec_model_release` does; allocates nothing; no stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_session_release(session: *mut spec_session) {
     // SAFETY: the documented contract of the argument.
     unsafe { boundary::release(session) };
-}
-
-/// A CPU context has no streams.
-pub(super) fn no_stream(stream: *mut c_void) -> Result<()> {
-    if !stream.is_null() {
-        return Err(Error::invalid(format!("stream: expected NULL on the CPU, found {stream:p}")));
-    }
-    Ok(())
 }
 
 const _: fn() = || {

@@ -1,9 +1,10 @@
 //! The host's tensors and arrays as checked plain data.
 
 use super::types::{
-    SPEC_DEVICE_CPU, SPEC_DTYPE_BFLOAT, SPEC_DTYPE_FLOAT, spec_row_range, spec_sampling,
-    spec_tensor,
+    SPEC_DEVICE_CPU, SPEC_DEVICE_CUDA, SPEC_DEVICE_CUDA_HOST, SPEC_DTYPE_BFLOAT, SPEC_DTYPE_FLOAT,
+    spec_row_range, spec_sampling, spec_tensor,
 };
+use crate::context::{Context, Description, DeviceType};
 use crate::error::{Error, Result};
 use crate::session::{Column, SamplingArrays};
 use crate::tensor::{Dtype, Matrix, Span};
@@ -21,21 +22,52 @@ pub fn dtype(what: &dyn Display, code: u8, bits: u8, lanes: u16) -> Result<Dtype
     }
 }
 
-/// A tensor of two dimensions. `rows` is the least number of rows and `columns` the exact number
+/// The device that tensors of a call must be on.
+#[derive(Clone, Copy, Debug)]
+pub struct Home(Description);
+
+impl Home {
+    /// The device of a context.
+    pub fn of(context: &Context) -> Self {
+        Self(context.description())
+    }
+
+    fn check(self, what: &dyn Display, tensor: &spec_tensor) -> Result<()> {
+        let (found, id) = (tensor.device_type, tensor.device_id);
+        let is_here = match self.0.device_type {
+            DeviceType::Cpu => (found, id) == (SPEC_DEVICE_CPU, 0),
+            DeviceType::Cuda => {
+                (found, id) == (SPEC_DEVICE_CUDA, self.0.device_id)
+                    || found == SPEC_DEVICE_CUDA_HOST
+            }
+        };
+        if is_here {
+            return Ok(());
+        }
+        let expected = match self.0.device_type {
+            DeviceType::Cpu => "device type 1 (CPU), device 0".to_owned(),
+            DeviceType::Cuda => {
+                let id = self.0.device_id;
+                format!("device type 2 (CUDA), device {id}, or type 3 (page-locked host memory)")
+            }
+        };
+        Err(Error::invalid(format!(
+            "{what}: expected memory of {expected}, found type {found}, device {id}"
+        )))
+    }
+}
+
+/// A tensor of two dimensions at `home`. `rows` is the least number of rows and `columns` the exact number
 /// of columns that it must have.
 pub fn matrix(
     what: &dyn Display,
+    home: Home,
     tensor: &spec_tensor,
     rows: usize,
     columns: Option<usize>,
 ) -> Result<Matrix> {
     let dtype = dtype(what, tensor.dtype_code, tensor.dtype_bits, tensor.dtype_lanes)?;
-    if (tensor.device_type, tensor.device_id) != (SPEC_DEVICE_CPU, 0) {
-        return Err(Error::invalid(format!(
-            "{what}: expected memory of device type 1 (CPU), device 0, found type {}, device {}",
-            tensor.device_type, tensor.device_id
-        )));
-    }
+    home.check(what, tensor)?;
     if tensor.ndim != 2 {
         return Err(Error::invalid(format!(
             "{what}: expected 2 dimensions, found {}",
@@ -161,6 +193,7 @@ pub fn sampling(sampling: Option<&spec_sampling>, sequences: usize) -> Result<Sa
 /// `ranges` is NULL or points to `count` ranges.
 pub unsafe fn row_ranges(
     what: &str,
+    home: Home,
     ranges: *const spec_row_range,
     count: i32,
 ) -> Result<Option<Vec<Matrix>>> {
@@ -180,7 +213,7 @@ pub unsafe fn row_ranges(
     for (index, range) in ranges.iter().enumerate() {
         let columns = matrices.first().map(|first| first.columns);
         let name = format!("{what}[{index}]");
-        let piece = matrix(&name, &range.tensor, 1, columns)?;
+        let piece = matrix(&name, home, &range.tensor, 1, columns)?;
         if range.first_row != next {
             return Err(Error::invalid(format!(
                 "{name}.first_row: expected {next}, found {}",

@@ -23,7 +23,7 @@ pub const SPEC_ERROR_FORMAT: spec_status = 4;
 pub const SPEC_ERROR_OUT_OF_MEMORY: spec_status = 5;
 /// The session is in use by another thread.
 pub const SPEC_ERROR_BUSY: spec_status = 6;
-/// The device or its driver failed. CPU contexts never return it.
+/// The device or its driver failed, or is missing. CPU contexts never return it.
 pub const SPEC_ERROR_DEVICE: spec_status = 7;
 /// A defect of the library; the message says where. Report it.
 pub const SPEC_ERROR_INTERNAL: spec_status = 8;
@@ -44,6 +44,11 @@ pub struct spec_error {
 
 /// Host memory: the device type of CPU contexts, as in DLPack.
 pub const SPEC_DEVICE_CPU: i32 = 1;
+/// Memory of a CUDA device: the device type of CUDA contexts, as in DLPack.
+pub const SPEC_DEVICE_CUDA: i32 = 2;
+/// Page-locked host memory that CUDA devices can address, as in DLPack. Tensors of CUDA contexts
+/// may lie there.
+pub const SPEC_DEVICE_CUDA_HOST: i32 = 3;
 
 /// Signed integers, as in DLPack. No tensor of this version has them; for conversions.
 pub const SPEC_DTYPE_INT: u8 = 0;
@@ -61,9 +66,10 @@ pub struct spec_tensor {
     /// The first element, aligned to the size of an element. NULL only where the tensor has no
     /// elements.
     pub data: *mut c_void,
-    /// Where the memory is: `SPEC_DEVICE_CPU`.
+    /// Where the memory is: `SPEC_DEVICE_CPU` in calls of CPU contexts, `SPEC_DEVICE_CUDA` or
+    /// `SPEC_DEVICE_CUDA_HOST` in those of CUDA contexts.
     pub device_type: i32,
-    /// Which of the devices of that type; 0 for host memory.
+    /// Which of the devices of that type: that of the context; 0 for host memory.
     pub device_id: i32,
     /// The element type: `SPEC_DTYPE_FLOAT` (16 or 32 bits) or `SPEC_DTYPE_BFLOAT` (16 bits).
     pub dtype_code: u8,
@@ -147,13 +153,13 @@ pub const SPEC_LOG_INFO: i32 = 2;
 pub struct spec_context_options {
     /// sizeof(spec_context_options).
     pub struct_size: u32,
-    /// 0 or `SPEC_DEVICE_CPU`.
+    /// 0 or `SPEC_DEVICE_CPU`, or `SPEC_DEVICE_CUDA`.
     pub device_type: i32,
-    /// 0.
+    /// Which of the devices of that type, as the CUDA driver numbers them; 0 on the CPU.
     pub device_id: i32,
     /// Threads that work on a call, the calling one among them, 0 to 1024; 0 is one per core
     /// that the process may use. With `parallel_for`, the number of threads that it uses; 0 is
-    /// then 1.
+    /// then 1. Neither is used on CUDA devices.
     pub threads: i32,
     /// The host's own threads, instead of threads of the library; called until the last handle
     /// that refers to the context is released. NULL: the library keeps `threads - 1` threads
@@ -161,8 +167,8 @@ pub struct spec_context_options {
     pub parallel_for: spec_parallel_for,
     /// Handed to `parallel_for`. NULL is allowed.
     pub parallel_for_user: *mut c_void,
-    /// NULL: memory from the operating system, in huge pages where it is large. Copied, the
-    /// struct itself need not be kept.
+    /// NULL: memory from the operating system, in huge pages where it is large, or from the
+    /// driver (CUDA). Copied, the struct itself need not be kept.
     pub allocator: *const spec_allocator,
     /// Takes log lines (UTF-8, ends with NUL, no line end, valid during the call); NULL:
     /// nothing is logged. `level` is one of `SPEC_LOG_*`. Must not unwind; may be called from
@@ -170,6 +176,19 @@ pub struct spec_context_options {
     pub log: Option<unsafe extern "C" fn(user: *mut c_void, level: i32, line: *const c_char)>,
     /// Handed to `log`. NULL is allowed.
     pub log_user: *mut c_void,
+    /// CUDA: the host's CUcontext of the device, which outlives the spec_context and all that
+    /// refers to it. NULL: the device's primary context, which is the one of all hosts that use
+    /// the CUDA runtime. NULL on the CPU.
+    pub cuda_context: *mut c_void,
+    /// CUDA: a directory (UTF-8) with images of the library's kernels, `NAME.fatbin`,
+    /// `NAME.cubin` or `NAME.ptx`, which are loaded in place of those that the library has.
+    /// NULL: none.
+    pub kernel_directory: *const c_char,
+    /// CUDA: where compiled kernels are kept (UTF-8) if the library was built without nvcc and
+    /// compiles them itself, with NVRTC, when a context is created; made if it is not there,
+    /// shared by any number of processes. Empty: nowhere. NULL: `libspeculators` in
+    /// `$XDG_CACHE_HOME`, or in `~/.cache`.
+    pub kernel_cache: *const c_char,
 }
 
 /// What a context is.
@@ -178,13 +197,14 @@ pub struct spec_context_options {
 pub struct spec_context_info {
     /// sizeof(spec_context_info), set by the host.
     pub struct_size: u32,
-    /// `SPEC_DEVICE_CPU`.
+    /// `SPEC_DEVICE_CPU` or `SPEC_DEVICE_CUDA`.
     pub device_type: i32,
-    /// 0.
+    /// Which of the devices of that type.
     pub device_id: i32,
-    /// Threads that work on a call, at least 1.
+    /// Threads of the host that work on a call, at least 1.
     pub threads: i32,
-    /// The instructions in use (`avx512`, `avx2` or `portable`); static storage, never NULL.
+    /// The instructions in use: `avx512`, `avx2` or `portable`, or a CUDA device's architecture,
+    /// such as `sm_90`. Lives as long as the process, never NULL.
     pub instruction_set: *const c_char,
 }
 
@@ -328,7 +348,7 @@ pub struct spec_session_options {
     /// most `max_sequences`.
     pub max_pages: i32,
     /// The element type of keys and values, a DLPack code (F32, F16 or BF16); 0 together with
-    /// 0 bits: the default of the device (F32 on the CPU).
+    /// 0 bits: the default of the device (F32 on the CPU, BF16 on CUDA devices).
     pub kv_dtype_code: u8,
     /// Its bits.
     pub kv_dtype_bits: u8,
@@ -453,8 +473,9 @@ pub const SPEC_PADDING: u32 = 1;
 
 /// The arguments of `spec_draft`. B is `num_sequences`, R is `num_rows`, H is the drafter's hidden
 /// size, V and Vd are the vocabularies of the target and the drafter. Arrays are memory of the
-/// session's device unless they say otherwise; the host owns them, and none is kept after the
-/// call's work is done. No output overlaps an input or another output.
+/// session's device (with CUDA, page-locked host memory will do) unless they say otherwise; the
+/// host owns them, and none is kept after the call's work is done. No output overlaps an input or
+/// another output.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_draft_args {
@@ -465,8 +486,8 @@ pub struct spec_draft_args {
     /// B, 0 to the session's max_sequences.
     pub num_sequences: i32,
     /// R: rows of `tokens`, `rope_position`, `embeddings` and the features, 0 to 2^31 - 2.
-    /// More than the session's max_rows are fine as long as not more are committed; sequences
-    /// that would pass it are left out of the step.
+    /// More than the session's max_rows are fine as long as not more are committed. Sequences
+    /// with which more would be committed in all than max_rows or R are left out of the step.
     pub num_rows: i32,
     /// The most tokens to propose for a sequence in this call, 0 to the session's max_drafts.
     pub max_drafts: i32,
@@ -604,9 +625,10 @@ pub const SPEC_DECISION_FLAG_LIMIT: i32 = 4;
 pub const SPEC_DECISION_FLAG_INVALID: i32 = 8;
 
 /// The arguments of `spec_verify`. B is `num_sequences`, K is `max_drafts`, V is the target's
-/// vocabulary, R is the number of rows of `logits`. Arrays are memory of the context's device
-/// unless they say otherwise; the host owns them, and none is kept after the call's work is done.
-/// No output overlaps an input, but for `position`, or another output.
+/// vocabulary, R is the number of rows of `logits`. Arrays are memory of the context's device (with
+/// CUDA, page-locked host memory will do) unless they say otherwise; the host owns them, and none
+/// is kept after the call's work is done. No output overlaps an input, but for `position`, or
+/// another output.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_verify_args {
@@ -669,7 +691,7 @@ pub struct spec_verify_args {
     /// nothing, as is what lies beyond the path; the elements between FLAGS and TOKENS are set
     /// to 0.
     pub decisions: *mut i32,
-    /// `[3 + K]` uint64 in host memory, added to: rounds, drafts, emitted tokens, then for i
+    /// `[3 + K]` uint64, added to: rounds, drafts, emitted tokens, then for i
     /// from 1 to K the rounds in which draft i was accepted. Sequences that emitted nothing do
     /// not count; of the others, all of `num_drafts` do. Calls with another K may add to the
     /// same array. NULL: not wanted. Not shared between concurrent calls.

@@ -2,8 +2,7 @@
 
 use super::boundary::{self, borrow, call, within};
 use super::context::spec_context;
-use super::session::no_stream;
-use super::tensors::{self, column, matrix, optional_span, span};
+use super::tensors::{self, Home, column, matrix, optional_span, span};
 use super::types::{
     SPEC_DECISION_ACCEPTED, SPEC_DECISION_EMITTED, SPEC_DECISION_FLAG_INVALID,
     SPEC_DECISION_FLAG_LIMIT, SPEC_DECISION_FLAG_NO_CANDIDATE, SPEC_DECISION_FLAG_STOPPED,
@@ -13,7 +12,7 @@ use super::types::{
 };
 use crate::error::{Error, Result};
 use crate::tensor::{ALIGNMENT, Matrix, Span};
-use crate::verify::{self, Column, DraftDistribution, VerifyBatch, record};
+use crate::verify::{self, Column, DraftDistribution, Stream, VerifyBatch, record};
 use std::ffi::c_void;
 
 /// Sums of weights fit 63 bits below this.
@@ -43,7 +42,7 @@ pub unsafe extern "C" fn spec_verify_workspace_size(
         }
         // SAFETY: the documented contract of the distribution.
         let draft = unsafe { boundary::read_optional(args.draft)? };
-        let sizes = sizes(&args, draft.as_ref())?;
+        let sizes = sizes(&args, draft.as_ref(), Home::of(&context.context))?;
         let bytes = verify::workspace_bytes(context.context.backend(), &sizes, args.rule)?;
         // SAFETY: not NULL, aligned, and writable by the documented contract.
         unsafe { size.write(bytes as u64) };
@@ -57,7 +56,8 @@ pub unsafe extern "C" fn spec_verify_workspace_size(
 /// root and its position, the tokens, and the path that `spec_draft` commits. Drafts are accepted
 /// from the first on while the rule keeps them; then one more token is emitted, the replacement of
 /// a rejected draft or, after all drafts, the bonus token. Logits are taken as they are: `sampling`
-/// says how tokens are drawn from them. Only the rows that a decision needs are read.
+/// says how tokens are drawn from them. Only the rows that a decision needs are read (CPU), or all
+/// rows of the sequences that take part (CUDA).
 ///
 /// Every draw is one number through the inverse of the cumulative distribution in the order of
 /// the ids, and weights are integers: equal logits and numbers give equal decisions for any number
@@ -71,9 +71,10 @@ pub unsafe extern "C" fn spec_verify_workspace_size(
 ///
 /// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED (a vocabulary of 2^21 tokens
 /// or more, a rule or flag that this version does not know, trees); then nothing has changed.
+/// DEVICE: the device or its driver failed.
 ///
-/// Contract: any thread; the work is done when the call returns (CPU); allocates nothing unless it
-/// fails; on `stream`, which has no capture on the CPU.
+/// Contract: any thread; the work is done when the call returns (CPU) or enqueued (CUDA); does not
+/// block; allocates nothing unless it fails; on `stream`, which may be capturing (CUDA).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn spec_verify(
     context: *const spec_context,
@@ -84,11 +85,11 @@ pub unsafe extern "C" fn spec_verify(
     call("spec_verify", error, || {
         // SAFETY: the documented contract of the arguments.
         let (context, args) = unsafe { (borrow(context)?, boundary::read(args)?) };
-        no_stream(stream)?;
         // SAFETY: the documented contract of the arguments.
-        let batch = unsafe { batch(&args)? };
+        let batch = unsafe { batch(&args, Home::of(&context.context))? };
         let workspace = workspace(&args)?;
-        verify::verify(context.context.backend(), &batch, args.rule, workspace)
+        let queue = (context.context.backend(), Stream(stream as u64));
+        verify::verify(queue, &batch, args.rule, workspace)
     })
 }
 
@@ -104,15 +105,19 @@ fn workspace(args: &spec_verify_args) -> Result<Span<u8>> {
 }
 
 /// The batch as far as its sizes go, with no memory behind it.
-fn sizes(args: &spec_verify_args, draft: Option<&spec_distribution>) -> Result<VerifyBatch> {
+fn sizes(
+    args: &spec_verify_args,
+    draft: Option<&spec_distribution>,
+    home: Home,
+) -> Result<VerifyBatch> {
     if args.flags & !SPEC_PADDING != 0 {
         return Err(Error::unsupported(format!("flags: found {:#x}", args.flags)));
     }
     if !args.tree.is_null() {
         return Err(Error::unsupported("tree: expected NULL; trees are not supported yet"));
     }
-    let logits = shape("logits", &args.logits)?;
-    let draft = draft.map(|draft| candidates(args, draft)).transpose()?;
+    let logits = shape("logits", home, &args.logits)?;
+    let draft = draft.map(|draft| candidates(args, home, draft)).transpose()?;
     let none = Column { span: Span::new(0, 0), stride: 1 };
     Ok(VerifyBatch {
         num_sequences: within("num_sequences", args.num_sequences.into(), 0, i32::MAX.into())?,
@@ -134,9 +139,9 @@ fn sizes(args: &spec_verify_args, draft: Option<&spec_distribution>) -> Result<V
 }
 
 /// The shape of a tensor of logits, whatever its data.
-fn shape(what: &str, tensor: &spec_tensor) -> Result<Matrix> {
+fn shape(what: &str, home: Home, tensor: &spec_tensor) -> Result<Matrix> {
     let data = std::ptr::without_provenance_mut(ALIGNMENT);
-    let matrix = matrix(&what, &spec_tensor { data, ..*tensor }, 0, None)?;
+    let matrix = matrix(&what, home, &spec_tensor { data, ..*tensor }, 0, None)?;
     match matrix.columns {
         0 => Err(Error::invalid(format!("{what}: expected at least 1 column, found 0"))),
         1..VOCABULARY_END => Ok(matrix),
@@ -147,8 +152,12 @@ fn shape(what: &str, tensor: &spec_tensor) -> Result<Matrix> {
 }
 
 /// The sizes of a distribution.
-fn candidates(args: &spec_verify_args, draft: &spec_distribution) -> Result<DraftDistribution> {
-    let logits = shape("draft.logits", &draft.logits)?;
+fn candidates(
+    args: &spec_verify_args,
+    home: Home,
+    draft: &spec_distribution,
+) -> Result<DraftDistribution> {
+    let logits = shape("draft.logits", home, &draft.logits)?;
     let stride = match draft.token_ids_stride {
         0 => 0,
         stride => within("draft.token_ids_stride", stride, logits.columns as i64, 1 << 40)?,
@@ -168,17 +177,17 @@ fn candidates(args: &spec_verify_args, draft: &spec_distribution) -> Result<Draf
 /// # Safety
 ///
 /// The pointers in `args` are as documented.
-unsafe fn batch(args: &spec_verify_args) -> Result<VerifyBatch> {
+unsafe fn batch(args: &spec_verify_args, home: Home) -> Result<VerifyBatch> {
     // SAFETY: as this function's contract.
     let (given, sampling) =
         unsafe { (boundary::read_optional(args.draft)?, boundary::read_optional(args.sampling)?) };
-    let sizes = sizes(args, given.as_ref())?;
+    let sizes = sizes(args, given.as_ref(), home)?;
     let (sequences, drafts) = (sizes.num_sequences, sizes.max_drafts);
     let vocabulary = sizes.logits.columns;
     let draft = match (&given, sizes.draft) {
         (Some(given), Some(sizes)) => {
             // SAFETY: as this function's contract.
-            Some(unsafe { distribution(given, sizes, (sequences, vocabulary))? })
+            Some(unsafe { distribution(given, home, sizes, (sequences, vocabulary))? })
         }
         _ => None,
     };
@@ -187,7 +196,7 @@ unsafe fn batch(args: &spec_verify_args) -> Result<VerifyBatch> {
     let decisions = args.decisions.cast_const();
     let stops = within("num_stop_tokens", args.num_stop_tokens.into(), 0, i32::MAX.into())?;
     Ok(VerifyBatch {
-        logits: matrix(&"logits", &args.logits, 0, None)?,
+        logits: matrix(&"logits", home, &args.logits, 0, None)?,
         row_begin: optional_span("row_begin", args.row_begin, sequences)?,
         num_drafts: optional_span("num_drafts", args.num_drafts, sequences)?,
         draft_tokens: column(
@@ -214,10 +223,11 @@ unsafe fn batch(args: &spec_verify_args) -> Result<VerifyBatch> {
 /// The pointers in `given` are as documented.
 unsafe fn distribution(
     given: &spec_distribution,
+    home: Home,
     sizes: DraftDistribution,
     (sequences, vocabulary): (usize, usize),
 ) -> Result<DraftDistribution> {
-    let logits = matrix(&"draft.logits", &given.logits, 0, None)?;
+    let logits = matrix(&"draft.logits", home, &given.logits, 0, None)?;
     if given.token_ids.is_null() && logits.columns != vocabulary {
         return Err(Error::invalid(format!(
             "draft.token_ids: expected ids for the {} columns of draft.logits, as the vocabulary has {vocabulary}, found NULL",

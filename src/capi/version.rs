@@ -25,13 +25,13 @@ pub extern "C" fn spec_version() -> *const c_char {
 }
 
 /// The features of this build that hosts can ask for by name.
-const FEATURES: [&str; 4] = ["cpu", "eagle3", "verify.chain", "draft.sampling"];
+const FEATURES: [&str; 5] = ["cpu", "cuda", "eagle3", "verify.chain", "draft.sampling"];
 
 /// Says whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
 ///
-/// Names so far: `cpu` (CPU contexts), `eagle3` (EAGLE-3 speculators), `verify.chain`
-/// (verification of chains), `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives
-/// 0.
+/// Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `eagle3`
+/// (EAGLE-3 speculators), `verify.chain` (verification of chains), `draft.sampling` (sampled
+/// drafts). `name` ends with NUL; NULL gives 0.
 ///
 /// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]

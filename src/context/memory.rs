@@ -1,6 +1,7 @@
 //! Memory that the library asks for outside of step calls: weights, KV pools, workspaces.
 
 use crate::backend::cpu::OperatingSystemMemory;
+use crate::backend::cuda::DeviceMemory;
 use crate::error::{Error, Result};
 use crate::tensor::ALIGNMENT;
 use std::sync::Arc;
@@ -33,6 +34,17 @@ impl Allocator for OperatingSystemMemory {
 
     fn release(&self, _: MemoryKind, address: u64, bytes: usize) {
         Self::release(address, bytes);
+    }
+}
+
+impl Allocator for DeviceMemory {
+    fn allocate(&self, _: MemoryKind, bytes: usize, _: usize) -> Option<u64> {
+        // What the driver gives is aligned to 256 bytes.
+        Self::allocate(self, bytes)
+    }
+
+    fn release(&self, _: MemoryKind, address: u64, _: usize) {
+        Self::release(self, address);
     }
 }
 

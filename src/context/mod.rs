@@ -6,9 +6,12 @@ mod memory;
 pub use memory::{Allocator, Block, MemoryKind};
 
 pub use crate::backend::cpu::{ParallelFor, Threads};
+pub use crate::backend::cuda::{KernelCache, Options as CudaOptions};
+pub use crate::backend::{Description, DeviceType};
 
+use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, OperatingSystemMemory};
-use crate::backend::{Backend, Description};
+use crate::backend::cuda::CudaBackend;
 use crate::error::Result;
 use std::sync::Arc;
 
@@ -44,6 +47,19 @@ impl Context {
         log: Option<Box<dyn Log>>,
     ) -> Result<Self> {
         Ok(Self::on(Box::new(CpuBackend::new(threads)?), allocator, log))
+    }
+
+    /// A context of a CUDA device. Without an allocator, memory comes from the driver.
+    pub fn cuda(
+        options: &CudaOptions,
+        allocator: Option<Arc<dyn Allocator>>,
+        log: Option<Box<dyn Log>>,
+    ) -> Result<Self> {
+        let backend = CudaBackend::new(options)?;
+        let allocator = allocator.unwrap_or_else(|| Arc::new(backend.memory()));
+        let context = Self::on(Box::new(backend) as Box<dyn Backend>, Some(allocator), log);
+        context.log(LogLevel::Info, &format!("{:?}", context.backend));
+        Ok(context)
     }
 
     /// A context of a backend that computes in the memory of the CPU; see [`Context::cpu`].

@@ -3,19 +3,15 @@
 //! embedding of the next token.
 
 use super::placement::Placement;
-use crate::backend::Backend;
 use crate::backend::phases::{
     Activation, AddProjection, Attend, AttentionHeads, DraftBatch, EmbeddingInput, FeatureNorm,
     FuseFeatures, GateUp, Gather, KvPool, KvProjection, Linear, MAX_HEAD_DIM, Norm, Paging, Plan,
     Project, Propose, QueryProjection, Rotary, RowSegments, Rows,
 };
+use crate::backend::{Backend, Stream};
 use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::tensor::{Carver, Dtype, Matrix, Span};
-
-/// Rows that are committed at a time: enough to read the weights rarely, few enough that the
-/// intermediate rows stay in cache.
-const CHUNK_ROWS: usize = 128;
 
 /// The network and where its weights are.
 #[derive(Debug)]
@@ -84,14 +80,20 @@ pub struct Scratch {
     turns: Matrix,
     gate: Matrix,
     logits: Matrix,
+    projection_scratch: Span<u8>,
     attention_scratch: Span<u8>,
-    sampling_scratch: Span<u8>,
+    proposal_scratch: Span<u8>,
 }
 
 impl Scratch {
     /// The most rows of one commit.
     pub fn chunk_rows(&self) -> usize {
         self.chunk_rows
+    }
+
+    /// What [`Backend::prepare_scratch`] prepares.
+    pub fn prepared(&self) -> [Span<u8>; 3] {
+        [self.projection_scratch, self.attention_scratch, self.proposal_scratch]
     }
 
     /// The normed input of a phase, as wide as it needs.
@@ -107,6 +109,8 @@ impl Scratch {
 pub struct Step<'a> {
     /// The device.
     pub backend: &'a dyn Backend,
+    /// Where its work is enqueued.
+    pub stream: Stream,
     /// The call.
     pub batch: &'a DraftBatch<'a>,
     /// Its rows.
@@ -194,7 +198,7 @@ impl Eagle3 {
         max_position: usize,
     ) -> Scratch {
         let Shape { hidden, heads, .. } = self.shape;
-        let chunk_rows = max_rows.min(CHUNK_ROWS);
+        let chunk_rows = max_rows.min(backend.description().commit_rows);
         let rows = chunk_rows.max(sequences);
         let input_columns = self.shape.features.max(2 * hidden);
         let mut f32_matrix = |rows, columns| carver.matrix(Dtype::F32, rows, columns);
@@ -207,8 +211,9 @@ impl Eagle3 {
         let turns = f32_matrix(rows, 2 * self.rotary.inverse_frequency.len());
         let gate = f32_matrix(rows, self.shape.intermediate);
         let logits = f32_matrix(sequences, self.shape.draft_vocabulary);
+        let projection = backend.projection_scratch(rows, heads);
         let scratch = backend.attention_scratch(rows, heads, max_position);
-        let sampling = backend.sampling_scratch(sequences, self.shape.draft_vocabulary);
+        let proposal = backend.proposal_scratch(sequences, self.shape.draft_vocabulary);
         Scratch {
             pool,
             chunk_rows,
@@ -221,51 +226,54 @@ impl Eagle3 {
             turns,
             gate,
             logits,
+            projection_scratch: carver.span(projection),
             attention_scratch: carver.span(scratch),
-            sampling_scratch: carver.span(sampling),
+            proposal_scratch: carver.span(proposal),
         }
     }
 
     /// Commits the step's rows: appends their keys and values in all layers, and keeps the residual
     /// stream that enters the last layer for the rows that go on drafting.
-    pub fn commit(&self, step: &Step<'_>) {
+    pub fn commit(&self, step: &Step<'_>) -> Result<()> {
         let hidden = step.scratch.hidden;
-        self.fuse_features(step);
+        self.fuse_features(step)?;
         let last = self.layers.len() - 1;
         for layer in 0..last {
-            self.project(step, layer, hidden, Halves::Both);
-            self.finish_layer(step, layer, hidden);
+            self.project(step, layer, hidden, Halves::Both)?;
+            self.finish_layer(step, layer, hidden)?;
         }
         if let Some(count) = (step.batch.max_drafts > 0).then(|| step.plan.drafting.slice(0, 1)) {
-            step.backend.gather(&Gather {
-                rows: Rows { count, ..step.plan.draft },
+            let gather = Gather {
+                rows: Rows { count, ..step.plan.draft.slice(0, step.batch.num_sequences) },
                 from: hidden,
                 first: step.rows.first,
                 len: step.rows.len(),
                 to: step.scratch.draft_hidden,
-            });
+            };
+            step.backend.gather(step.stream, &gather)?;
         }
-        self.project(step, last, hidden, Halves::KeyValue);
+        self.project(step, last, hidden, Halves::KeyValue)
     }
 
     /// Runs the rest of the last layer for the rows that go on drafting.
-    pub fn continue_from_commit(&self, step: &Step<'_>) {
+    pub fn continue_from_commit(&self, step: &Step<'_>) -> Result<()> {
         let last = self.layers.len() - 1;
-        self.project(step, last, step.scratch.draft_hidden, Halves::Query);
-        self.finish_layer(step, last, step.scratch.draft_hidden);
+        self.project(step, last, step.scratch.draft_hidden, Halves::Query)?;
+        self.finish_layer(step, last, step.scratch.draft_hidden)
     }
 
     /// Runs all layers on the drafting rows.
-    pub fn forward(&self, step: &Step<'_>) {
+    pub fn forward(&self, step: &Step<'_>) -> Result<()> {
         for layer in 0..self.layers.len() {
-            self.project(step, layer, step.scratch.draft_hidden, Halves::Both);
-            self.finish_layer(step, layer, step.scratch.draft_hidden);
+            self.project(step, layer, step.scratch.draft_hidden, Halves::Both)?;
+            self.finish_layer(step, layer, step.scratch.draft_hidden)?;
         }
+        Ok(())
     }
 
     /// Chooses the token of each drafting row and moves the rows on.
-    pub fn propose(&self, step: &Step<'_>, index: usize) {
-        step.backend.propose(&Propose {
+    pub fn propose(&self, step: &Step<'_>, index: usize) -> Result<()> {
+        let phase = Propose {
             rows: step.rows,
             step: index,
             batch: *step.batch,
@@ -276,28 +284,30 @@ impl Eagle3 {
             target_ids: self.target_ids,
             input: step.scratch.input(self.shape.hidden),
             logits: step.scratch.logits,
-            scratch: step.scratch.sampling_scratch,
-        });
+            scratch: step.scratch.proposal_scratch,
+        };
+        step.backend.propose(step.stream, &phase)
     }
 
-    fn fuse_features(&self, step: &Step<'_>) {
+    fn fuse_features(&self, step: &Step<'_>) -> Result<()> {
         let Features { joint, each, linear } = &self.features;
         let norm = match joint {
             Some(norm) => FeatureNorm::Joint(*norm),
             None if each.is_empty() => FeatureNorm::None,
             None => FeatureNorm::Each(each),
         };
-        step.backend.fuse_features(&FuseFeatures {
+        let phase = FuseFeatures {
             rows: step.rows,
             features: step.batch.features,
             norm,
             linear: *linear,
             input: step.scratch.input(self.shape.features),
             hidden: step.scratch.hidden,
-        });
+        };
+        step.backend.fuse_features(step.stream, &phase)
     }
 
-    fn project(&self, step: &Step<'_>, index: usize, hidden: Matrix, halves: Halves) {
+    fn project(&self, step: &Step<'_>, index: usize, hidden: Matrix, halves: Halves) -> Result<()> {
         let layer = &self.layers[index];
         let scratch = step.scratch;
         let embedding = layer.hidden_norm.map(|_| EmbeddingInput {
@@ -314,7 +324,7 @@ impl Eagle3 {
             key_norm: layer.key_norm,
             scratch: scratch.kv,
         };
-        step.backend.project(&Project {
+        let phase = Project {
             rows: step.rows,
             hidden,
             norm: layer.hidden_norm.unwrap_or(layer.input_norm),
@@ -329,13 +339,16 @@ impl Eagle3 {
             rotary: self.rotary,
             turns: scratch.turns,
             paging: step.paging(index),
-        });
+            scratch: scratch.projection_scratch,
+        };
+        step.backend.project(step.stream, &phase)
     }
 
     /// Attention, its output map, and the MLP.
-    fn finish_layer(&self, step: &Step<'_>, index: usize, hidden: Matrix) {
+    fn finish_layer(&self, step: &Step<'_>, index: usize, hidden: Matrix) -> Result<()> {
         let (layer, scratch) = (&self.layers[index], step.scratch);
-        step.backend.attend(&Attend {
+        let (backend, stream) = (step.backend, step.stream);
+        let attend = Attend {
             rows: step.rows,
             heads: self.shape.heads,
             query: scratch.query,
@@ -345,10 +358,11 @@ impl Eagle3 {
             window: layer.window,
             scale: 1.0 / (self.shape.heads.head_dim as f32).sqrt(),
             scratch: scratch.attention_scratch,
-        });
+        };
+        backend.attend(stream, &attend)?;
         let add = |input, linear| AddProjection { rows: step.rows, input, linear, hidden };
-        step.backend.add_projection(&add(scratch.attention, layer.output));
-        step.backend.gate_up(&GateUp {
+        backend.add_projection(stream, &add(scratch.attention, layer.output))?;
+        let gate_up = GateUp {
             rows: step.rows,
             hidden,
             norm: layer.post_attention_norm,
@@ -357,8 +371,9 @@ impl Eagle3 {
             activation: self.shape.activation,
             input: scratch.input(self.shape.hidden),
             output: scratch.gate,
-        });
-        step.backend.add_projection(&add(scratch.gate, layer.down));
+        };
+        backend.gate_up(stream, &gate_up)?;
+        backend.add_projection(stream, &add(scratch.gate, layer.down))
     }
 }
 

@@ -98,6 +98,21 @@ impl Model {
     /// Loads the checkpoint in `directory`.
     pub fn load(context: &Arc<Context>, directory: &Path, options: LoadOptions) -> Result<Self> {
         let LoadOptions { map_files, verifier_directory, config_overrides, lent } = options;
+        let device = context.description();
+        if map_files && !device.reads_mapped_files {
+            return Err(Error::unsupported(
+                "flags: expected weights to be copied, as the device does not read mapped files",
+            ));
+        }
+        for (what, pieces) in [("embedding", &lent.embedding), ("head", &lent.head)] {
+            let pieces = pieces.as_ref().map_or(0, Vec::len);
+            if pieces > device.max_row_segments {
+                return Err(Error::unsupported(format!(
+                    "{what}: expected at most {} ranges on this device, found {pieces}",
+                    device.max_row_segments
+                )));
+            }
+        }
         let lent_shape = |pieces: &Option<Vec<Matrix>>| {
             pieces.as_ref().and_then(|pieces| {
                 let first = pieces.first()?;
@@ -122,6 +137,7 @@ impl Model {
         let facts = facts(directory, description, checkpoint.default_num_drafts)?;
         let mut counting = Placement::counting(&lent);
         Eagle3::place(description, &mut counting)?;
+        let _scope = context.backend().enter()?;
         let weights = context.allocate(MemoryKind::Weights, "weights", counting.bytes())?;
         let mut filling = Placement::filling(&lent, weights.address(), context.backend());
         let network = Network::Eagle3(Eagle3::place(description, &mut filling)?);

@@ -60,7 +60,10 @@ impl<'a> Placement<'a> {
             return Ok(matrix);
         }
         let matrix = self.carver.matrix(tensor.dtype, tensor.rows, tensor.columns);
-        self.fill(memory(&matrix), &mut |bytes| tensor.read_into(0, tensor.rows, bytes))?;
+        let row_bytes = tensor.row_bytes();
+        self.fill(memory(&matrix), row_bytes, &mut |offset, bytes| {
+            tensor.read_into(offset / row_bytes, bytes.len() / row_bytes, bytes)
+        })?;
         Ok(matrix)
     }
 
@@ -102,43 +105,46 @@ impl<'a> Placement<'a> {
             RowSource::TensorRows { tensor } => Ok(vec![self.stored_rows(tensor, ids)?]),
             RowSource::LentRows => {
                 let segments = self.lent.head.clone().unwrap_or_default();
-                Ok(self.lent_rows(&segments, ids).into_iter().collect())
+                Ok(self.lent_rows(&segments, ids)?.into_iter().collect())
             }
         }
     }
 
     fn stored_rows(&mut self, tensor: &Tensor, ids: &[i32]) -> Result<Matrix> {
         let matrix = self.carver.matrix(tensor.dtype, ids.len(), tensor.columns);
-        self.fill(memory(&matrix), &mut |bytes| {
-            let rows = bytes.chunks_exact_mut(tensor.row_bytes());
+        let row_bytes = tensor.row_bytes();
+        self.fill(memory(&matrix), row_bytes, &mut |offset, bytes| {
+            let rows = bytes.chunks_exact_mut(row_bytes);
+            let ids = &ids[offset / row_bytes..];
             rows.zip(ids).try_for_each(|(row, &id)| tensor.read_into(id as usize, 1, row))
         })?;
         Ok(matrix)
     }
 
     /// Copies rows out of the host's segments; the ids rise.
-    fn lent_rows(&mut self, segments: &[Matrix], ids: &[i32]) -> Option<Matrix> {
-        let first = segments.first()?;
+    fn lent_rows(&mut self, segments: &[Matrix], ids: &[i32]) -> Result<Option<Matrix>> {
+        let Some(first) = segments.first() else { return Ok(None) };
         let matrix = self.carver.matrix(first.dtype, ids.len(), first.columns);
-        let backend = self.backend?;
+        let Some(backend) = self.backend else { return Ok(Some(matrix)) };
         let (mut first_row, mut done) = (0, 0);
         for segment in segments {
             let end = first_row + segment.rows;
             let len = ids[done..].partition_point(|&id| (id as usize) < end);
             let local: Vec<i32> =
                 ids[done..done + len].iter().map(|&id| id - first_row as i32).collect();
-            backend.copy_rows(segment, &local, &matrix.row_range(done, len));
+            backend.copy_rows(segment, &local, &matrix.row_range(done, len))?;
             (first_row, done) = (end, done + len);
         }
-        Some(matrix)
+        Ok(Some(matrix))
     }
 
     /// A table of numbers.
     pub fn table<T: bytemuck::Pod>(&mut self, values: &[T]) -> Result<Span<T>> {
         let span = self.carver.span(values.len());
         let bytes = Span::new(span.address(), size_of_val(values));
-        self.fill(bytes, &mut |to| {
-            to.copy_from_slice(bytemuck::cast_slice(values));
+        self.fill(bytes, size_of::<T>(), &mut |offset, to| {
+            let values: &[u8] = bytemuck::cast_slice(values);
+            to.copy_from_slice(&values[offset..offset + to.len()]);
             Ok(())
         })?;
         Ok(span)
@@ -147,9 +153,10 @@ impl<'a> Placement<'a> {
     fn fill(
         &self,
         memory: Span<u8>,
-        source: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+        granule: usize,
+        source: &mut dyn FnMut(usize, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        self.backend.map_or(Ok(()), |backend| backend.fill(memory, source))
+        self.backend.map_or(Ok(()), |backend| backend.fill(memory, granule, source))
     }
 }
 

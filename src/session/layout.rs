@@ -23,8 +23,8 @@ pub struct SessionOptions {
     pub page_size: usize,
     /// Pages; 0 is what all slots need.
     pub max_pages: usize,
-    /// The element type of keys and values.
-    pub kv_dtype: Dtype,
+    /// The element type of keys and values; `None` is what suits the device.
+    pub kv_dtype: Option<Dtype>,
     /// The host's memory for the pages.
     pub kv_pool: Option<Span<u8>>,
     /// The host's memory for the workspace.
@@ -52,6 +52,7 @@ pub struct Requirements {
 pub struct Layout<'a> {
     model: &'a Model,
     options: SessionOptions,
+    kv_dtype: Dtype,
     pages_per_sequence: usize,
     needs: Requirements,
 }
@@ -77,8 +78,8 @@ impl<'a> Layout<'a> {
             )));
         }
         let (kv_heads, head_dim) = model.kv_shape();
-        let kv_bytes_per_token =
-            2 * model.num_layers() * kv_heads * head_dim * options.kv_dtype.size();
+        let kv_dtype = options.kv_dtype.unwrap_or(model.context().description().kv_dtype);
+        let kv_bytes_per_token = 2 * model.num_layers() * kv_heads * head_dim * kv_dtype.size();
         let page_bytes = kv_bytes_per_token.checked_mul(options.page_size).ok_or_else(too_large)?;
         let kv_pool_bytes = page_bytes
             .checked_mul(num_pages)
@@ -93,9 +94,9 @@ impl<'a> Layout<'a> {
             num_pages,
             page_size: options.page_size,
         };
-        let mut layout = Self { model, options: *options, pages_per_sequence, needs };
+        let mut layout = Self { model, options: *options, kv_dtype, pages_per_sequence, needs };
         let mut counting = Carver::counting();
-        layout.carve(&mut counting, 0);
+        layout.carve(&mut counting, 0, Span::new(0, 2));
         if isize::try_from(counting.used()).is_err() {
             return Err(too_large());
         }
@@ -137,7 +138,7 @@ impl<'a> Layout<'a> {
     }
 
     /// Cuts the workspace; in counting mode the addresses mean nothing.
-    pub fn carve(&self, carver: &mut Carver, kv_address: u64) -> Workspace {
+    pub fn carve(&self, carver: &mut Carver, kv_address: u64, fault: Span<i32>) -> Workspace {
         let sequences = self.options.max_sequences;
         let plan = Plan {
             commit: rows(carver, self.options.max_rows),
@@ -145,14 +146,14 @@ impl<'a> Layout<'a> {
             drafting: carver.span(self.options.max_drafts),
             num_drafts: carver.span(sequences),
             page_row: carver.span(sequences),
-            fault: carver.span(2),
+            fault,
         };
         let slot_pages = carver.span(self.slots() * self.pages_per_sequence);
         let (num_kv_heads, head_dim) = self.model.kv_shape();
-        let columns = self.needs.page_bytes / self.options.kv_dtype.size();
+        let columns = self.needs.page_bytes / self.kv_dtype.size();
         let pages = Matrix {
             address: kv_address,
-            dtype: self.options.kv_dtype,
+            dtype: self.kv_dtype,
             rows: self.needs.num_pages,
             columns,
             row_stride: columns,

@@ -2,12 +2,13 @@
 
 mod layout;
 
+pub use crate::backend::Stream;
 pub use crate::backend::phases::{Column, DraftBatch};
 pub use crate::backend::verify::SamplingArrays;
 pub use layout::{Requirements, SessionOptions};
 
-use crate::backend::Backend;
 use crate::backend::phases::{Limits, Plan};
+use crate::backend::{Backend, FaultWords};
 use crate::context::{Block, MemoryKind};
 use crate::drafter::sequential;
 use crate::error::{Error, Result, Status};
@@ -43,6 +44,7 @@ pub struct Session {
     bounds: Limits,
     plan: Plan,
     scratch: Scratch,
+    faults: FaultWords,
     kv_memory: Span<u8>,
     workspace_memory: Span<u8>,
     /// Memory of the allocator, where the host gave none; released with the session.
@@ -57,6 +59,8 @@ impl Session {
 
     /// A session whose memory the host gives in the options or the allocator gives.
     pub fn create(model: &Arc<Model>, options: &SessionOptions) -> Result<Self> {
+        let backend = model.context().backend();
+        let _scope = backend.enter()?;
         let layout = Layout::new(model, options)?;
         let needs = layout.requirements();
         let (kv_memory, kv_block) =
@@ -69,11 +73,12 @@ impl Session {
             needs.workspace_bytes,
         )?;
         let mut carver = Carver::of_block(workspace_memory.address());
-        let workspace = layout.carve(&mut carver, kv_memory.address());
-        let backend = model.context().backend();
-        let mut numbers = 0..;
-        fill_i32(backend, workspace.slot_pages, || numbers.next().unwrap_or(0))?;
-        fill_i32(backend, workspace.plan.fault, || 0)?;
+        let faults = backend.fault_words()?;
+        let workspace = layout.carve(&mut carver, kv_memory.address(), faults.span);
+        fill_with_numbers(backend, workspace.slot_pages)?;
+        for scratch in workspace.scratch.prepared() {
+            backend.prepare_scratch(scratch)?;
+        }
         Ok(Self {
             model: Arc::clone(model),
             busy: AtomicBool::new(false),
@@ -81,6 +86,7 @@ impl Session {
             bounds: layout.bounds(),
             plan: workspace.plan,
             scratch: workspace.scratch,
+            faults,
             kv_memory,
             workspace_memory,
             _owned: [kv_block, workspace_block],
@@ -98,36 +104,44 @@ impl Session {
     }
 
     /// Commits rows and proposes tokens; the batch keeps to [`Session::limits`].
-    pub fn draft(&self, batch: &DraftBatch<'_>) -> Result<()> {
+    pub fn draft(&self, stream: Stream, batch: &DraftBatch<'_>) -> Result<()> {
         let _turn = self.turn()?;
+        let backend = self.model.context().backend();
+        backend.check_stream(stream)?;
         if batch.num_sequences == 0 {
             return Ok(());
         }
-        let backend = self.model.context().backend();
+        let _scope = backend.enter()?;
+        let queue = (backend, stream);
         match self.model.network() {
             Network::Eagle3(network) => {
-                sequential::draft(backend, network, batch, &self.bounds, &self.plan, &self.scratch);
+                sequential::draft(queue, network, batch, &self.bounds, &self.plan, &self.scratch)
             }
         }
-        Ok(())
     }
 
     /// Makes weights, pages and workspace resident; clears the pages.
-    pub fn warm_up(&self) -> Result<()> {
+    pub fn warm_up(&self, stream: Stream) -> Result<()> {
         let _turn = self.turn()?;
         let backend = self.model.context().backend();
-        for weights in self.model.weight_memory() {
-            backend.touch(weights, false);
+        backend.check_stream(stream)?;
+        let _scope = backend.enter()?;
+        if backend.is_capturing(stream)? {
+            return Err(Error::invalid(
+                "stream: expected one whose work is done, found one that is being captured",
+            ));
         }
-        backend.touch(self.kv_memory, true);
-        backend.touch(self.workspace_memory, false);
-        Ok(())
+        for weights in self.model.weight_memory() {
+            backend.touch(stream, weights, false)?;
+        }
+        backend.touch(stream, self.kv_memory, true)?;
+        backend.touch(stream, self.workspace_memory, false)
     }
 
     /// The first fault since the last poll.
     pub fn poll(&self) -> Result<()> {
         let _turn = self.turn()?;
-        match self.model.context().backend().take_fault(self.plan.fault) {
+        match self.model.context().backend().take_fault(&self.faults) {
             None => Ok(()),
             Some((fault, sequence)) => Err(Error::invalid(format!(
                 "sequence {sequence} took no part in a step: expected {}",
@@ -176,14 +190,15 @@ fn memory(
     }
 }
 
-fn fill_i32(
-    backend: &dyn Backend,
-    memory: Span<i32>,
-    mut element: impl FnMut() -> i32,
-) -> Result<()> {
-    let bytes = Span::new(memory.address(), memory.len() * size_of::<i32>());
-    backend.fill(bytes, &mut |bytes| {
-        bytes.chunks_exact_mut(4).for_each(|four| four.copy_from_slice(&element().to_ne_bytes()));
+/// Fills memory of the device with 0, 1, 2 and so on.
+fn fill_with_numbers(backend: &dyn Backend, memory: Span<i32>) -> Result<()> {
+    const SIZE: usize = size_of::<i32>();
+    let bytes = Span::new(memory.address(), memory.len() * SIZE);
+    backend.fill(bytes, SIZE, &mut |offset, bytes| {
+        let numbers = (offset / SIZE) as i32..;
+        for (number, four) in numbers.zip(bytes.chunks_exact_mut(SIZE)) {
+            four.copy_from_slice(&number.to_ne_bytes());
+        }
         Ok(())
     })
 }

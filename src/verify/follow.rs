@@ -1,7 +1,7 @@
 //! The target's own draw at every position.
 
 use super::greedy::Greedy;
-use crate::backend::verify::{Decision, Proposal, Rule, TargetRow};
+use crate::backend::verify::{Decision, Proposal, Rule, RuleKind, TargetRow};
 
 /// Draws the target's token with the number that belongs to its position, and keeps drafts while
 /// they are equal to it: the text does not depend on the drafts at all.
@@ -9,6 +9,10 @@ use crate::backend::verify::{Decision, Proposal, Rule, TargetRow};
 pub struct Follow;
 
 impl Rule for Follow {
+    fn kind(&self) -> RuleKind {
+        RuleKind::Follow
+    }
+
     fn decide(&self, proposal: Proposal, row: &mut dyn TargetRow) -> Decision {
         if row.is_greedy() {
             return Greedy.decide(proposal, row);

@@ -4,6 +4,7 @@ mod follow;
 mod greedy;
 mod rejection;
 
+pub use crate::backend::Stream;
 pub use crate::backend::phases::Column;
 pub use crate::backend::verify::{DraftDistribution, VerifyBatch, record};
 pub use follow::Follow;
@@ -39,12 +40,13 @@ pub fn workspace_bytes(backend: &dyn Backend, batch: &VerifyBatch, number: i32) 
 
 /// Decides all sequences of a batch by the rule with this number.
 pub fn verify(
-    backend: &dyn Backend,
+    (backend, stream): (&dyn Backend, Stream),
     batch: &VerifyBatch,
     number: i32,
     workspace: Span<u8>,
 ) -> Result<()> {
     let rule = rule(number, batch.draft.is_some())?;
+    backend.check_stream(stream)?;
     let needed = backend.verify_workspace(batch, rule);
     if workspace.len() < needed {
         return Err(Error::invalid(format!(
@@ -52,6 +54,6 @@ pub fn verify(
             workspace.len()
         )));
     }
-    backend.verify(batch, rule, workspace);
-    Ok(())
+    let _scope = backend.enter()?;
+    backend.verify(stream, batch, rule, workspace)
 }

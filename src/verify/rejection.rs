@@ -1,7 +1,7 @@
 //! Rejection sampling (Leviathan et al., 2023; Chen et al., 2023).
 
 use super::greedy::Greedy;
-use crate::backend::verify::{Decision, Proposal, Rule, TargetRow};
+use crate::backend::verify::{Decision, Proposal, Rule, RuleKind, TargetRow};
 
 /// Accepts a draft with probability min(1, p / q), and otherwise draws its replacement from
 /// max(p - q, 0): together the emitted token has the distribution p. A draft that was struck out
@@ -10,6 +10,10 @@ use crate::backend::verify::{Decision, Proposal, Rule, TargetRow};
 pub struct Rejection;
 
 impl Rule for Rejection {
+    fn kind(&self) -> RuleKind {
+        RuleKind::Rejection
+    }
+
     fn decide(&self, proposal: Proposal, row: &mut dyn TargetRow) -> Decision {
         if row.is_greedy() {
             return Greedy.decide(proposal, row);

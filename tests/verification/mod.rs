@@ -7,7 +7,7 @@ use speculators::backend::phases::Column;
 use speculators::backend::verify::{DraftDistribution, SamplingArrays, VerifyBatch, record};
 use speculators::sampling::Parameters;
 use speculators::tensor::{Dtype, Matrix, Span};
-use speculators::verify::{verify, workspace_bytes};
+use speculators::verify::{Stream, verify, workspace_bytes};
 
 pub const DEFAULT: i32 = 0;
 pub const FOLLOW: i32 = 1;
@@ -257,7 +257,7 @@ pub fn decide_counted(
     let bytes = workspace_bytes(backend, &batch, call.rule).unwrap();
     let mut workspace = vec![Line([0xA5; 64]); bytes.div_ceil(64)];
     let workspace = Span::new(workspace.as_mut_ptr() as u64, bytes);
-    verify(backend, &batch, call.rule, workspace).unwrap();
+    verify((backend, Stream::NONE), &batch, call.rule, workspace).unwrap();
     // Written through their addresses.
     let records = std::hint::black_box(&mut records);
     let counters = std::hint::black_box(&mut counters).clone();

@@ -21,9 +21,13 @@ use super::phases::{
     Limits, Plan, Project, Propose,
 };
 use super::verify::{Rule, VerifyBatch};
-use super::{Backend, Description, DeviceType};
-use crate::error::Result;
-use crate::tensor::{Matrix, Span};
+use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
+use crate::error::{Error, Result};
+use crate::tensor::{Dtype, Matrix, Span};
+use std::sync::atomic::AtomicI32;
+
+/// Rows that are committed at a time: their intermediate rows stay in cache.
+const COMMIT_ROWS: usize = 128;
 
 /// The phases on the CPU.
 pub struct CpuBackend {
@@ -55,26 +59,59 @@ impl Backend for CpuBackend {
     fn description(&self) -> Description {
         Description {
             device_type: DeviceType::Cpu,
+            device_id: 0,
             threads: self.pool.threads(),
             instruction_set: self.isa.name(),
+            commit_rows: COMMIT_ROWS,
+            kv_dtype: Dtype::F32,
+            reads_mapped_files: true,
+            max_row_segments: usize::MAX,
         }
+    }
+
+    fn enter(&self) -> Result<Scope> {
+        Ok(Scope::NONE)
+    }
+
+    fn check_stream(&self, stream: Stream) -> Result<()> {
+        if stream != Stream::NONE {
+            return Err(Error::invalid(format!(
+                "stream: expected NULL on the CPU, found {:#x}",
+                stream.0
+            )));
+        }
+        Ok(())
+    }
+
+    fn is_capturing(&self, _: Stream) -> Result<bool> {
+        Ok(false)
     }
 
     fn fill(
         &self,
         destination: Span<u8>,
-        source: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+        _: usize,
+        source: &mut dyn FnMut(usize, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
         // SAFETY: the contract of Backend: the destination belongs to the call alone.
-        source(unsafe { memory::elements_mut(destination) })
+        source(0, unsafe { memory::elements_mut(destination) })
     }
 
-    fn touch(&self, memory: Span<u8>, clear: bool) {
+    fn prepare_scratch(&self, _: Span<u8>) -> Result<()> {
+        Ok(())
+    }
+
+    fn fault_words(&self) -> Result<FaultWords> {
+        let words = Box::new([const { AtomicI32::new(0) }; 2]);
+        Ok(FaultWords { span: Span::new(words.as_ptr() as u64, words.len()), owner: words })
+    }
+
+    fn touch(&self, _: Stream, memory: Span<u8>, clear: bool) -> Result<()> {
         const PAGE: usize = 4096;
         if clear {
             // SAFETY: the contract of Backend: the memory belongs to the call alone.
             unsafe { memory::elements_mut(memory) }.fill(0);
-            return;
+            return Ok(());
         }
         // SAFETY: the contract of Backend.
         let bytes = unsafe { memory::elements(memory) };
@@ -82,65 +119,78 @@ impl Backend for CpuBackend {
         let touched = bytes.iter().step_by(PAGE).chain(bytes.last());
         let sum = touched.fold(0_u8, |sum, &byte| sum ^ byte);
         std::hint::black_box(sum);
+        Ok(())
+    }
+
+    fn projection_scratch(&self, _: usize, _: AttentionHeads) -> usize {
+        0
     }
 
     fn attention_scratch(&self, rows: usize, heads: AttentionHeads, positions: usize) -> usize {
         attention::scratch_bytes(rows, &heads, positions)
     }
 
-    fn sampling_scratch(&self, rows: usize, columns: usize) -> usize {
+    fn proposal_scratch(&self, rows: usize, columns: usize) -> usize {
         verify::draft_scratch(columns).saturating_mul(rows)
     }
 
     fn plan_rows(
         &self,
+        _: Stream,
         batch: &DraftBatch<'_>,
         limits: &Limits,
         pool: &KvPool,
         plan: &Plan,
-    ) -> usize {
+    ) -> Result<usize> {
         // SAFETY: the contract of Backend, here and below.
-        unsafe { plan::plan_rows(batch, limits, pool, plan) }
+        Ok(unsafe { plan::plan_rows(batch, limits, pool, plan) })
     }
 
-    fn fuse_features(&self, phase: &FuseFeatures<'_>) {
+    fn fuse_features(&self, _: Stream, phase: &FuseFeatures<'_>) -> Result<()> {
         // SAFETY: as above.
-        unsafe { self.fuse(phase) }
+        unsafe { self.fuse(phase) };
+        Ok(())
     }
 
-    fn project(&self, phase: &Project<'_>) {
+    fn project(&self, _: Stream, phase: &Project<'_>) -> Result<()> {
         // SAFETY: as above.
-        unsafe { self.project_rows(phase) }
+        unsafe { self.project_rows(phase) };
+        Ok(())
     }
 
-    fn attend(&self, phase: &Attend) {
+    fn attend(&self, _: Stream, phase: &Attend) -> Result<()> {
         // SAFETY: as above.
-        unsafe { attention::attend(&self.pool, self.isa, phase, drafting::active(&phase.rows)) }
+        unsafe { attention::attend(&self.pool, self.isa, phase, drafting::active(&phase.rows)) };
+        Ok(())
     }
 
-    fn add_projection(&self, phase: &AddProjection) {
+    fn add_projection(&self, _: Stream, phase: &AddProjection) -> Result<()> {
         // SAFETY: as above.
-        unsafe { self.add(phase) }
+        unsafe { self.add(phase) };
+        Ok(())
     }
 
-    fn gate_up(&self, phase: &GateUp) {
+    fn gate_up(&self, _: Stream, phase: &GateUp) -> Result<()> {
         // SAFETY: as above.
-        unsafe { self.gate(phase) }
+        unsafe { self.gate(phase) };
+        Ok(())
     }
 
-    fn gather(&self, phase: &Gather) {
+    fn gather(&self, _: Stream, phase: &Gather) -> Result<()> {
         // SAFETY: as above.
-        unsafe { self.gather_rows(phase) }
+        unsafe { self.gather_rows(phase) };
+        Ok(())
     }
 
-    fn propose(&self, phase: &Propose<'_>) {
+    fn propose(&self, _: Stream, phase: &Propose<'_>) -> Result<()> {
         // SAFETY: as above.
-        unsafe { self.propose_rows(phase) }
+        unsafe { self.propose_rows(phase) };
+        Ok(())
     }
 
-    fn take_fault(&self, fault: Span<i32>) -> Option<(Fault, usize)> {
+    fn take_fault(&self, words: &FaultWords) -> Option<(Fault, usize)> {
         // SAFETY: as above.
-        let word = unsafe { memory::elements_mut(fault) };
+        let word = unsafe { memory::elements_mut(words.span) };
         let taken = Fault::from_number(word[0]).map(|fault| (fault, word[1] as usize));
         word.fill(0);
         taken
@@ -150,13 +200,21 @@ impl Backend for CpuBackend {
         verify::workspace_bytes(&self.pool, batch, rule)
     }
 
-    fn verify(&self, batch: &VerifyBatch, rule: &dyn Rule, workspace: Span<u8>) {
+    fn verify(
+        &self,
+        _: Stream,
+        batch: &VerifyBatch,
+        rule: &dyn Rule,
+        workspace: Span<u8>,
+    ) -> Result<()> {
         // SAFETY: as above.
-        unsafe { verify::verify(&self.pool, self.isa, batch, rule, workspace) }
+        unsafe { verify::verify(&self.pool, self.isa, batch, rule, workspace) };
+        Ok(())
     }
 
-    fn copy_rows(&self, from: &Matrix, ids: &[i32], to: &Matrix) {
+    fn copy_rows(&self, from: &Matrix, ids: &[i32], to: &Matrix) -> Result<()> {
         // SAFETY: as above.
-        unsafe { self.copy(from, ids, to) }
+        unsafe { self.copy(from, ids, to) };
+        Ok(())
     }
 }

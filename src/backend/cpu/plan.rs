@@ -95,7 +95,7 @@ impl Planner<'_> {
                 return Ok(None);
             }
             let count = index(count, batch.num_rows + 1, Fault::Rows)?;
-            if count > limits.max_rows - committed {
+            if count > limits.max_rows.min(batch.num_rows) - committed {
                 return Err(Fault::TooManyRows);
             }
             let position =

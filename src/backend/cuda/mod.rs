@@ -1,0 +1,396 @@
+//! CUDA devices: the phases as kernels on the host's streams.
+
+mod cache;
+mod compiler;
+mod device;
+mod driver;
+mod features;
+mod images;
+mod launch;
+mod layer;
+mod memory;
+mod products;
+mod project;
+mod propose;
+mod rows;
+
+pub use device::Entered;
+pub use memory::DeviceMemory;
+
+use super::phases::{
+    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, GateUp, Gather, KvPool,
+    Limits, Plan, Project, Propose,
+};
+use super::verify::{Rule, VerifyBatch};
+use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
+use crate::error::{Error, Result};
+use crate::tensor::{Dtype, Matrix, Span};
+use device::Device;
+use images::Images;
+use launch::Kernels;
+use memory::{PinnedMemory, Staging};
+use std::ffi::CStr;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Rows that are committed at a time.
+const COMMIT_ROWS: usize = 512;
+
+/// The most pieces of a lent tensor: they are arguments of kernels.
+pub const MAX_ROW_SEGMENTS: usize = 16;
+
+/// How a device is opened.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Which device.
+    pub ordinal: i32,
+    /// The host's CUcontext; 0 is the primary one.
+    pub context: u64,
+    /// A directory of kernel images that go before the library's own.
+    pub images: Option<PathBuf>,
+    /// Where compiled kernels are kept.
+    pub cache: KernelCache,
+}
+
+/// Where compiled kernels are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum KernelCache {
+    /// In the user's cache directory.
+    #[default]
+    Default,
+    /// Nowhere.
+    None,
+    /// In this directory.
+    At(PathBuf),
+}
+
+/// The phases on a CUDA device.
+pub struct CudaBackend {
+    device: Arc<Device>,
+    kernels: Kernels,
+    /// Made by the first upload.
+    staging: Mutex<Option<Staging>>,
+}
+
+impl CudaBackend {
+    /// Opens a device, and loads the kernels. Blocks.
+    pub fn new(options: &Options) -> Result<Self> {
+        let images = Images::new(options)?;
+        let device = Device::open(options.ordinal, options.context)?;
+        let kernels = Kernels::load(&device, &images)
+            .map_err(|error| error.within(format!("CUDA device {}", options.ordinal)))?;
+        Ok(Self { device, kernels, staging: Mutex::new(None) })
+    }
+
+    /// The device's memory.
+    pub fn memory(&self) -> DeviceMemory {
+        DeviceMemory::new(Arc::clone(&self.device))
+    }
+
+    /// Does something with staging memory whose pieces hold `granule` bytes.
+    fn with_staging<T>(
+        &self,
+        granule: usize,
+        work: impl FnOnce(&mut Staging) -> Result<T>,
+    ) -> Result<T> {
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = staging.take().filter(|staging| staging.holds(granule));
+        let staging = staging.insert(match kept {
+            Some(kept) => kept,
+            None => Staging::new(&self.device, granule)?,
+        });
+        work(staging)
+    }
+}
+
+impl std::fmt::Debug for CudaBackend {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let facts = self.device.facts();
+        write!(
+            formatter,
+            "CUDA device {} ({}, compute capability {}.{}, {} multiprocessors), driver for CUDA {}; kernels {}",
+            facts.ordinal,
+            facts.name,
+            facts.capability.0,
+            facts.capability.1,
+            facts.multiprocessors,
+            driver::version_text(facts.driver_version),
+            self.kernels.origin()
+        )
+    }
+}
+
+/// The name of the instructions of a compute capability.
+fn instruction_set((major, minor): (i32, i32)) -> &'static CStr {
+    match major * 10 + minor {
+        80 => c"sm_80",
+        86 => c"sm_86",
+        87 => c"sm_87",
+        88 => c"sm_88",
+        89 => c"sm_89",
+        90 => c"sm_90",
+        100 => c"sm_100",
+        103 => c"sm_103",
+        110 => c"sm_110",
+        120 => c"sm_120",
+        121 => c"sm_121",
+        _ => c"newer than sm_121",
+    }
+}
+
+fn unready() -> Error {
+    Error::internal("not there yet")
+}
+
+impl Backend for CudaBackend {
+    fn description(&self) -> Description {
+        Description {
+            device_type: DeviceType::Cuda,
+            device_id: self.device.facts().ordinal,
+            threads: 1,
+            instruction_set: instruction_set(self.device.facts().capability),
+            commit_rows: COMMIT_ROWS,
+            kv_dtype: Dtype::Bf16,
+            reads_mapped_files: false,
+            max_row_segments: MAX_ROW_SEGMENTS,
+        }
+    }
+
+    fn enter(&self) -> Result<Scope> {
+        Ok(Scope { _current: Some(self.device.enter()?) })
+    }
+
+    fn check_stream(&self, stream: Stream) -> Result<()> {
+        self.device.check_stream(stream)
+    }
+
+    fn is_capturing(&self, stream: Stream) -> Result<bool> {
+        self.device.is_capturing(stream)
+    }
+
+    fn fill(
+        &self,
+        destination: Span<u8>,
+        granule: usize,
+        source: &mut dyn FnMut(usize, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.with_staging(granule, |staging| staging.upload(destination, granule, source))
+    }
+
+    fn prepare_scratch(&self, scratch: Span<u8>) -> Result<()> {
+        let _entered = self.device.enter()?;
+        // SAFETY: the contract of Backend.
+        unsafe { memory::clear(scratch, Stream::NONE)? };
+        memory::synchronise(Stream::NONE)
+    }
+
+    fn fault_words(&self) -> Result<FaultWords> {
+        let words = PinnedMemory::allocate(&self.device, size_of::<u64>())?;
+        Ok(FaultWords { span: Span::new(words.span().address(), 2), owner: Box::new(words) })
+    }
+
+    fn touch(&self, stream: Stream, memory: Span<u8>, clear: bool) -> Result<()> {
+        if clear {
+            // SAFETY: the contract of Backend.
+            unsafe { memory::clear(memory, stream)? };
+        }
+        Ok(())
+    }
+
+    fn projection_scratch(&self, rows: usize, heads: AttentionHeads) -> usize {
+        project::scratch_bytes(rows, &heads)
+    }
+
+    fn attention_scratch(&self, _: usize, _: AttentionHeads, _: usize) -> usize {
+        0
+    }
+
+    fn proposal_scratch(&self, rows: usize, columns: usize) -> usize {
+        propose::scratch_bytes(rows, columns)
+    }
+
+    fn plan_rows(
+        &self,
+        _: Stream,
+        _: &DraftBatch<'_>,
+        _: &Limits,
+        _: &KvPool,
+        _: &Plan,
+    ) -> Result<usize> {
+        Err(unready())
+    }
+
+    fn fuse_features(&self, stream: Stream, phase: &FuseFeatures<'_>) -> Result<()> {
+        // SAFETY: the contract of Backend, here and below.
+        unsafe { features::fuse_features(&self.kernels, stream, phase) }
+    }
+
+    fn project(&self, stream: Stream, phase: &Project<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { project::project(&self.kernels, stream, phase) }
+    }
+
+    fn attend(&self, _: Stream, _: &Attend) -> Result<()> {
+        Err(unready())
+    }
+
+    fn add_projection(&self, stream: Stream, phase: &AddProjection) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { layer::add_projection(&self.kernels, stream, phase) }
+    }
+
+    fn gate_up(&self, stream: Stream, phase: &GateUp) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { layer::gate_up(&self.kernels, stream, phase) }
+    }
+
+    fn gather(&self, _: Stream, _: &Gather) -> Result<()> {
+        Err(unready())
+    }
+
+    fn propose(&self, stream: Stream, phase: &Propose<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { propose::propose(&self.kernels, stream, phase) }
+    }
+
+    fn take_fault(&self, words: &FaultWords) -> Option<(Fault, usize)> {
+        let words: &PinnedMemory = words.owner.downcast_ref()?;
+        let [number, sequence] = memory::halves(words.words()[0].swap(0, Ordering::AcqRel));
+        Fault::from_number(number).map(|fault| (fault, sequence as usize))
+    }
+
+    fn verify_workspace(&self, _: &VerifyBatch, _: &dyn Rule) -> usize {
+        0
+    }
+
+    fn verify(&self, _: Stream, _: &VerifyBatch, _: &dyn Rule, _: Span<u8>) -> Result<()> {
+        Err(unready())
+    }
+
+    fn copy_rows(&self, from: &Matrix, ids: &[i32], to: &Matrix) -> Result<()> {
+        let _entered = self.device.enter()?;
+        self.with_staging(0, |staging| {
+            staging.lend(ids, &mut |first, ids| {
+                let to = to.row_range(first, ids.len());
+                // SAFETY: the contract of Backend; the ids are lent until this returns.
+                unsafe { rows::copy_rows(&self.kernels, Stream::NONE, from, ids, &to)? };
+                memory::synchronise(Stream::NONE)
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Status;
+
+    fn backend() -> Option<CudaBackend> {
+        device::tests::device()?;
+        let options = Options { cache: KernelCache::None, ..Options::default() };
+        Some(CudaBackend::new(&options).unwrap())
+    }
+
+    /// Memory that the host and the device write.
+    fn pinned(backend: &CudaBackend, bytes: impl ExactSizeIterator<Item = u8>) -> PinnedMemory {
+        let mut memory = PinnedMemory::allocate(&backend.device, bytes.len()).unwrap();
+        memory.bytes_mut().iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+        memory
+    }
+
+    #[test]
+    fn rows_are_copied_by_id_wherever_the_matrices_begin() {
+        let Some(backend) = backend() else { return };
+        const BYTES: usize = 10 << 10;
+        const UNTOUCHED: u8 = 0xee;
+        let ids = [3, 0, 3, -1, 5, 6, 2];
+        let matrix = |memory: &PinnedMemory, offset, rows, columns, row_stride| Matrix {
+            address: memory.span().address() + offset as u64,
+            dtype: Dtype::Bf16,
+            rows,
+            columns,
+            row_stride,
+        };
+        // Elements of a row, of a stride of each matrix, and bytes before the first row of each.
+        for (columns, strides, offsets) in [
+            (64, [64, 64], [0, 0]),
+            (64, [72, 80], [16, 32]),
+            (66, [66, 70], [4, 8]),
+            (64, [64, 64], [2, 0]),
+            (63, [63, 65], [0, 2]),
+            (2056, [2056 / 4, 2056], [0, 0]),
+        ] {
+            let mut from = pinned(&backend, (0..BYTES).map(|place| (place * 7 % 253) as u8));
+            let len = ids.len() * strides[1] * 2 + offsets[1] + columns * 2;
+            let mut to = pinned(&backend, std::iter::repeat_n(UNTOUCHED, len));
+            let source = matrix(&from, offsets[0], 6, columns, strides[0]);
+            let target = matrix(&to, offsets[1], ids.len(), columns, strides[1]);
+            backend.copy_rows(&source, &ids, &target).unwrap();
+
+            let mut expected = vec![UNTOUCHED; len];
+            for (row, id) in ids.iter().enumerate().filter(|(_, id)| (0..6).contains(*id)) {
+                let from_row = offsets[0] + *id as usize * strides[0] * 2;
+                let to_row = offsets[1] + row * strides[1] * 2;
+                let row = &from.bytes_mut()[from_row..][..columns * 2];
+                expected[to_row..][..columns * 2].copy_from_slice(row);
+            }
+            assert!(to.bytes_mut() == expected, "{columns} {strides:?} {offsets:?}");
+        }
+    }
+
+    #[test]
+    fn a_fault_is_taken_once() {
+        let Some(backend) = backend() else { return };
+        let words = backend.fault_words().unwrap();
+        assert_eq!(words.span.len(), 2);
+        assert_eq!(backend.take_fault(&words), None);
+        let fault: [i32; 2] = [Fault::Page as i32, 7];
+        let memory: &PinnedMemory = words.owner.downcast_ref().unwrap();
+        memory.words()[0].store(bytemuck::cast(fault), Ordering::Release);
+        assert_eq!(backend.take_fault(&words), Some((Fault::Page, 7)));
+        assert_eq!(backend.take_fault(&words), None);
+    }
+
+    #[test]
+    fn a_tensor_is_filled_and_scratch_is_prepared() {
+        let Some(backend) = backend() else { return };
+        let mut memory = pinned(&backend, std::iter::repeat_n(1, 100));
+        backend
+            .fill(memory.span(), 10, &mut |offset, bytes| {
+                bytes.iter_mut().zip(offset..).for_each(|(byte, place)| *byte = place as u8);
+                Ok(())
+            })
+            .unwrap();
+        assert!(memory.bytes_mut().iter().zip(0..).all(|(&byte, place)| byte == place));
+        backend.prepare_scratch(memory.span()).unwrap();
+        assert!(memory.bytes_mut().iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn the_log_line_says_what_the_device_is_and_where_the_kernels_came_from() {
+        let Some(backend) = backend() else { return };
+        let text = format!("{backend:?}");
+        assert!(
+            text.starts_with("CUDA device 0 (") && text.contains("driver for CUDA 1"),
+            "{text}"
+        );
+        assert!(text.contains("rows"), "{text}");
+    }
+
+    #[test]
+    fn a_missing_driver_is_an_error_that_says_what_was_looked_for() {
+        // SAFETY: the only effect is that of loading the library.
+        if unsafe { cudarc::driver::sys::is_culib_present() } {
+            return;
+        }
+        let error = CudaBackend::new(&Options::default()).unwrap_err();
+        assert_eq!(error.status(), Status::Device);
+        let text = error.to_string();
+        assert!(
+            text.starts_with("CUDA driver: expected a library, found none by the names"),
+            "{text}"
+        );
+        assert!(cfg!(not(target_os = "linux")) || text.contains("libcuda.so.1"), "{text}");
+    }
+}
