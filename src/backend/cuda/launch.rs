@@ -34,6 +34,12 @@ macro_rules! kernels {
 kernels! {
     /// Rows of a matrix by their ids, into another matrix.
     CopyRows: "rows", "copy_rows", 256, Small;
+    /// Reads and checks the arrays of a verification.
+    VerifyPlan: "verify", "verify_plan", 256, Small;
+    /// Decides sequences that are all greedy.
+    VerifyArgmax: "verify", "verify_argmax", 256, Small;
+    /// Decides sequences of all kinds.
+    VerifyRows: "verify", "verify_rows", 512, Large;
 }
 
 /// Which kernel a [`Kernel`] is.
@@ -50,7 +56,6 @@ enum Shared {
     /// What every device gives: 48 KiB, less the kernel's static shared memory.
     Small,
     /// As much as the device has, less the kernel's static shared memory.
-    #[allow(dead_code, reason = "the table of kernels names it as soon as one needs it")]
     Large,
 }
 
@@ -127,14 +132,12 @@ impl Kernels {
     }
 
     /// The most bytes of dynamic shared memory that the kernel can be launched with.
-    #[allow(dead_code, reason = "for kernels with dynamic shared memory")]
     pub fn dynamic_shared(&self, kernel: Kernel) -> u32 {
         self.loaded[kernel as usize].shared
     }
 
     /// The most blocks of the kernel that run at the same time: the bound of cooperative grids.
     /// Not for steps.
-    #[allow(dead_code, reason = "for cooperative kernels")]
     pub fn resident_blocks(&self, kernel: Kernel, threads: u32, shared: u32) -> Result<u32> {
         let _entered = self.device.enter()?;
         let mut blocks = 0;
