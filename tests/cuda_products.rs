@@ -569,3 +569,565 @@ fn a_row_of_a_gated_product_does_not_depend_on_its_neighbours() {
         assert_rows_are_independent(width, |first, rows| case.rows(first, rows).run(Device::Cuda));
     }
 }
+
+// ---- Projections --------------------------------------------------------------------------------
+
+#[derive(Clone, Debug)]
+struct EmbeddingValues {
+    segments: Vec<Values>,
+    given: Option<Values>,
+    gain: Option<Values>,
+}
+
+#[derive(Clone, Debug)]
+struct ProjectCase {
+    rows: RowValues,
+    hidden: Values,
+    gain: Option<Values>,
+    residual_is_normed: bool,
+    embedding: Option<EmbeddingValues>,
+    heads: AttentionHeads,
+    query: Option<(Values, Option<Values>, Option<Option<Values>>)>,
+    kv: Option<[(Values, Option<Values>); 2]>,
+    key_gain: Option<Option<Values>>,
+    frequencies: [Vec<f32>; 2],
+    long_from: usize,
+    rotary_scale: f32,
+    page_size: usize,
+    kv_dtype: Dtype,
+    page_gap: usize,
+    table: Vec<i32>,
+    page_row: Vec<i32>,
+    num_pages: usize,
+    layer: usize,
+}
+
+const LAYERS: usize = 2;
+const SEQUENCES: usize = 7;
+const PAGES_OF_SEQUENCE: usize = 6;
+
+impl ProjectCase {
+    fn random(random: &mut Random, mut rows: RowValues) -> Self {
+        let hidden = WIDTHS[random.below(9)];
+        let head_dim = [8, 20, 32, 36, 64, 80, 128][random.below(7)];
+        let num_kv_heads = 1 + random.below(3);
+        let heads =
+            AttentionHeads { num_heads: num_kv_heads * (1 + random.below(3)), num_kv_heads, head_dim };
+        let embedding = optional(random, |random| Self::embedding(random, hidden));
+        let inputs = if embedding.is_some() { 2 * hidden } else { hidden };
+        let dtype = DTYPES[random.below(3)];
+        let map = |random: &mut Random, heads| {
+            let outputs = heads * head_dim;
+            let scale = 1.0 / (inputs as f32).sqrt();
+            let weight = Values::random(random, (outputs, inputs), dtype, scale);
+            (weight, bias(random, outputs))
+        };
+        let head_gain = |random: &mut Random| {
+            optional(random, |random| optional(random, |random| Values::gain(random, head_dim)))
+        };
+        let halves = random.below(4);
+        let query = (halves != 0).then(|| {
+            let (weight, bias) = map(random, heads.num_heads);
+            (weight, bias, head_gain(random))
+        });
+        let kv = (halves != 1).then(|| [map(random, num_kv_heads), map(random, num_kv_heads)]);
+        let page_size = [1, 16, 37][random.below(3)].max(rows.most.div_ceil(SEQUENCES * 3));
+        Self::place_rows(random, &mut rows, embedding.as_ref(), page_size);
+        let half = 1 + random.below(head_dim / 2);
+        let frequencies =
+            [0, 1].map(|_| (0..half).map(|i| (-(i as f32) * 0.3).exp() * random.normal()).collect());
+        let num_pages = SEQUENCES * PAGES_OF_SEQUENCE;
+        let mut table: Vec<i32> = (0..num_pages as i32).collect();
+        random.shuffle(&mut table);
+        Self {
+            hidden: Values::random(random, (rows.most, hidden), Dtype::F32, 5.0),
+            gain: optional(random, |random| Values::gain(random, hidden)),
+            residual_is_normed: halves != 0 && random.chance(0.5),
+            embedding,
+            heads,
+            query,
+            kv,
+            key_gain: head_gain(random),
+            frequencies,
+            long_from: [0, 1000, usize::MAX][random.below(3)],
+            rotary_scale: 1.0 + random.below(2) as f32 * 0.25,
+            page_size,
+            kv_dtype: DTYPES[random.below(3)],
+            page_gap: random.below(2) * 3,
+            table,
+            page_row: (0..SEQUENCES).map(|b| (b * PAGES_OF_SEQUENCE) as i32).collect(),
+            num_pages,
+            layer: random.below(LAYERS),
+            rows,
+        }
+    }
+
+    fn embedding(random: &mut Random, hidden: usize) -> EmbeddingValues {
+        let dtype = DTYPES[random.below(3)];
+        let segment = |random: &mut Random| {
+            let rows = 1 + random.below(9);
+            Values::random(random, (rows, hidden), dtype, 0.1)
+        };
+        let segments = (0..1 + random.below(3)).map(|_| segment(random)).collect();
+        let given_dtype = DTYPES[random.below(3)];
+        let given =
+            optional(random, |random| Values::random(random, (5, hidden), given_dtype, 0.1));
+        EmbeddingValues {
+            segments,
+            given,
+            gain: optional(random, |random| Values::gain(random, hidden)),
+        }
+    }
+
+    /// Positions that no two rows of a sequence share, and tokens of the table or of the host.
+    fn place_rows(
+        random: &mut Random,
+        rows: &mut RowValues,
+        embedding: Option<&EmbeddingValues>,
+        page_size: usize,
+    ) {
+        let positions = PAGES_OF_SEQUENCE * page_size;
+        let mut places: Vec<usize> = (0..SEQUENCES * positions).collect();
+        random.shuffle(&mut places);
+        let vocabulary = embedding.map_or(1, |embedding| {
+            embedding.segments.iter().map(|segment| segment.rows).sum::<usize>()
+        });
+        let given = embedding.and_then(|embedding| embedding.given.as_ref());
+        for &place in places.iter().cycle().take(rows.count) {
+            rows.sequence.push((place / positions) as i32);
+            rows.position.push((place % positions) as i32);
+            rows.rope_position.push(match random.below(4) {
+                0 => random.bits() as i32,
+                1 => 1000 + random.below(3) as i32 - 1,
+                _ => (place % positions) as i32,
+            });
+            rows.token.push(match given {
+                Some(given) if random.chance(0.5) => -1 - random.below(given.rows) as i32,
+                _ => random.below(vocabulary) as i32,
+            });
+        }
+    }
+
+    fn run(&self, device: Device) -> Vec<Vec<f32>> {
+        let mut place = Place::on(device);
+        let AttentionHeads { num_heads, num_kv_heads, head_dim } = self.heads;
+        let most = self.rows.most;
+        let embedding = self.embedding.as_ref().map(|embedding| {
+            let segments: Vec<Matrix> =
+                embedding.segments.iter().map(|segment| place.matrix(segment)).collect();
+            let given = embedding.given.as_ref().map(|given| place.matrix(given));
+            (segments, given, place.norm(&embedding.gain))
+        });
+        let pages = self.pages(&mut place);
+        let turned = self.frequencies[0].len();
+        let inputs = self.hidden.columns * if embedding.is_some() { 2 } else { 1 };
+        let bytes = match device {
+            Device::Cpu => cpu().projection_scratch(most, self.heads),
+            Device::Cuda => cuda().projection_scratch(most + 5, self.heads),
+        };
+        let phase = Project {
+            rows: self.rows.lend(&mut place),
+            hidden: place.matrix(&self.hidden),
+            norm: place.norm(&self.gain),
+            residual_is_normed: self.residual_is_normed,
+            embedding: embedding.as_ref().map(|(segments, embeddings, norm)| EmbeddingInput {
+                table: RowSegments { segments },
+                embeddings: *embeddings,
+                norm: *norm,
+            }),
+            input: place.output(most, inputs),
+            query: self.query.as_ref().map(|(weight, bias, gain)| QueryProjection {
+                linear: place.linear(weight, bias),
+                norm: gain.as_ref().map(|gain| place.norm(gain)),
+                output: place.output(most, num_heads * head_dim),
+            }),
+            kv: self.kv.as_ref().map(|[key, value]| KvProjection {
+                key: place.linear(&key.0, &key.1),
+                value: place.linear(&value.0, &value.1),
+                key_norm: self.key_gain.as_ref().map(|gain| place.norm(gain)),
+                scratch: place.output(most, 2 * num_kv_heads * head_dim),
+            }),
+            rotary: Rotary {
+                inverse_frequency: place.array(&self.frequencies[0]),
+                long_inverse_frequency: place.array(&self.frequencies[1]),
+                long_from: self.long_from,
+                scale: self.rotary_scale,
+            },
+            turns: place.output(most, 2 * turned),
+            paging: Paging {
+                pool: KvPool {
+                    pages,
+                    page_size: self.page_size,
+                    num_kv_heads,
+                    head_dim,
+                    slot_pages: Span::new(0, 0),
+                    pages_per_slot: 0,
+                },
+                table: place.array(&self.table),
+                page_row: place.array(&self.page_row),
+                layer: self.layer,
+            },
+            scratch: place.scratch(bytes),
+        };
+        place.run(|backend, stream| backend.project(stream, &phase).unwrap());
+        if device == Device::Cuda {
+            let scratch = place.scratch_bytes();
+            let counters = &scratch[..scratch.len() - (most + 5) * size_of::<f32>()];
+            assert!(counters.iter().all(|&byte| byte == 0), "counters are left zero");
+        }
+        let query = phase.query.as_ref().map(|query| read(&query.output));
+        self.results(&read(&phase.hidden), query.as_deref(), &read(&pages))
+    }
+
+    fn pages(&self, place: &mut Place) -> Matrix {
+        let AttentionHeads { num_kv_heads, head_dim, .. } = self.heads;
+        let columns = LAYERS * 2 * num_kv_heads * self.page_size * head_dim;
+        place.matrix(&Values {
+            rows: self.num_pages,
+            columns,
+            dtype: self.kv_dtype,
+            layout: Layout { offset: 0, gap: self.page_gap },
+            elements: vec![UNWRITTEN; self.num_pages * columns],
+        })
+    }
+
+    /// Of each row its residual stream, queries, keys and values; last, what is in the pages beside.
+    fn results(&self, hidden: &[f32], query: Option<&[f32]>, pages: &[f32]) -> Vec<Vec<f32>> {
+        let AttentionHeads { num_heads, num_kv_heads, head_dim } = self.heads;
+        let mut rest = pages.to_vec();
+        let page_columns = pages.len() / self.num_pages;
+        let part = |values: &[f32], row: usize, width: usize| values[row * width..][..width].to_vec();
+        let mut results = Vec::new();
+        for row in 0..self.rows.most {
+            let mut result = part(hidden, row, self.hidden.columns);
+            if let Some(query) = query {
+                result.extend(part(query, row, num_heads * head_dim));
+            }
+            if self.kv.is_some() && row < self.rows.count {
+                let position = self.rows.position[row] as usize;
+                let first = self.page_row[self.rows.sequence[row] as usize] as usize;
+                let page = self.table[first + position / self.page_size] as usize;
+                for head in 0..2 * num_kv_heads {
+                    let plane = self.layer * 2 * num_kv_heads + head;
+                    let offset = plane * self.page_size + position % self.page_size;
+                    let place = page * page_columns + offset * head_dim;
+                    result.extend_from_slice(&pages[place..place + head_dim]);
+                    rest[place..place + head_dim].fill(UNWRITTEN);
+                }
+            }
+            results.push(result);
+        }
+        results.push(rest);
+        results
+    }
+
+    fn rows(&self, first: usize, rows: usize) -> Self {
+        let part = |values: &Vec<i32>| values[first..first + rows].to_vec();
+        let rows_of = RowValues {
+            sequence: part(&self.rows.sequence),
+            position: part(&self.rows.position),
+            rope_position: part(&self.rows.rope_position),
+            token: part(&self.rows.token),
+            ..RowValues::new(rows, rows, 0)
+        };
+        Self { rows: rows_of, hidden: self.hidden.rows(first, rows), ..self.clone() }
+    }
+}
+
+#[test]
+fn projections_turn_and_append_as_on_the_cpu() {
+    let Some(_turn) = cuda_test() else { return };
+    for (number, mut random) in cases(test_cases(100)) {
+        let rows = random_rows(&mut random);
+        let case = ProjectCase::random(&mut random, rows);
+        let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
+        for (row, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let what = format!("case {number} row {row} of {:?}", case.rows.count);
+            // Values next to a middle may be rounded to either side in the pages.
+            let rounding = match case.kv_dtype {
+                Dtype::F32 => 0.0,
+                Dtype::F16 => 1.0 / 2048.0,
+                Dtype::Bf16 => 1.0 / 256.0,
+            };
+            assert_close(found, expected, expected.len().max(1), TOLERANCE + rounding, &what);
+        }
+    }
+}
+
+#[test]
+fn a_row_of_a_projection_does_not_depend_on_its_neighbours() {
+    let Some(_turn) = cuda_test() else { return };
+    for (_, mut random) in cases(test_cases(12)) {
+        let case = ProjectCase::random(&mut random, RowValues::new(130, 130, 0));
+        let width = case.run(Device::Cuda)[0].len();
+        assert_rows_are_independent(width, |first, rows| {
+            case.rows(first, rows).run(Device::Cuda)[..rows].concat()
+        });
+    }
+}
+
+// ---- Proposals ----------------------------------------------------------------------------------
+
+#[derive(Clone, Debug)]
+struct SamplingValues {
+    temperature: Vec<f32>,
+    top_k: Option<Vec<i32>>,
+    top_p: Option<Vec<f32>>,
+    min_p: Option<Vec<f32>>,
+    seed: Option<Vec<u64>>,
+}
+
+#[derive(Clone, Debug)]
+struct ProposeCase {
+    rows: RowValues,
+    hidden: Values,
+    gain: Option<Values>,
+    feed_back_normed: bool,
+    head: Vec<Values>,
+    target_ids: Option<Vec<i32>>,
+    sampling: Option<SamplingValues>,
+    draft_logits: Option<(Dtype, Layout)>,
+    sequences: usize,
+    step: usize,
+    max_drafts: usize,
+}
+
+/// What a proposal leaves behind.
+#[derive(Clone, Debug)]
+struct Proposed {
+    draft_tokens: Vec<i32>,
+    /// Token, position and RoPE position of all rows.
+    rows: [Vec<i32>; 3],
+    hidden: Vec<f32>,
+    draft_logits: Vec<f32>,
+}
+
+impl ProposeCase {
+    fn random(random: &mut Random, mut rows: RowValues) -> Self {
+        let hidden = WIDTHS[random.below(10)];
+        let dtype = DTYPES[random.below(3)];
+        let segments = 1 + random.below(3);
+        let head: Vec<Values> = (0..segments)
+            .map(|_| {
+                let tokens = 1 + random.below(600 / segments);
+                Values::random(random, (tokens, hidden), dtype, 3.0 / (hidden as f32).sqrt())
+            })
+            .collect();
+        let columns: usize = head.iter().map(|segment| segment.rows).sum();
+        let sequences = rows.most + random.below(5);
+        let mut all: Vec<i32> = (0..sequences as i32).collect();
+        random.shuffle(&mut all);
+        rows.sequence = all[..rows.count].to_vec();
+        rows.position = (0..rows.count).map(|_| random.below(1000) as i32).collect();
+        rows.rope_position = (0..rows.count).map(|_| random.bits() as i32).collect();
+        rows.rope_position.iter_mut().take(1).for_each(|position| *position = i32::MAX);
+        rows.token = vec![3; rows.count];
+        let max_drafts = 1 + random.below(4);
+        Self {
+            hidden: Values::random(random, (rows.most, hidden), Dtype::F32, 3.0),
+            gain: optional(random, |random| Values::gain(random, hidden)),
+            feed_back_normed: random.chance(0.3),
+            head,
+            target_ids: optional(random, |random| {
+                (0..columns).map(|_| random.below(1 << 20) as i32).collect()
+            }),
+            sampling: optional(random, |random| Self::sampling(random, sequences)),
+            draft_logits: optional(random, |random| {
+                (DTYPES[random.below(3)], Layout::random(random))
+            }),
+            sequences,
+            step: random.below(max_drafts),
+            max_drafts,
+            rows,
+        }
+    }
+
+    fn sampling(random: &mut Random, sequences: usize) -> SamplingValues {
+        fn all<T>(random: &mut Random, len: usize, value: impl Fn(&mut Random) -> T) -> Vec<T> {
+            (0..len).map(|_| value(random)).collect()
+        }
+        SamplingValues {
+            temperature: all(random, sequences, |r| [0.0, 0.7, 1.0, 2.0, f32::NAN][r.below(5)]),
+            top_k: optional(random, |random| all(random, sequences, |r| r.below(50) as i32)),
+            top_p: optional(random, |random| all(random, sequences, |r| r.below(10) as f32 / 9.0)),
+            min_p: optional(random, |random| all(random, sequences, |r| r.below(3) as f32 / 20.0)),
+            seed: optional(random, |random| all(random, sequences, |r| r.bits())),
+        }
+    }
+
+    fn columns(&self) -> usize {
+        self.head.iter().map(|segment| segment.rows).sum()
+    }
+
+    fn run(&self, device: Device) -> Proposed {
+        let mut place = Place::on(device);
+        let head: Vec<Matrix> = self.head.iter().map(|segment| place.matrix(segment)).collect();
+        let (most, columns) = (self.rows.most, self.columns());
+        let stride = self.max_drafts + 1;
+        let draft_tokens = place.array(&vec![-7; self.sequences * stride]);
+        let draft_logits = self.draft_logits.map(|(dtype, layout)| {
+            let rows = self.sequences * self.max_drafts;
+            let elements = vec![UNWRITTEN; rows * columns];
+            place.matrix(&Values { rows, columns, dtype, layout, elements })
+        });
+        let sampling = self.sampling.as_ref().map_or(SamplingArrays::default(), |sampling| {
+            SamplingArrays {
+                temperature: Some(place.array(&sampling.temperature)),
+                top_k: sampling.top_k.as_ref().map(|top_k| place.array(top_k)),
+                top_p: sampling.top_p.as_ref().map(|top_p| place.array(top_p)),
+                min_p: sampling.min_p.as_ref().map(|min_p| place.array(min_p)),
+                seed: sampling.seed.as_ref().map(|seed| place.array(seed)),
+            }
+        });
+        let bytes = match device {
+            Device::Cpu => cpu().proposal_scratch(most, columns),
+            Device::Cuda => cuda().proposal_scratch(most, columns),
+        };
+        let none = Column { span: Span::new(0, 0), stride: 0 };
+        let batch = DraftBatch {
+            num_sequences: self.sequences,
+            num_rows: 0,
+            max_drafts: self.max_drafts,
+            position: none,
+            row_count: none,
+            next_token: none,
+            row_begin: None,
+            row_index: None,
+            num_drafts: None,
+            limit: None,
+            context_begin: None,
+            block_table: None,
+            slot: None,
+            tokens: Span::new(0, 0),
+            rope_position: None,
+            features: &[],
+            embeddings: None,
+            sampling,
+            draft_tokens: Column { span: draft_tokens, stride },
+            num_proposed: None,
+            draft_logits,
+            padding: -1,
+        };
+        let phase = Propose {
+            rows: self.rows.lend(&mut place),
+            step: self.step,
+            batch,
+            hidden: place.matrix(&self.hidden),
+            norm: place.norm(&self.gain),
+            feed_back_normed: self.feed_back_normed,
+            head: RowSegments { segments: &head },
+            target_ids: self.target_ids.as_ref().map(|ids| place.array(ids)),
+            input: place.output(most, self.hidden.columns),
+            logits: place.output(most, columns),
+            scratch: place.scratch(bytes),
+        };
+        place.run(|backend, stream| backend.propose(stream, &phase).unwrap());
+        if device == Device::Cuda {
+            let scratch = place.scratch_bytes();
+            for record in scratch.chunks(bytes / most) {
+                assert!(record[..16].iter().all(|&byte| byte == 0), "counters are left zero");
+            }
+        }
+        let Rows { token, position, rope_position, .. } = phase.rows;
+        Proposed {
+            draft_tokens: read_array(draft_tokens),
+            rows: [token, position, rope_position].map(read_array),
+            hidden: read(&phase.hidden),
+            draft_logits: draft_logits.as_ref().map_or(Vec::new(), read),
+        }
+    }
+
+    fn rows(&self, first: usize, rows: usize) -> Self {
+        let part = |values: &Vec<i32>| values[first..first + rows].to_vec();
+        let rows_of = RowValues {
+            sequence: part(&self.rows.sequence),
+            position: part(&self.rows.position),
+            rope_position: part(&self.rows.rope_position),
+            token: part(&self.rows.token),
+            ..RowValues::new(rows, rows, 0)
+        };
+        Self { rows: rows_of, hidden: self.hidden.rows(first, rows), ..self.clone() }
+    }
+
+    /// A row's token, residual stream and logits.
+    fn of_row(&self, proposed: &Proposed, row: usize) -> Vec<f32> {
+        let (width, columns) = (self.hidden.columns, self.columns());
+        let mut result = vec![f32::from_bits(proposed.rows[0][row] as u32)];
+        result.extend_from_slice(&proposed.hidden[row * width..][..width]);
+        if self.draft_logits.is_some() {
+            let logits = self.rows.sequence[row] as usize * self.max_drafts + self.step;
+            result.extend_from_slice(&proposed.draft_logits[logits * columns..][..columns]);
+        }
+        result
+    }
+}
+
+#[track_caller]
+fn assert_same_proposals(case: &ProposeCase, number: u64) {
+    let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
+    let what = format!("case {number}: {:?} {:?}", case.head[0].dtype, case.rows);
+    assert_close(&found.hidden, &expected.hidden, case.hidden.columns, TOLERANCE, &what);
+    let rounding = match case.draft_logits {
+        Some((Dtype::F16, _)) => 1.0 / 2048.0,
+        Some((Dtype::Bf16, _)) => 1.0 / 256.0,
+        _ => 0.0,
+    };
+    let tolerance = TOLERANCE + rounding;
+    assert_close(&found.draft_logits, &expected.draft_logits, case.columns(), tolerance, &what);
+    assert_eq!(found.rows, expected.rows, "{what}");
+    assert_eq!(found.draft_tokens, expected.draft_tokens, "{what}");
+}
+
+#[test]
+fn proposals_are_those_of_the_cpu() {
+    let Some(_turn) = cuda_test() else { return };
+    for (number, mut random) in cases(test_cases(100)) {
+        let rows = random_rows(&mut random);
+        assert_same_proposals(&ProposeCase::random(&mut random, rows), number);
+    }
+}
+
+#[test]
+fn the_first_of_the_largest_logits_is_proposed_whatever_stands_beside() {
+    let Some(_turn) = cuda_test() else { return };
+    for (number, mut random) in cases(test_cases(30)) {
+        let rows = random_rows(&mut random);
+        let mut case = ProposeCase::random(&mut random, rows);
+        case.sampling = None;
+        // All rows look at a few directions, each of which several tokens have.
+        let width = case.hidden.columns;
+        for segment in &mut case.head {
+            for token in 0..segment.rows {
+                let row = &mut segment.elements[token * width..][..width];
+                match random.below(4) {
+                    0 => row.fill(f32::NAN),
+                    kind => {
+                        row.iter_mut().enumerate().for_each(|(i, x)| {
+                            *x = if i % 3 == kind - 1 { 0.25 } else { 0.5 };
+                        });
+                    }
+                }
+            }
+            if number % 5 == 0 {
+                segment.elements.fill(f32::NAN);
+            }
+        }
+        let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
+        assert_eq!(found.rows, expected.rows, "case {number}");
+        assert_eq!(found.draft_tokens, expected.draft_tokens, "case {number}");
+    }
+}
+
+#[test]
+fn a_proposal_does_not_depend_on_other_rows() {
+    let Some(_turn) = cuda_test() else { return };
+    for (_, mut random) in cases(test_cases(12)) {
+        let case = ProposeCase::random(&mut random, RowValues::new(130, 130, 0));
+        let run = |first, rows| {
+            let part = case.rows(first, rows);
+            let proposed = part.run(Device::Cuda);
+            (0..rows).flat_map(|row| part.of_row(&proposed, row)).collect::<Vec<_>>()
+        };
+        assert_rows_are_independent(run(0, 1).len(), run);
+    }
+}
