@@ -598,6 +598,45 @@ fn a_fault_in_any_kernel_is_an_error_of_later_calls_and_nothing_hangs() {
 }
 
 #[test]
+fn what_the_device_cannot_do_is_unsupported() {
+    if !device::is_cuda_or_skipped() {
+        return;
+    }
+    let context = Context::on(Device::Cuda);
+    let lacking = Shape { stores_embedding: false, ..Shape::default() };
+    let directory = lacking.write("unsupported", 21);
+    let mapped = spec_model_options { flags: SPEC_MODEL_MAP_FILES, ..Versioned::blank() };
+    let outcome = Model::load_with(&context, &directory, &mapped);
+    assert_refused(outcome, SPEC_ERROR_UNSUPPORTED, &["mapped"]);
+    let table = Matrix::filled(VOCABULARY, 48, Dtype::F32, 0.5);
+    // As many ranges as a kernel takes, and one more.
+    for (ranges, is_refused) in [(16, false), (17, true)] {
+        let tensor = |first: usize, last: usize| spec_tensor {
+            data: table.tensor().data.wrapping_byte_add(first * 48 * 4),
+            shape: [(last - first) as i64, 48, 0, 0],
+            ..table.tensor()
+        };
+        let lent: Vec<spec_row_range> = (0..ranges)
+            .map(|index| {
+                let last = if index + 1 == ranges { VOCABULARY } else { 5 * index + 5 };
+                spec_row_range { tensor: tensor(5 * index, last), first_row: 5 * index as i64 }
+            })
+            .collect();
+        let options = spec_model_options {
+            embedding: lent.as_ptr(),
+            num_embedding: ranges as i32,
+            ..Versioned::blank()
+        };
+        let outcome = Model::load_with(&context, &directory, &options);
+        if is_refused {
+            assert_refused(outcome, SPEC_ERROR_UNSUPPORTED, &["embedding", "16", "17"]);
+        } else {
+            outcome.expect("a model");
+        }
+    }
+}
+
+#[test]
 fn strings_of_options_are_checked() {
     if !device::is_cuda_or_skipped() {
         return;

@@ -27,7 +27,7 @@ use super::phases::{
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{Dtype, Matrix, Span};
 use device::Device;
 use images::Images;
@@ -151,10 +151,6 @@ fn instruction_set((major, minor): (i32, i32)) -> &'static CStr {
         121 => c"sm_121",
         _ => c"newer than sm_121",
     }
-}
-
-fn unready() -> Error {
-    Error::internal("not there yet")
 }
 
 impl Backend for CudaBackend {
