@@ -33,7 +33,7 @@ endif
 
 EXAMPLE_ARGUMENTS := BUILD="$(EXAMPLES)" SPECULATORS_LIB="$(RELEASE)"
 
-.PHONY: build demo test bench install uninstall header lint clean
+.PHONY: build demo test bench install uninstall header lint clean gpu-pack gpu-selftest
 
 # Only the libraries: with the rlib among the crate types there would be no link-time optimisation.
 build:
@@ -66,6 +66,15 @@ uninstall:
 	rm -f "$(DESTDIR)$(INCLUDEDIR)/speculators.h" "$(DESTDIR)$(LIBDIR)/libspeculators.a"
 	rm -f "$(DESTDIR)$(LIBDIR)/$(REAL_NAME)" "$(DESTDIR)$(LIBDIR)/$(SONAME)"
 	rm -f "$(DESTDIR)$(LIBDIR)/$(LINK_NAME)" "$(DESTDIR)$(LIBDIR)/pkgconfig/speculators.pc"
+
+# Collects what tools/gpu/run.sh needs on a machine with a GPU, in gpu-pack.tar.gz of the target folder.
+gpu-pack: build
+	CARGO="$(CARGO)" MAKE="$(MAKE)" LIBRARY="$(RELEASE)" TARGET="$(CARGO_TARGET_DIR)" tools/gpu/pack.sh
+
+# Proves the pack without a GPU: unpacks it elsewhere and runs it on the simulator.
+gpu-selftest: gpu-pack
+	$(MAKE) --silent -C tests/simt plain
+	tools/gpu/selftest.sh "$(CARGO_TARGET_DIR)/gpu-pack.tar.gz" "$(CARGO_TARGET_DIR)/simt/plain"
 
 # Writes the generated header and the records of the ABI anew.
 header:
