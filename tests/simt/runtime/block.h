@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../face/abi.h"
+#include "checks.h"
 #include "random.h"
 
 namespace simt {
@@ -23,6 +24,8 @@ enum class ThreadState : uint8_t { fresh, ready, in_meeting, at_barrier, spinnin
 struct Place {
   const char *file;
   int line;
+  const void *code;  // the instruction after the call
+  bool operator==(const Place &other) const;
 };
 
 struct Thread : simt_thread_view {
@@ -49,7 +52,7 @@ struct Barrier {
   uint32_t votes;             // of those that arrived
   uint32_t result;            // of the last time that it completed
   Place place;                // of the first to arrive
-  uint32_t waiting[most_warps];  // lanes
+  uint32_t arrivals[most_warps];  // lanes
 };
 
 // Shared memory whose size the launch gives. An unmapped page follows it.
@@ -80,17 +83,39 @@ struct Block {
   bool queued;  // among the blocks that can run
   std::vector<char> saved_shared;  // static shared memory while another block runs
   DynamicShared dynamic_shared;
+  std::unique_ptr<BlockChecks, DeleteBlockChecks> checks;
 
   Warp &warp_of(const Thread &thread) { return warps[thread.warp]; }
   void wake(uint32_t warp, uint32_t lanes) {
     warps[warp].ready |= lanes;
     ready_warps |= 1u << warp;
   }
-  // Removes a thread from those that can run: the next in order, or one drawn. Null if there is none.
-  Thread *take_ready(Random *random);
+  // Removes a thread from those that can run. Null if there is none.
+  Thread *take_next() {
+    if (ready_warps == 0) return nullptr;
+    if ((ready_warps >> current_warp & 1) == 0) {
+      const uint32_t later = ready_warps & ~0u << current_warp;
+      current_warp = uint32_t(__builtin_ctz(later != 0 ? later : ready_warps));
+    }
+    return take(uint32_t(__builtin_ctz(warps[current_warp].ready)));
+  }
+  Thread *take_drawn(Random &random) {
+    if (ready_warps == 0) return nullptr;
+    current_warp = random.set_bit(ready_warps);
+    return take(random.set_bit(warps[current_warp].ready));
+  }
   void start_spinning(const Thread &thread);
   // Whether there was any spinning thread.
   bool wake_spinning();
+
+ private:
+  // A lane of the current warp.
+  Thread *take(uint32_t lane) {
+    Warp &warp = warps[current_warp];
+    warp.ready &= ~(1u << lane);
+    if (warp.ready == 0) ready_warps &= ~(1u << current_warp);
+    return &threads[current_warp * warp_lanes + lane];
+  }
 };
 
 }  // namespace simt
