@@ -36,8 +36,8 @@ EXAMPLE_ARGUMENTS := BUILD="$(EXAMPLES)" SPECULATORS_LIB="$(RELEASE)"
 # Where `make kernels` puts compilers of CUDA kernels, and the build what they compiled.
 CUDA := $(CARGO_TARGET_DIR)/cuda
 
-.PHONY: build demo test test-all sim-test bench kernels kernels-compile kernels-record install \
-  uninstall header lint clean
+.PHONY: build demo test test-all sim-test bench kernels kernels-compile kernels-record gpu-pack \
+  gpu-selftest mutate install uninstall header lint clean
 
 # Only the libraries: with the rlib among the crate types there would be no link-time optimisation.
 build:
@@ -91,6 +91,15 @@ uninstall:
 	rm -f "$(DESTDIR)$(INCLUDEDIR)/speculators.h" "$(DESTDIR)$(LIBDIR)/libspeculators.a"
 	rm -f "$(DESTDIR)$(LIBDIR)/$(REAL_NAME)" "$(DESTDIR)$(LIBDIR)/$(SONAME)"
 	rm -f "$(DESTDIR)$(LIBDIR)/$(LINK_NAME)" "$(DESTDIR)$(LIBDIR)/pkgconfig/speculators.pc"
+
+# Collects what tools/gpu/run.sh needs on a machine with a GPU, in gpu-pack.tar.gz of the target folder.
+gpu-pack: build
+	CARGO="$(CARGO)" MAKE="$(MAKE)" LIBRARY="$(RELEASE)" TARGET="$(CARGO_TARGET_DIR)" tools/gpu/pack.sh
+
+# Proves the pack without a GPU: unpacks it elsewhere and runs it on the simulator.
+gpu-selftest: gpu-pack
+	$(MAKE) --silent -C tests/simt plain
+	tools/gpu/selftest.sh "$(CARGO_TARGET_DIR)/gpu-pack.tar.gz" "$(CARGO_TARGET_DIR)/simt/plain"
 
 # Writes the generated header and the records of the ABI anew.
 header:

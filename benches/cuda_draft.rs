@@ -200,7 +200,7 @@ fn main() {
     let options = Options::read();
     let (sizes, effort) = (if options.quick { QUICK } else { ALL }, Effort::new(options.quick));
     let mut figures = Figures::new(&options);
-    let context = measure::cuda::context();
+    let context = Context::on(Device::Cuda);
     let bandwidth = Bandwidth::measure(effort, &Stream::on(Device::Cuda), options.quick);
     bandwidth.report(&mut figures, options.quick);
     println!("\nDrafting, {} positions of context, 1 + K / 2 rows committed.", sizes.context);

@@ -269,7 +269,7 @@ fn main() {
     let (sizes, effort) = (if options.quick { QUICK } else { ALL }, Effort::new(options.quick));
     let torch = options.torch_figures();
     let mut figures = Figures::new(&options);
-    let context = measure::cuda::context();
+    let context = Context::on(Device::Cuda);
     let bandwidth = Bandwidth::measure(effort, &Stream::on(Device::Cuda), options.quick);
     bandwidth.report(&mut figures, options.quick);
     println!("\nVerification, V = {}, K = {DRAFTS}, all drafts accepted.", sizes.vocabulary);

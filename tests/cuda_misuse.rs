@@ -182,7 +182,7 @@ fn directories_without_sound_kernels_are_refused() {
     let missing = create(&empty.join("nowhere"));
     assert_refused(missing, SPEC_ERROR_IO, &["nowhere"]);
     let damaged = host::checkpoint::scratch_directory("damaged-kernels");
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let kernels = host::files::project("kernels");
     for entry in std::fs::read_dir(kernels).expect("the kernels") {
         let path = entry.expect("an entry").path();
         if path.extension().is_some_and(|extension| extension == "cu") {
@@ -521,7 +521,7 @@ fn the_first_fault_since_the_last_poll_is_reported() {
 
 /// The names of all kernels.
 fn kernels() -> Vec<String> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let directory = host::files::project("kernels");
     let mut names = Vec::new();
     for entry in std::fs::read_dir(directory).expect("the kernels") {
         let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("a text");

@@ -5,24 +5,12 @@ use super::median;
 use super::report::Figures;
 use crate::device::memory::Memory;
 use crate::device::stream::Stream;
-use crate::device::{Device, driver, kernel_directory};
-use crate::host::{Context, Versioned, c_path};
+use crate::device::{Device, driver};
 use cudarc::driver::sys;
 use speculators::capi::*;
 use std::ffi::{CStr, c_void};
-use std::ptr::{null, null_mut};
+use std::ptr::null_mut;
 use std::time::{Duration, Instant};
-
-/// A context on the device, with the kernels that `SPEC_TEST_KERNELS` names or else the library's.
-pub fn context() -> Context {
-    let kernels = kernel_directory().map(|directory| c_path(&directory));
-    let options = spec_context_options {
-        device_type: SPEC_DEVICE_CUDA,
-        kernel_directory: kernels.as_ref().map_or(null(), |path| path.as_ptr()),
-        ..Versioned::blank()
-    };
-    Context::create(&options).expect("a context on the device")
-}
 
 /// What the driver calls the device.
 pub fn device_name() -> String {

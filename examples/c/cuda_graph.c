@@ -356,7 +356,8 @@ static bool decode_alone(host *h, demo_text *text, int32_t n, const demo_options
 static bool open_speculator(server *s, const demo_options *options) {
     host *h = s->host;
     const spec_context_options context = {
-        .struct_size = sizeof context, .device_type = SPEC_DEVICE_CUDA, .device_id = h->device.id};
+        .struct_size = sizeof context, .device_type = SPEC_DEVICE_CUDA, .device_id = h->device.id,
+        .kernel_directory = options->kernels};
     const spec_model_options model = {
         .struct_size = sizeof model, .verifier_directory = options->target};
     const int32_t rows = s->capacity * (s->k + 1);

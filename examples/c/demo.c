@@ -27,7 +27,8 @@ static const char usage[] =
     "  --threads N              0 is one per core (0)\n"
     "  --batch B                sequences decoded together, 1 to 64 (1)\n"
     "  --backend cpu|cuda       where the library works (cpu)\n"
-    "  --device N               which of the CUDA devices (0)\n";
+    "  --device N               which of the CUDA devices (0)\n"
+    "  --kernels DIRECTORY      CUDA kernels to use in place of the library's own\n";
 
 static bool number(const char *text, double low, double high, double *value) {
     char *end = NULL;
@@ -76,6 +77,8 @@ static bool set(demo_options *options, const char *name, char *value) {
         options->cuda = strcmp(value, "cuda") == 0;
     } else if (strcmp(name, "--device") == 0 && number(value, 0, 1023, &x)) {
         options->device = (int32_t)x;
+    } else if (strcmp(name, "--kernels") == 0) {
+        options->kernels = value;
     } else {
         return false;
     }

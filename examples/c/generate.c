@@ -48,7 +48,7 @@ static bool open_drafter(drafter *d, host *h, const demo_options *options) {
     const spec_context_options context = {
         .struct_size = sizeof context, .device_type = h->device.type, .device_id = h->device.id,
         .threads = options->threads, .parallel_for = engine_parallel_for,
-        .parallel_for_user = h->threads};
+        .parallel_for_user = h->threads, .kernel_directory = options->kernels};
     /* Where the speculator lacks the embedding or the head, the target's is read. */
     const spec_model_options model = {
         .struct_size = sizeof model, .verifier_directory = options->target};

@@ -116,7 +116,8 @@ int main(int argc, char **argv) {
     if (ok) {
         const spec_context_options device = {.struct_size = sizeof device,
                                              .device_type = h->device.type,
-                                             .device_id = h->device.id};
+                                             .device_id = h->device.id,
+                                             .kernel_directory = options.kernels};
         ok = spec_context_create(&device, &context, &error) == SPEC_OK || fail();
     }
     for (int32_t i = 0; ok && i < options.num_prompts; i++) {

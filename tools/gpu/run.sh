@@ -9,7 +9,7 @@
 #
 # OUT      where results.json, results.md and a log per step go; ./gpu-results if it is not set
 # KERNELS  `rebuild`: compiles the kernels with the nvcc of this machine, and everything uses those
-# ONLY     the parts to run, of: tests examples torch benches sanitizers; all if it is not set
+# ONLY     the parts to run, of: tests examples torch benches sanitizers profiler; all if it is not set
 # SECONDS_IN_ALL  when to stop, 570 if it is not set
 #
 # Ends with 1 if a step failed. A step that cannot run here is skipped and says why.
@@ -28,6 +28,7 @@ done
 out=${OUT:-./gpu-results}
 mkdir -p "$out/logs" "$out/scratch"
 out=$(cd "$out" && pwd)
+rm -f "$out"/*.figures "$out"/logs/*
 steps=$out/steps.tsv
 : > "$steps"
 end=$((SECONDS + ${SECONDS_IN_ALL:-570}))
@@ -122,7 +123,8 @@ skip() { record "$1" skipped 0 "$2"; }
 
 log_of() { printf '%s/logs/%s.log' "$out" "${1//[ \/]/.}"; }
 
-# Runs a command as a step with a log of its own: name, the most seconds, command. Fails if that did.
+# Runs a command or an exported function as a step with a log of its own: name, the most seconds,
+# command. Fails if that did.
 step() {
   local name=$1 most=$2 left=$((end - SECONDS)) log start seconds code status detail
   shift 2
@@ -132,7 +134,7 @@ step() {
     return 0
   fi
   start=$EPOCHREALTIME
-  timeout --kill-after=5 "$((most < left ? most : left))" "$@" > "$log" 2>&1
+  timeout --kill-after=5 "$((most < left ? most : left))" bash -c '"$@"' bash "$@" > "$log" 2>&1
   code=$?
   seconds=$(awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }')
   detail=$(grep -E '^test result|ERROR SUMMARY|^skipped' "$log" | tail -n 1)
@@ -203,23 +205,31 @@ run_tests() {
   done
 }
 
+# A C example, on the device unless the arguments say otherwise.
+example() {
+  local name=$1
+  shift
+  cd "$pack" && "bin/examples/$name" --backend cuda --tokens 48 \
+    ${SPEC_TEST_KERNELS:+--kernels "$SPEC_TEST_KERNELS"} "$@"
+}
+
 # The text of `generate`, without what depends on the machine's speed.
-text_of() { "$pack/bin/examples/generate" "$@" | sed '/^tokens per target pass/,$d'; }
+text_of() {
+  example generate "$@" > "$out/scratch/text" && sed '/^tokens per target pass/,$d' "$out/scratch/text"
+}
 
 texts_are_equal() {
-  cd "$pack" && diff <(text_of --tokens 48 "$@") <(text_of --tokens 48 --backend cuda "$@")
+  local cpu cuda
+  cpu=$(text_of --backend cpu "$@") && cuda=$(text_of "$@") && diff <(echo "$cpu") <(echo "$cuda")
 }
 
 run_examples() {
-  cd "$pack" || return
-  step "examples/generate" 60 "$pack/bin/examples/generate" --backend cuda --tokens 48
+  step "examples/generate" 60 example generate
   step "examples/generate, text of the CPU" 60 texts_are_equal
   step "examples/generate, batch" 60 texts_are_equal --batch 3 --drafts 2
-  step "examples/verify_only" 60 "$pack/bin/examples/verify_only" --backend cuda --tokens 48
-  step "examples/cuda_graph" 60 "$pack/bin/examples/cuda_graph" --tokens 64
-  step "examples/cuda_graph, sampled" 60 "$pack/bin/examples/cuda_graph" --tokens 64 --batch 13 \
-    --temperature 0.8
-  cd "$OLDPWD" || return
+  step "examples/verify_only" 60 example verify_only
+  step "examples/cuda_graph" 60 example cuda_graph
+  step "examples/cuda_graph, sampled" 60 example cuda_graph --batch 13 --temperature 0.8
 }
 
 run_torch() {
@@ -263,6 +273,28 @@ run_sanitizers() {
   done
 }
 
+# Where the time of the library's first kernels for a large head goes. The benchmark measures the
+# bandwidth first, with a kernel of its own.
+profile() {
+  ncu --clock-control none --launch-count 24 --kill yes --kernel-name 'regex:^(?!read_once)' \
+    --section SpeedOfLight --section Occupancy --section LaunchStats \
+    "$pack/bin/benches/cuda_draft" | tee "$out/scratch/profile"
+  grep -q Duration "$out/scratch/profile"
+}
+
+run_profiler() {
+  if [ -n "$simulator" ]; then
+    skip "ncu" "a simulator has no counters"
+  elif ! have ncu; then
+    skip "ncu" "no ncu"
+  else
+    step "ncu" 60 profile
+  fi
+}
+
+export pack out simulator
+export -f have facts rebuild_kernels run_alone example text_of texts_are_equal profile
+
 name_device
 step "facts" 30 facts
 if [ "${KERNELS:-}" = rebuild ]; then
@@ -277,6 +309,7 @@ fi
 ! wants torch || run_torch
 ! wants benches || run_benches
 ! wants sanitizers || run_sanitizers
+! wants profiler || run_profiler
 
 rm -rf "$out/scratch"
 write_json
