@@ -284,6 +284,16 @@ DEVICE void grid_barrier(u32 *word) {
   __syncthreads();
 }
 
+// A barrier of some of the warps of a block: the `threads` threads, whole warps, that name `number`, from
+// 1 to 15.
+DEVICE void barrier_of_warps(u32 number, u32 threads) {
+#ifdef SIMT
+  simt_barrier(number, threads, false, __FILE__, __LINE__);
+#else
+  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+#endif
+}
+
 // ---- Copies from global to shared memory that go on while the thread works -----------------------
 
 // 16 bytes, both addresses aligned to them. Where `present` is false the destination becomes zero and

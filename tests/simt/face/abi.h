@@ -60,8 +60,7 @@ void simt_register(const simt_twin *twin);
 void simt_warp_meet(uint32_t mask, simt_warp_function function, void *data, bool orders_memory,
                     const char *file, int line);
 // `threads` 0: all that have not exited. Returns the SIMT_BARRIER_ bits of the votes.
-uint32_t simt_barrier(uint32_t barrier, uint32_t threads, bool waits, bool vote, const char *file,
-                      int line);
+uint32_t simt_barrier(uint32_t barrier, uint32_t threads, bool vote, const char *file, int line);
 void simt_spin(const char *file, int line);
 [[noreturn]] void simt_fail(const char *file, int line, const char *what);
 

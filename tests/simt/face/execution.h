@@ -73,26 +73,27 @@ Element *dynamic_shared() {
 #define gridDim (simt::constant_index(&simt::block()->grid_size))
 #define warpSize 32
 
-inline void __syncthreads(SIMT_PLACE) { simt_barrier(0, 0, true, false, file, line); }
+inline void __syncthreads(SIMT_PLACE) { simt_barrier(0, 0, false, file, line); }
 inline int __syncthreads_count(int predicate, SIMT_PLACE) {
-  return int(simt_barrier(0, 0, true, predicate != 0, file, line) & SIMT_BARRIER_COUNT);
+  return int(simt_barrier(0, 0, predicate != 0, file, line) & SIMT_BARRIER_COUNT);
 }
 inline int __syncthreads_and(int predicate, SIMT_PLACE) {
-  return (simt_barrier(0, 0, true, predicate != 0, file, line) & SIMT_BARRIER_ALL) != 0;
+  return (simt_barrier(0, 0, predicate != 0, file, line) & SIMT_BARRIER_ALL) != 0;
 }
 inline int __syncthreads_or(int predicate, SIMT_PLACE) {
-  return (simt_barrier(0, 0, true, predicate != 0, file, line) & SIMT_BARRIER_ANY) != 0;
+  return (simt_barrier(0, 0, predicate != 0, file, line) & SIMT_BARRIER_ANY) != 0;
 }
 inline void __syncwarp(uint32_t mask = ~0u, SIMT_PLACE) {
   simt_warp_meet(mask, nullptr, nullptr, true, file, line);
 }
 
-inline void __threadfence_block() {}
 #ifdef SIMT_CHECKED
+inline void __threadfence_block() { simt_check_fence(); }
 inline void __threadfence() { simt_check_fence(); }
 inline void __threadfence_system() { simt_check_fence(); }
 #else
 // One processor runs all threads in program order.
+inline void __threadfence_block() { asm volatile("" ::: "memory"); }
 inline void __threadfence() { asm volatile("" ::: "memory"); }
 inline void __threadfence_system() { asm volatile("" ::: "memory"); }
 #endif

@@ -32,7 +32,7 @@ int source_lane(int lane, const Shuffle &shuffle) {
 }
 
 template <Direction direction>
-SIMT_UNCHECKED void shuffle_lanes(void **lanes, uint32_t mask) {
+void shuffle_lanes(void **lanes, uint32_t mask) {
   for (uint32_t rest = mask; rest != 0; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
     Shuffle &shuffle = *static_cast<Shuffle *>(lanes[lane]);
@@ -43,7 +43,7 @@ SIMT_UNCHECKED void shuffle_lanes(void **lanes, uint32_t mask) {
 }
 
 template <Direction direction, class Value>
-SIMT_UNCHECKED Value shuffle(uint32_t mask, Value value, int operand, int width, const char *file,
+Value shuffle(uint32_t mask, Value value, int operand, int width, const char *file,
                              int line) {
   static_assert(sizeof(Value) <= sizeof(uint64_t));
   Shuffle exchange{0, 0, operand, width};
@@ -60,7 +60,7 @@ struct Reduction {
 
 // `Operation` is associative and commutative, so the order of the lanes does not matter.
 template <class Value, class Operation>
-SIMT_UNCHECKED void reduce_lanes(void **lanes, uint32_t mask) {
+void reduce_lanes(void **lanes, uint32_t mask) {
   Value result = static_cast<Reduction<Value> *>(lanes[__builtin_ctz(mask)])->value;
   for (uint32_t rest = mask & (mask - 1); rest != 0; rest &= rest - 1) {
     result = Operation()(result, static_cast<Reduction<Value> *>(lanes[__builtin_ctz(rest)])->value);
@@ -71,7 +71,7 @@ SIMT_UNCHECKED void reduce_lanes(void **lanes, uint32_t mask) {
 }
 
 template <class Operation, class Value>
-SIMT_UNCHECKED Value reduce(uint32_t mask, Value value, const char *file, int line) {
+Value reduce(uint32_t mask, Value value, const char *file, int line) {
   Reduction<Value> reduction{value, value};
   simt_warp_meet(mask, reduce_lanes<Value, Operation>, &reduction, false, file, line);
   return reduction.result;
@@ -107,7 +107,7 @@ struct Xor {
 
 // The result of five steps of v += shuffle_xor(v, 16, 8, 4, 2, 1), to the bit, in one meeting.
 template <class Operation>
-SIMT_UNCHECKED void butterfly_lanes(void **lanes, uint32_t) {
+void butterfly_lanes(void **lanes, uint32_t) {
   float values[32], next[32];
   for (int lane = 0; lane < 32; lane++) values[lane] = *static_cast<float *>(lanes[lane]);
   for (int distance = 16; distance != 0; distance >>= 1) {
@@ -120,7 +120,7 @@ SIMT_UNCHECKED void butterfly_lanes(void **lanes, uint32_t) {
 }
 
 template <class Operation>
-SIMT_UNCHECKED float butterfly(float value, const char *file, int line) {
+float butterfly(float value, const char *file, int line) {
   simt_warp_meet(~0u, butterfly_lanes<Operation>, &value, false, file, line);
   return value;
 }
@@ -135,7 +135,7 @@ struct Match {
   uint32_t equal;
 };
 
-SIMT_UNCHECKED inline void match_lanes(void **lanes, uint32_t mask) {
+inline void match_lanes(void **lanes, uint32_t mask) {
   for (uint32_t rest = mask; rest != 0; rest &= rest - 1) {
     Match &match = *static_cast<Match *>(lanes[__builtin_ctz(rest)]);
     match.equal = 0;
@@ -148,7 +148,7 @@ SIMT_UNCHECKED inline void match_lanes(void **lanes, uint32_t mask) {
 }
 
 template <class Value>
-SIMT_UNCHECKED uint32_t match(uint32_t mask, Value value, const char *file, int line) {
+uint32_t match(uint32_t mask, Value value, const char *file, int line) {
   static_assert(sizeof(Value) <= sizeof(uint64_t));
   Match match{0, 0};
   __builtin_memcpy(&match.value, &value, sizeof value);

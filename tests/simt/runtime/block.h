@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../face/abi.h"
+#include "checks.h"
 #include "random.h"
 
 namespace simt {
@@ -49,7 +50,7 @@ struct Barrier {
   uint32_t votes;             // of those that arrived
   uint32_t result;            // of the last time that it completed
   Place place;                // of the first to arrive
-  uint32_t waiting[most_warps];  // lanes
+  uint32_t arrivals[most_warps];  // lanes
 };
 
 // Shared memory whose size the launch gives. An unmapped page follows it.
@@ -80,6 +81,7 @@ struct Block {
   bool queued;  // among the blocks that can run
   std::vector<char> saved_shared;  // static shared memory while another block runs
   DynamicShared dynamic_shared;
+  std::unique_ptr<BlockChecks, DeleteBlockChecks> checks;
 
   Warp &warp_of(const Thread &thread) { return warps[thread.warp]; }
   void wake(uint32_t warp, uint32_t lanes) {

@@ -1,5 +1,5 @@
 // What checked twins report to, and what the rest of the runtime tells the checkers. With plain twins
-// the functions here do nothing.
+// the functions here do next to nothing.
 #pragma once
 
 #include <cstdint>
@@ -8,18 +8,26 @@ namespace simt {
 
 struct Barrier;
 struct Block;
+struct BlockChecks;
 struct Launch;
 struct Thread;
 
-inline void begin_launch_checks(const Launch &) {}
-inline void end_launch_checks() {}
-inline void begin_block_checks(Block &) {}
-inline void end_block_checks(Block &) {}
-inline void note_warp_barrier(Block &, uint32_t, uint32_t) {}
-inline void note_barrier_arrival(Thread &, Barrier &) {}
-inline void note_block_barrier(Block &, Barrier &) {}
-inline void note_copy_landing(void *, uint32_t) {}
-inline void check_copy(void *, uint32_t, const void *, uint32_t, const void *) {}
-inline void check_matrix_row(const void *, const void *) {}
+// Owned by a block; made when it first runs a checked twin.
+struct DeleteBlockChecks {
+  void operator()(BlockChecks *checks) const;
+};
+
+void begin_launch_checks(const Launch &launch);
+void begin_block_checks(Block &block);
+
+void note_warp_barrier(Block &block, uint32_t warp, uint32_t lanes);
+void note_block_barrier(Block &block, const Barrier &barrier);
+
+// cp.async: the destination is nobody's until the copy lands.
+void check_copy(void *to, uint32_t bytes, const void *from, uint32_t source_bytes, const void *code);
+void note_copy_landing(void *to, uint32_t bytes);
+
+// A row of a matrix in shared memory, which the calling lane reads.
+void check_matrix_row(const void *row, const void *code);
 
 }  // namespace simt

@@ -342,7 +342,6 @@ void Schedule::enter(Block *block) {
 
 void Schedule::retire(Block *block) {
   if (loaded_ == block) loaded_ = nullptr;
-  end_block_checks(*block);
   for (Block *&live : execution.live) {
     if (live == block) {
       live = execution.live.back();
@@ -440,6 +439,7 @@ Fault run(const Launch &launch) {
   execution.launch = launch;
   execution.progress = 0;
   execution.preempt = settings().preempt;
+  execution.exchanging = false;
   execution.fault = Fault::none;
   execution.report.clear();
 
@@ -451,7 +451,6 @@ Fault run(const Launch &launch) {
     schedule.run();
   }
   simt_current = nullptr;
-  end_launch_checks();
   for (Block *block : execution.live) {
     for (Thread &thread : block->threads) discard_copies(thread);
     spare_blocks.emplace_back(block);

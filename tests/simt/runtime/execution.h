@@ -49,6 +49,7 @@ struct Execution {
   void *scheduler_stack;
   uint64_t progress;  // changes whenever a thread got anywhere
   int64_t preempt;
+  bool exchanging;  // lanes of a warp: what is accessed meanwhile is checked by other means
   std::vector<Block *> live;
   // The fault that ended the launch, and its report.
   Fault fault;

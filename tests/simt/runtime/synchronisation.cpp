@@ -37,21 +37,27 @@ void hold_meeting(Thread &thread, uint32_t mask, bool orders_memory) {
     }
     data[lane] = other.meeting_data;
   }
-  if (thread.meeting_function != nullptr) thread.meeting_function(data, mask);
+  if (thread.meeting_function != nullptr) {
+    execution.exchanging = true;
+    thread.meeting_function(data, mask);
+    execution.exchanging = false;
+  }
   if (orders_memory) note_warp_barrier(block, thread.warp, mask);
   warp.meeting &= ~mask;
   const uint32_t others = mask & ~(1u << thread.lane);
   if (others != 0) block.wake(thread.warp, others);
 }
 
-void complete_barrier(Block &block, Barrier &barrier) {
+// Wakes all that wait; the last to arrive, if it is not null, does not wait.
+void complete_barrier(Block &block, Barrier &barrier, const Thread *last) {
   barrier.result = barrier.votes;
   if (barrier.votes == barrier.arrived) barrier.result |= SIMT_BARRIER_ALL;
   if (barrier.votes != 0) barrier.result |= SIMT_BARRIER_ANY;
   note_block_barrier(block, barrier);
+  if (last != nullptr) barrier.arrivals[last->warp] &= ~(1u << last->lane);
   for (uint32_t i = 0; i < block.warps.size(); i++) {
-    if (barrier.waiting[i] != 0) block.wake(i, barrier.waiting[i]);
-    barrier.waiting[i] = 0;
+    if (barrier.arrivals[i] != 0) block.wake(i, barrier.arrivals[i]);
+    barrier.arrivals[i] = 0;
   }
   barrier.arrived = barrier.votes = 0;
 }
@@ -60,7 +66,7 @@ void check_arrival(const Barrier &barrier, uint32_t number, uint32_t threads, Pl
   if (barrier.arrived == 0) return;
   const bool same_place =
       barrier.place.line == place.line && std::strcmp(barrier.place.file, place.file) == 0;
-  // Named barriers have one place for those that wait and another for those that only arrive.
+  // Barriers of some of the warps may stand in code of their own for each.
   if (number == 0 && !same_place) {
     fail_at(place, std::string("divergent __syncthreads: other threads wait at ") +
                        barrier.place.file + ":" + std::to_string(barrier.place.line));
@@ -74,7 +80,7 @@ void check_arrival(const Barrier &barrier, uint32_t number, uint32_t threads, Pl
 void complete_barrier_without(Block &block) {
   Barrier &barrier = block.barriers[0];
   if (barrier.arrived != 0 && barrier.expected == 0 && barrier.arrived == block.alive) {
-    complete_barrier(block, barrier);
+    complete_barrier(block, barrier, nullptr);
   }
 }
 
@@ -113,8 +119,8 @@ RUNTIME void simt_warp_meet(uint32_t mask, simt_warp_function function, void *da
   suspend();
 }
 
-RUNTIME uint32_t simt_barrier(uint32_t number, uint32_t threads, bool waits, bool vote,
-                              const char *file, int line) {
+RUNTIME uint32_t simt_barrier(uint32_t number, uint32_t threads, bool vote, const char *file,
+                              int line) {
   Thread &thread = current_thread();
   Block &block = *thread.owner;
   thread.place = {file, line};
@@ -127,20 +133,14 @@ RUNTIME uint32_t simt_barrier(uint32_t number, uint32_t threads, bool waits, boo
   }
   barrier.arrived++;
   barrier.votes += vote;
+  barrier.arrivals[thread.warp] |= 1u << thread.lane;
   execution.progress++;
-  note_barrier_arrival(thread, barrier);
-  const bool last = barrier.arrived == (threads == 0 ? block.alive : threads);
-  if (!waits) {
-    if (last) complete_barrier(block, barrier);
-    return 0;
+  if (barrier.arrived == (threads == 0 ? block.alive : threads)) {
+    complete_barrier(block, barrier, &thread);
+  } else {
+    thread.state = ThreadState::at_barrier;
+    suspend();
   }
-  if (last) {
-    complete_barrier(block, barrier);
-    return barrier.result;
-  }
-  barrier.waiting[thread.warp] |= 1u << thread.lane;
-  thread.state = ThreadState::at_barrier;
-  suspend();
   return barrier.result;
 }
 

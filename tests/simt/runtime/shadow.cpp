@@ -1,0 +1,37 @@
+#include "shadow.h"
+
+namespace simt {
+
+void Shadow::cover(const void *begin, size_t bytes) {
+  const uintptr_t first = reinterpret_cast<uintptr_t>(begin);
+  const size_t count = size_t((first + bytes + page_bytes - 1) / page_bytes - first / page_bytes);
+  if (first_page_ == first / page_bytes && pages_.size() >= count) return;
+  if (first_page_ != first / page_bytes) forget();
+  first_page_ = first / page_bytes;
+  if (pages_.size() < count) pages_.resize(count);
+}
+
+void Shadow::Page::clear(uint64_t new_generation) {
+  generation = new_generation;
+  cells.fill(Cell{});
+  split.fill(whole);
+  of_bytes.clear();
+}
+
+std::array<Cell, word_bytes> &Shadow::Page::bytes_of(uint32_t word) {
+  if (split[word] == whole) {
+    split[word] = uint32_t(of_bytes.size());
+    of_bytes.emplace_back();
+    of_bytes.back().fill(cells[word]);
+  }
+  return of_bytes[split[word]];
+}
+
+Shadow::Page &Shadow::page_at(uintptr_t address) {
+  std::unique_ptr<Page> &page = pages_[address / page_bytes - first_page_];
+  if (page == nullptr) page = std::make_unique<Page>();
+  if (page->generation != generation_) page->clear(generation_);
+  return *page;
+}
+
+}  // namespace simt
