@@ -33,7 +33,10 @@ endif
 
 EXAMPLE_ARGUMENTS := BUILD="$(EXAMPLES)" SPECULATORS_LIB="$(RELEASE)"
 
-.PHONY: build demo test bench install uninstall header lint clean
+# Where `make kernels` puts compilers of CUDA kernels, and the build what they compiled.
+CUDA := $(CARGO_TARGET_DIR)/cuda
+
+.PHONY: build demo test bench kernels kernels-compile kernels-record install uninstall header lint clean
 
 # Only the libraries: with the rlib among the crate types there would be no link-time optimisation.
 build:
@@ -50,6 +53,22 @@ test: build
 
 bench:
 	$(CARGO) bench
+
+# Compiles the CUDA kernels for all devices with the nvcc of tools/kernels, which is downloaded, as is
+# NVRTC; compares what they need with kernels/budget.txt; compiles them with NVRTC as the library does.
+# Needs Python with pip. Later builds embed what was compiled here.
+kernels: kernels-compile
+	tools/kernels/budget.py check "$(CUDA)/images"
+	LD_LIBRARY_PATH="$(CUDA)/lib" SPEC_TEST_NVRTC=1 \
+	  $(CARGO) test --quiet --lib backend::cuda::images::tests::nvrtc
+
+kernels-compile:
+	tools/kernels/install.sh "$(CUDA)"
+	env -u SPEC_NVCC -u SPEC_CUDA_ARCHS -u NVCC $(CARGO) check --quiet --lib
+
+# Writes the budget anew, as the kernels are now.
+kernels-record: kernels-compile
+	tools/kernels/budget.py record "$(CUDA)/images"
 
 install: build
 	$(INSTALL) -d "$(DESTDIR)$(LIBDIR)/pkgconfig" "$(DESTDIR)$(INCLUDEDIR)"

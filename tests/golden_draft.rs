@@ -1,5 +1,6 @@
 //! Drafting and whole generations against what other implementations computed for the same files.
 
+mod device;
 mod host;
 
 use host::draft::{DraftCall, Drafts, Place, Sampling, Table, Text, Turn, margin};
@@ -8,7 +9,7 @@ use host::matrix::{Dtype, Matrix};
 use host::random::Random;
 use host::target::{Position, Target};
 use host::verify::{Decisions, VerifyCall};
-use host::{Context, Model, Session, Versioned};
+use host::{Context, Model, Session, session_options};
 use speculators::capi::*;
 use std::ffi::CString;
 use std::path::Path;
@@ -233,7 +234,7 @@ fn follow_rounds(stage: &Stage, run: &Run) -> Coverage {
         max_position: reach as i32,
         page_size: PAGE_SIZE as i32,
         max_pages,
-        ..Versioned::blank()
+        ..session_options()
     });
     let mut pages = Pages::new(max_pages, PAGE_SIZE, &mut Random::new(run.drafts as u64));
     let mut tables = vec![Vec::new(); sequences];
@@ -284,7 +285,7 @@ fn commit_anew(stage: &Stage, run: &Run) -> Coverage {
         max_rows: 50,
         max_drafts: run.drafts as i32,
         max_position: (stage.longest() + run.drafts) as i32,
-        ..Versioned::blank()
+        ..session_options()
     });
     let mut coverage = Coverage::default();
     for generation in &run.generations {
@@ -357,7 +358,7 @@ impl<'a> Loop<'a> {
             max_rows: (sequences * stage.longest()) as i32,
             max_drafts: run.drafts as i32,
             max_position: (stage.longest() + run.drafts) as i32,
-            ..Versioned::blank()
+            ..session_options()
         });
         Self {
             stage,

@@ -1,14 +1,16 @@
 //! Where weights come from: copied, mapped, lent by the host or read from the verifier, they draft
 //! the same.
 
+mod device;
 mod host;
 
+use device::Device;
 use host::checkpoint::Shape;
 use host::draft::{DraftCall, Drafts, Place, Sampling, Text, Turn};
 use host::golden::Tensors;
 use host::matrix::{Dtype, Matrix};
 use host::random::Random;
-use host::{Context, Model, Outcome, Session, Versioned, c_path};
+use host::{Context, Model, Outcome, Session, Versioned, c_path, session_options};
 use serde_json::{Value, json};
 use speculators::capi::*;
 use std::ffi::{CString, c_void};
@@ -36,7 +38,7 @@ fn session(model: &Model) -> Session {
         max_rows: 64,
         max_drafts: DRAFTS,
         max_position: 100,
-        ..Versioned::blank()
+        ..session_options()
     };
     Session::create(model, &options).expect("a session")
 }
@@ -78,6 +80,9 @@ fn load_mapped(context: &Context, directory: &Path, verifier: Option<&Path>) -> 
 
 #[test]
 fn mapped_files_draft_like_copied_weights() {
+    if !device::is_cpu_or_skipped("CUDA devices do not read mapped files") {
+        return;
+    }
     let context = Context::with_threads(2);
     for dtype in Dtype::ALL {
         for (name, shape) in shapes(dtype) {
@@ -102,6 +107,9 @@ fn mapped_files_draft_like_copied_weights() {
 
 #[test]
 fn mapped_weights_outlive_the_names_of_their_files_and_all_other_handles() {
+    if !device::is_cpu_or_skipped("CUDA devices do not read mapped files") {
+        return;
+    }
     let context = Context::with_threads(1);
     let directory = Shape::default().write("unlinked", 5);
     let copied = drafts_of(&Model::load(&context, &directory, None).expect("a model"));
@@ -263,7 +271,8 @@ fn lent_tables_are_not_given_back_by_a_load_that_fails() {
     let (directory, loan) = borrower("refused");
     let poor =
         spec_allocator { allocate: Some(refuse), release: Some(release), ..Versioned::blank() };
-    let poor = spec_context_options { threads: 1, allocator: &poor, ..Versioned::blank() };
+    let poor =
+        spec_context_options { threads: 1, allocator: &poor, ..Context::options(Device::chosen()) };
     let (poor, context) = (Context::create(&poor).expect("a context"), Context::with_threads(1));
     let status = |outcome: Outcome<Model>| outcome.map(|_| ()).expect_err("a failure").status;
     let refused = [

@@ -34,6 +34,78 @@ macro_rules! kernels {
 kernels! {
     /// Rows of a matrix by their ids, into another matrix.
     CopyRows: "rows", "copy_rows", 256, Small;
+    /// The host's features side by side.
+    GatherFeatures: "features", "gather_features", 256, Small;
+    /// The norm of all features together.
+    NormFeatures: "features", "norm_features", 256, Small;
+    /// A linear map, BF16 weights, 16 rows.
+    LinearBf16Sixteen: "layer", "linear_bf16_16", 256, Small;
+    /// A linear map, BF16 weights, 32 rows at a time.
+    LinearBf16ThirtyTwo: "layer", "linear_bf16_32", 256, Small;
+    /// A linear map, BF16 weights, many rows.
+    LinearBf16Many: "layer", "linear_bf16_many", 256, Small;
+    /// A linear map, F16 weights, 16 rows.
+    LinearF16Sixteen: "layer", "linear_f16_16", 256, Small;
+    /// A linear map, F16 weights, 32 rows at a time.
+    LinearF16ThirtyTwo: "layer", "linear_f16_32", 256, Small;
+    /// A linear map, F16 weights, many rows.
+    LinearF16Many: "layer", "linear_f16_many", 256, Small;
+    /// A linear map, other weights, 16 rows.
+    LinearAnySixteen: "layer", "linear_any_16", 256, Small;
+    /// A linear map, other weights, 32 rows at a time.
+    LinearAnyThirtyTwo: "layer", "linear_any_32", 256, Small;
+    /// A linear map, other weights, many rows.
+    LinearAnyMany: "layer", "linear_any_many", 256, Small;
+    /// The first half of a gated MLP, BF16 weights, 16 rows.
+    GateUpBf16Sixteen: "layer", "gate_up_bf16_16", 256, Small;
+    /// The first half of a gated MLP, BF16 weights, 32 rows at a time.
+    GateUpBf16ThirtyTwo: "layer", "gate_up_bf16_32", 256, Small;
+    /// The first half of a gated MLP, BF16 weights, many rows.
+    GateUpBf16Many: "layer", "gate_up_bf16_many", 256, Small;
+    /// The first half of a gated MLP, F16 weights, 16 rows.
+    GateUpF16Sixteen: "layer", "gate_up_f16_16", 256, Small;
+    /// The first half of a gated MLP, F16 weights, 32 rows at a time.
+    GateUpF16ThirtyTwo: "layer", "gate_up_f16_32", 256, Small;
+    /// The first half of a gated MLP, F16 weights, many rows.
+    GateUpF16Many: "layer", "gate_up_f16_many", 256, Small;
+    /// The first half of a gated MLP, other weights, 16 rows.
+    GateUpAnySixteen: "layer", "gate_up_any_16", 256, Small;
+    /// The first half of a gated MLP, other weights, 32 rows at a time.
+    GateUpAnyThirtyTwo: "layer", "gate_up_any_32", 256, Small;
+    /// The first half of a gated MLP, other weights, many rows.
+    GateUpAnyMany: "layer", "gate_up_any_many", 256, Small;
+    /// The maps into an attention, BF16 weights, 16 rows.
+    ProjectBf16Sixteen: "project", "project_bf16_16", 256, Small;
+    /// The maps into an attention, BF16 weights, 32 rows at a time.
+    ProjectBf16ThirtyTwo: "project", "project_bf16_32", 256, Small;
+    /// The maps into an attention, BF16 weights, many rows.
+    ProjectBf16Many: "project", "project_bf16_many", 256, Small;
+    /// The maps into an attention, F16 weights, 16 rows.
+    ProjectF16Sixteen: "project", "project_f16_16", 256, Small;
+    /// The maps into an attention, F16 weights, 32 rows at a time.
+    ProjectF16ThirtyTwo: "project", "project_f16_32", 256, Small;
+    /// The maps into an attention, F16 weights, many rows.
+    ProjectF16Many: "project", "project_f16_many", 256, Small;
+    /// The maps into an attention, other weights, 16 rows.
+    ProjectAnySixteen: "project", "project_any_16", 256, Small;
+    /// The maps into an attention, other weights, 32 rows at a time.
+    ProjectAnyThirtyTwo: "project", "project_any_32", 256, Small;
+    /// The maps into an attention, other weights, many rows.
+    ProjectAnyMany: "project", "project_any_many", 256, Small;
+    /// What follows the maps into an attention where there are many rows.
+    FinishProjection: "project", "finish_projection", 256, Small;
+    /// The head and the choice of draft tokens, BF16 weights, 16 rows.
+    ProposeBf16Sixteen: "propose", "propose_bf16_16", 256, Small;
+    /// The head and the choice of draft tokens, BF16 weights, 32 rows at a time.
+    ProposeBf16ThirtyTwo: "propose", "propose_bf16_32", 256, Small;
+    /// The head and the choice of draft tokens, F16 weights, 16 rows.
+    ProposeF16Sixteen: "propose", "propose_f16_16", 256, Small;
+    /// The head and the choice of draft tokens, F16 weights, 32 rows at a time.
+    ProposeF16ThirtyTwo: "propose", "propose_f16_32", 256, Small;
+    /// The head and the choice of draft tokens, other weights, 16 rows.
+    ProposeAnySixteen: "propose", "propose_any_16", 256, Small;
+    /// The head and the choice of draft tokens, other weights, 32 rows at a time.
+    ProposeAnyThirtyTwo: "propose", "propose_any_32", 256, Small;
 }
 
 /// Which kernel a [`Kernel`] is.
@@ -83,6 +155,8 @@ struct Loaded {
     function: CUfunction,
     /// The most dynamic shared memory of a launch.
     shared: u32,
+    /// The size of the kernel's struct, where the driver tells.
+    argument_bytes: Option<usize>,
 }
 
 /// The kernels, loaded for a device: nothing is loaded in a step.
@@ -167,7 +241,14 @@ impl Kernels {
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
         }
-        let function = self.loaded[kernel as usize].function;
+        let Loaded { function, argument_bytes, .. } = self.loaded[kernel as usize];
+        if argument_bytes.is_some_and(|bytes| bytes != size_of::<A>()) {
+            return Err(Error::internal(format!(
+                "{}: expected arguments of {argument_bytes:?} bytes, found {}",
+                KERNELS[kernel as usize].function,
+                size_of::<A>()
+            )));
+        }
         let argument: *const A = arguments;
         let mut list: [*mut c_void; 1] = [argument.cast_mut().cast()];
         let (list, stream) = (list.as_mut_ptr(), raw(stream));
@@ -244,5 +325,79 @@ fn resolve(device: &Device, module: &Module, entry: &Entry) -> Result<Loaded> {
             )?;
         }
     }
-    Ok(Loaded { function, shared })
+    Ok(Loaded { function, shared, argument_bytes: driver::argument_bytes(function) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::device::tests::device;
+    use crate::backend::cuda::{KernelCache, Options};
+
+    fn kernels() -> Option<Kernels> {
+        let device = device()?;
+        let options = Options { cache: KernelCache::None, ..Options::default() };
+        Some(Kernels::load(&device, &Images::new(&options).unwrap()).unwrap())
+    }
+
+    #[derive(Clone, Copy, NoUninit)]
+    #[repr(C)]
+    struct Short {
+        word: u32,
+    }
+
+    // SAFETY: it is no kernel's struct, and never gets to one.
+    unsafe impl Arguments for Short {}
+
+    const SHAPE: Launch = Launch { grid: [1, 1, 1], threads: 32, shared: 0, cooperative: false };
+
+    #[test]
+    fn a_launch_with_an_empty_grid_is_none() {
+        let Some(kernels) = kernels() else { return };
+        for dimension in 0..3 {
+            let mut shape = SHAPE;
+            shape.grid[dimension] = 0;
+            // SAFETY: nothing is launched.
+            unsafe {
+                kernels.launch(Kernel::CopyRows, Stream::NONE, &shape, &Short { word: 0 }).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn arguments_of_another_size_are_refused_where_the_driver_tells_the_size() {
+        let Some(kernels) = kernels() else { return };
+        if kernels.loaded[Kernel::CopyRows as usize].argument_bytes.is_none() {
+            return;
+        }
+        // SAFETY: nothing is launched.
+        let launched =
+            unsafe { kernels.launch(Kernel::CopyRows, Stream::NONE, &SHAPE, &Short { word: 0 }) };
+        let text = launched.unwrap_err().to_string();
+        assert!(text.contains("copy_rows: expected arguments of"), "{text}");
+    }
+
+    #[test]
+    fn as_many_blocks_are_resident_as_fit_on_the_device() {
+        let Some(kernels) = kernels() else { return };
+        let blocks = |shared| kernels.resident_blocks(Kernel::CopyRows, 256, shared).unwrap();
+        let multiprocessors = kernels.device.facts().multiprocessors;
+        assert!(blocks(0) >= multiprocessors);
+        let most = kernels.dynamic_shared(Kernel::CopyRows);
+        assert!(most >= 32 << 10 && blocks(most) >= multiprocessors && blocks(most) <= blocks(0));
+    }
+
+    #[test]
+    fn every_kernel_of_the_table_is_in_its_module() {
+        let sources = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels");
+        for entry in KERNELS {
+            let path = format!("{sources}/{}.cu", entry.module);
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(
+                text.contains(&format!(", {}, ", entry.function)),
+                "{path}: {}",
+                entry.function
+            );
+        }
+    }
 }

@@ -11,6 +11,8 @@ namespace {
 
 constexpr uint32_t fatbin_magic = 0xba55ed50;
 constexpr uint32_t fatbin_wrapper_magic = 0x466243b1;
+// Toolkits from 13.0 on write the architecture one byte higher.
+constexpr int first_version_with_moved_architecture = 8;
 // From compute capability 9.0 on the driver keeps this much at the start of a block's shared memory,
 // and cubins count it.
 constexpr int reserved_shared_bytes = 1024;
@@ -34,9 +36,9 @@ class Cubin {
 
   Image read() {
     image_.kind = Image::Kind::cubin;
-    // Newer toolkits write the architecture one byte higher.
-    const int low = header_->e_flags & 0xff, high = header_->e_flags >> 8 & 0xff;
-    image_.capability = high != 0 ? high : low;
+    const uint32_t flags = header_->e_flags;
+    const bool newer = header_->e_ident[EI_ABIVERSION] >= first_version_with_moved_architecture;
+    image_.capability = int(newer ? flags >> 8 & 0xff : flags & 0xff);
     for (int i = 0; i < header_->e_shnum; i++) read_section(sections_[i]);
     return image_;
   }

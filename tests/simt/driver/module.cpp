@@ -98,7 +98,7 @@ DRIVER_API cuModuleGetFunction(CUfunction *function, CUmodule module, const char
   const Twin *twin = find_twin(name);
   if (!contains(module->image, name, twin)) return CUDA_ERROR_NOT_FOUND;
   if (twin == nullptr) {
-    std::fprintf(stderr, "simulator: %s is in the module, but no twin was built\n", name);
+    std::fprintf(stderr, "simulator: the module may have %s, but no twin was built\n", name);
     return CUDA_ERROR_NOT_FOUND;
   }
   if (module->image.kind == Image::Kind::cubin && !agree(*twin, module->image.kernels[name])) {

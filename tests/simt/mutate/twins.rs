@@ -75,7 +75,7 @@ impl Workshop {
     pub fn build(&self, module: &str) -> Result<Built, String> {
         let start = Instant::now();
         let library = self.twins().join(format!("{module}.so"));
-        let object = self.output.join(format!("objects/checked/{module}.o"));
+        let object = self.output.join(format!("objects/checked/kernels/{module}.o"));
         let driver = self.output.join("checked/libcuda.so.1");
         for old in [&library, &object] {
             let _ = fs::remove_file(old);

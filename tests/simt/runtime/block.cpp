@@ -14,6 +14,10 @@ constexpr int poison = 0xff;
 
 }  // namespace
 
+bool Place::operator==(const Place &other) const {
+  return line == other.line && (file == other.file || std::strcmp(file, other.file) == 0);
+}
+
 DynamicShared::~DynamicShared() {
   if (mapped_ != nullptr) munmap(mapped_, mapped_bytes_);
 }
@@ -35,22 +39,6 @@ char *DynamicShared::reset(size_t bytes) {
   char *begin = reinterpret_cast<char *>((end - bytes) & ~uintptr_t(127));
   std::memset(begin, poison, reinterpret_cast<char *>(end) - begin);
   return begin;
-}
-
-Thread *Block::take_ready(Random *random) {
-  if (ready_warps == 0) return nullptr;
-  if (random != nullptr) {
-    current_warp = random->set_bit(ready_warps);
-  } else if ((ready_warps >> current_warp & 1) == 0) {
-    const uint32_t later = ready_warps & ~0u << current_warp;
-    current_warp = uint32_t(__builtin_ctz(later != 0 ? later : ready_warps));
-  }
-  Warp &warp = warps[current_warp];
-  const uint32_t lane =
-      random != nullptr ? random->set_bit(warp.ready) : uint32_t(__builtin_ctz(warp.ready));
-  warp.ready &= ~(1u << lane);
-  if (warp.ready == 0) ready_warps &= ~(1u << current_warp);
-  return &threads[current_warp * warp_lanes + lane];
 }
 
 void Block::start_spinning(const Thread &thread) {

@@ -24,6 +24,8 @@ enum class ThreadState : uint8_t { fresh, ready, in_meeting, at_barrier, spinnin
 struct Place {
   const char *file;
   int line;
+  const void *code;  // the instruction after the call
+  bool operator==(const Place &other) const;
 };
 
 struct Thread : simt_thread_view {
@@ -88,11 +90,32 @@ struct Block {
     warps[warp].ready |= lanes;
     ready_warps |= 1u << warp;
   }
-  // Removes a thread from those that can run: the next in order, or one drawn. Null if there is none.
-  Thread *take_ready(Random *random);
+  // Removes a thread from those that can run. Null if there is none.
+  Thread *take_next() {
+    if (ready_warps == 0) return nullptr;
+    if ((ready_warps >> current_warp & 1) == 0) {
+      const uint32_t later = ready_warps & ~0u << current_warp;
+      current_warp = uint32_t(__builtin_ctz(later != 0 ? later : ready_warps));
+    }
+    return take(uint32_t(__builtin_ctz(warps[current_warp].ready)));
+  }
+  Thread *take_drawn(Random &random) {
+    if (ready_warps == 0) return nullptr;
+    current_warp = random.set_bit(ready_warps);
+    return take(random.set_bit(warps[current_warp].ready));
+  }
   void start_spinning(const Thread &thread);
   // Whether there was any spinning thread.
   bool wake_spinning();
+
+ private:
+  // A lane of the current warp.
+  Thread *take(uint32_t lane) {
+    Warp &warp = warps[current_warp];
+    warp.ready &= ~(1u << lane);
+    if (warp.ready == 0) ready_warps &= ~(1u << current_warp);
+    return &threads[current_warp * warp_lanes + lane];
+  }
 };
 
 }  // namespace simt

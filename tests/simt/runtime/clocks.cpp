@@ -60,8 +60,7 @@ void WarpClock::meet(uint32_t lanes, uint32_t alive) {
   }
 }
 
-bool WarpClock::ordered(uint32_t lane, uint32_t at, uint32_t other) const {
-  if (lane == other || at < all_met) return true;
+bool WarpClock::ordered_by_partial_meetings(uint32_t lane, uint32_t at, uint32_t other) const {
   uint32_t reached = 1u << lane;
   for (const PartialMeeting &meeting : partial_meetings) {
     if (meeting.epoch > at && (meeting.lanes & reached) != 0) reached |= meeting.lanes;
@@ -84,22 +83,6 @@ void BlockClocks::reset(const Block &block, uint64_t blocks_in_grid) {
   blocks_in_grid_ = blocks_in_grid;
   warps_.assign(block.warps.size(), WarpClock{});
   threads_.assign(block.threads.size(), ThreadClock{});
-}
-
-Stamp BlockClocks::stamp(const Thread &thread, uint32_t code) const {
-  return {block_ << thread_bits | thread.linear, warps_[thread.warp].epoch, 0, 0, code};
-}
-
-bool BlockClocks::happened_before(const Stamp &stamp, const Thread &thread) const {
-  if (stamp.block() == block_) {
-    const WarpClock &mine = warps_[thread.warp];
-    const bool ordered = stamp.warp() == thread.warp
-                             ? mine.ordered(stamp.lane(), stamp.epoch, thread.lane)
-                             : stamp.epoch < mine.known[stamp.warp()];
-    if (ordered) return true;
-  }
-  const SharedKnowledge &known = threads_[thread.linear].known;
-  return known != nullptr && known->covers(stamp);
 }
 
 // Collects into `common` what the lanes acquired, or gives it to them.

@@ -80,7 +80,10 @@ struct WarpClock {
 
   void meet(uint32_t lanes, uint32_t alive);
   // Whether what `lane` did at `at` happened before what `other` does now.
-  bool ordered(uint32_t lane, uint32_t at, uint32_t other) const;
+  bool ordered(uint32_t lane, uint32_t at, uint32_t other) const {
+    return lane == other || at < all_met || ordered_by_partial_meetings(lane, at, other);
+  }
+  bool ordered_by_partial_meetings(uint32_t lane, uint32_t at, uint32_t other) const;
   // Lanes with whom `lane` has met since all met.
   uint32_t met_with(uint32_t lane) const;
 };
@@ -97,8 +100,20 @@ class BlockClocks {
  public:
   void reset(const Block &block, uint64_t blocks_in_grid);
 
-  Stamp stamp(const Thread &thread, uint32_t code) const;
-  bool happened_before(const Stamp &stamp, const Thread &thread) const;
+  Stamp stamp(const Thread &thread, uint32_t code) const {
+    return {block_ << thread_bits | thread.linear, warps_[thread.warp].epoch, 0, 0, code};
+  }
+  bool happened_before(const Stamp &stamp, const Thread &thread) const {
+    if (stamp.block() == block_) {
+      const WarpClock &mine = warps_[thread.warp];
+      const bool ordered = stamp.warp() == thread.warp
+                               ? mine.ordered(stamp.lane(), stamp.epoch, thread.lane)
+                               : stamp.epoch < mine.known[stamp.warp()];
+      if (ordered) return true;
+    }
+    const SharedKnowledge &known = threads_[thread.linear].known;
+    return known != nullptr && known->covers(stamp);
+  }
 
   void meet(const Block &block, uint32_t warp, uint32_t lanes);
   void complete_barrier(const Block &block, const Barrier &barrier);

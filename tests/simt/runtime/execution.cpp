@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -15,7 +16,6 @@
 #include "checks.h"
 #include "memory.h"
 #include "settings.h"
-#include "stacks.h"
 
 extern "C" {
 __attribute__((visibility("default"))) simt_thread_view *simt_current;
@@ -38,8 +38,6 @@ constexpr size_t interleaved_blocks = 4;
 StackPool stacks;
 // Blocks that have room for reuse, with their vectors.
 std::vector<std::unique_ptr<Block>> spare_blocks;
-
-size_t stack_bytes() { return size_t(settings().stack); }
 
 void mark_stack(char *stack) { std::memcpy(stack, &stack_mark, sizeof stack_mark); }
 
@@ -67,7 +65,7 @@ void run_threads() {
     Thread &thread = current_thread();
     execution.launch.twin->run(execution.launch.arguments);
     finish(thread);
-    Thread *next = execution.block->take_ready(execution.draw);
+    Thread *next = take_ready(*execution.block);
     if (next != nullptr && next->state == ThreadState::fresh) {
       next->stack = thread.stack;
       next->state = ThreadState::ready;
@@ -91,7 +89,7 @@ void switch_to(void **saved, Thread &thread) {
   if (thread.state == ThreadState::fresh) {
     thread.stack = stacks.take();
     mark_stack(thread.stack);
-    thread.stack_top = prepare_stack(thread.stack, stack_bytes(), run_threads);
+    thread.stack_top = prepare_stack(thread.stack, execution.stack_bytes, run_threads);
   }
   thread.state = ThreadState::ready;
   simt_current = &thread;
@@ -101,13 +99,12 @@ void switch_to(void **saved, Thread &thread) {
 
 }  // namespace
 
-void suspend() {
-  Thread &thread = current_thread();
-  Block &block = *thread.owner;
-  // Where threads are drawn, so are the moments at which another block goes on.
-  const bool leave_block = execution.draw != nullptr && execution.live.size() > 1 &&
-                           execution.draw->below(16) == 0;
-  Thread *next = leave_block ? nullptr : block.take_ready(execution.draw);
+// Where threads are drawn, so are the moments at which another block goes on.
+bool leaves_block() {
+  return execution.live.size() > 1 && execution.draw->below(16) == 0;
+}
+
+void start_or_leave(Thread &thread, Thread *next) {
   if (next == &thread) {
     thread.state = ThreadState::ready;
   } else if (next != nullptr) {
@@ -134,6 +131,12 @@ std::string describe_thread(const Thread &thread) {
   std::snprintf(text, sizeof text, "block (%u,%u,%u), thread (%u,%u,%u)", block.x, block.y, block.z,
                 index.x, index.y, index.z);
   return text;
+}
+
+std::string describe_place(const Place &place) {
+  const std::string code = describe_code(place.code);
+  if (!code.empty()) return code;
+  return std::string("    ") + place.file + ":" + std::to_string(place.line) + "\n";
 }
 
 std::string describe_code(const void *instruction) {
@@ -180,9 +183,9 @@ void on_memory_fault(int signal, siginfo_t *info, void *context) {
 class FaultHandlers {
  public:
   FaultHandlers() {
-    static thread_local std::unique_ptr<char[]> memory(new char[stack_bytes]);
+    static char *memory = new char[stack_bytes];  // one launch runs at a time
     stack_t stack{};
-    stack.ss_sp = memory.get();
+    stack.ss_sp = memory;
     stack.ss_size = stack_bytes;
     sigaltstack(&stack, &old_stack_);
     struct sigaction action {};
@@ -332,7 +335,7 @@ void Schedule::load_shared(Block *block) {
 void Schedule::enter(Block *block) {
   load_shared(block);
   execution.block = block;
-  if (Thread *thread = block->take_ready(execution.draw)) {
+  if (Thread *thread = take_ready(*block)) {
     switch_to(&execution.scheduler_stack, *thread);
   }
   if (execution.fault != Fault::none) return;
@@ -363,27 +366,40 @@ bool Schedule::wake_spinning() {
   return any;
 }
 
+// Threads that wait for the same at the same place make one line of the report.
+struct Waiting {
+  const Thread *first;
+  uint32_t count;
+};
+
+std::string describe_waiting(const Waiting &waiting) {
+  const Thread &thread = *waiting.first;
+  const char *what = thread.state == ThreadState::in_meeting   ? "for other lanes"
+                     : thread.state == ThreadState::at_barrier ? "at a barrier"
+                                                               : "in a loop that spins";
+  std::string text = "  " + describe_thread(thread);
+  if (waiting.count > 1) text += ", and " + std::to_string(waiting.count - 1) + " more";
+  return text + ": " + what + "\n" + describe_place(thread.place);
+}
+
 void Schedule::report_stuck(bool spinning) {
+  std::vector<Waiting> groups;
+  for (const Block *block : execution.live) {
+    for (const Thread &thread : block->threads) {
+      if (thread.state == ThreadState::finished) continue;
+      const auto group = std::find_if(groups.begin(), groups.end(), [&](const Waiting &other) {
+        return other.first->state == thread.state && other.first->place == thread.place;
+      });
+      if (group != groups.end()) group->count++;
+      else groups.push_back({&thread, 1});
+    }
+  }
   execution.fault = Fault::launch_failed;
   execution.report = std::string("simulator: ") +
                      (spinning ? "livelock: nobody gives what the spinning threads wait for"
                                : "deadlock: no thread can run") +
-                     "\n  kernel " + launch_.twin->name + "; what its threads wait for:\n";
-  int lines = 0;
-  for (const Block *block : execution.live) {
-    for (const Thread &thread : block->threads) {
-      if (thread.state == ThreadState::finished || lines++ >= 12) continue;
-      const char *what = thread.state == ThreadState::in_meeting   ? "other lanes"
-                         : thread.state == ThreadState::at_barrier ? "a barrier"
-                                                                   : "spinning";
-      execution.report += "    " + describe_thread(thread) + ": " + what;
-      if (thread.place.file != nullptr) {
-        execution.report +=
-            std::string(" at ") + thread.place.file + ":" + std::to_string(thread.place.line);
-      }
-      execution.report += "\n";
-    }
-  }
+                     "\n  kernel " + launch_.twin->name + ", whose threads wait:\n";
+  for (const Waiting &group : groups) execution.report += describe_waiting(group);
 }
 
 void Schedule::run() {
@@ -439,12 +455,13 @@ Fault run(const Launch &launch) {
   execution.launch = launch;
   execution.progress = 0;
   execution.preempt = settings().preempt;
+  execution.stack_bytes = size_t(settings().stack);
   execution.exchanging = false;
   execution.fault = Fault::none;
   execution.report.clear();
 
   Schedule schedule(launch);
-  stacks.reset(stack_bytes());
+  stacks.reset(execution.stack_bytes);
   begin_launch_checks(launch);
   {
     FaultHandlers handlers;

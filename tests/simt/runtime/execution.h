@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "block.h"
+#include "stacks.h"
 #include "twins.h"
 
 namespace simt {
@@ -47,6 +48,7 @@ struct Execution {
   Random *draw;  // null: everything in order
   Block *block;  // of the running thread
   void *scheduler_stack;
+  size_t stack_bytes;  // of each thread
   uint64_t progress;  // changes whenever a thread got anywhere
   int64_t preempt;
   bool exchanging;  // lanes of a warp: what is accessed meanwhile is checked by other means
@@ -59,14 +61,37 @@ extern Execution execution;
 
 inline Thread &current_thread() { return *static_cast<Thread *>(simt_current); }
 
+// Removes a thread of the block from those that can run; null if there is none.
+inline Thread *take_ready(Block &block) {
+  return execution.draw == nullptr ? block.take_next() : block.take_drawn(*execution.draw);
+}
+
+// Lets `next` run; null: what the scheduler chooses. Comes back when this thread is woken.
+void start_or_leave(Thread &thread, Thread *next);
+// Whether another block goes on, where that is drawn.
+bool leaves_block();
+
 // Lets other threads run until this one is woken. Its state tells what it waits for.
-void suspend();
+inline void suspend() {
+  Thread &thread = current_thread();
+  Thread *next =
+      execution.draw != nullptr && leaves_block() ? nullptr : take_ready(*thread.owner);
+  if (next == nullptr || next->state == ThreadState::fresh || next == &thread) {
+    start_or_leave(thread, next);
+    return;
+  }
+  next->state = ThreadState::ready;
+  simt_current = next;
+  statistics.switches++;
+  simt_switch_stack(&thread.stack_top, next->stack_top);
+}
 // Ends the launch from within a thread. `detail` is added to where the thread is.
 [[noreturn]] void fail(Fault fault, const std::string &what, const std::string &detail = {});
 void complete_barrier_without(Block &block);
 
 // "file:line (function)", the innermost first, of an instruction; empty if it is not known.
 std::string describe_code(const void *instruction);
+std::string describe_place(const Place &place);
 // "block (0,1,0), thread (3,0,0)"
 std::string describe_thread(const Thread &thread);
 
