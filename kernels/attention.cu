@@ -70,13 +70,13 @@ struct Block {
 
   DEVICE void load_queries() {
     const f32 *from = arguments.query + unit.row * arguments.query_stride +
-                      u64(unit.first_head) * arguments.head_dim;
+                      u64(unit.first_head) * arguments.paging.head_dim;
 #pragma unroll 1
     for (u32 i = threadIdx.x; i < heads * row_elements(); i += attention_threads) {
       const u32 head = i / row_elements(), column = i % row_elements();
-      const bool is_there = head < unit.heads && column < arguments.head_dim;
+      const bool is_there = head < unit.heads && column < arguments.paging.head_dim;
       f32 *vector = queries + column / elements * query_stride + head * elements;
-      vector[column % elements] = is_there ? from[head * arguments.head_dim + column] : 0.0f;
+      vector[column % elements] = is_there ? from[head * arguments.paging.head_dim + column] : 0.0f;
     }
   }
 
@@ -85,7 +85,7 @@ struct Block {
     const u32 position = place.position + threadIdx.x;
     scratch.addresses[threadIdx.x] =
         unit.mask.sees(position)
-            ? key_address(arguments.paging, unit.first_entry, position, unit.kv_head)
+            ? key_place(arguments.paging, unit.first_entry, position, unit.kv_head)
             : 0;
   }
 
@@ -109,10 +109,10 @@ struct Block {
         const u64 from = keys_of_row != 0 ? keys_of_row + offset : 0;
         uint4 *place = to + vector_place(row, share.vector);
         if (arguments.has_vectors) {
-          const u64 vector = from != 0 ? from + 16 * share.vector : arguments.paging.pages;
+          const u64 vector = from != 0 ? from + 16 * share.vector : arguments.paging.pages.address;
           cp_async16(place, reinterpret_cast<const void *>(vector), from != 0);
         } else {
-          copy_elements(reinterpret_cast<const Element *>(from), share.vector, arguments.head_dim,
+          copy_elements(reinterpret_cast<const Element *>(from), share.vector, arguments.paging.head_dim,
                         place);
         }
       }
@@ -120,7 +120,7 @@ struct Block {
     cp_async_commit();
   }
   DEVICE void copy_keys() { copy_tile(0, keys); }
-  DEVICE void copy_values() { copy_tile(values_offset(arguments.paging), values); }
+  DEVICE void copy_values() { copy_tile(values_behind_keys(arguments.paging), values); }
 
   // The scores of the tile's keys.
   DEVICE void score() {
@@ -243,11 +243,11 @@ struct Block {
   DEVICE void take(u32 chunk, u32 head, u32 column, f32 value) {
     if (unit.helpers > 1) {
       const Partials partials = partials_of(arguments, unit);
-      partials.value(chunk, head * arguments.head_dim + column) = value;
+      partials.value(chunk, head * arguments.paging.head_dim + column) = value;
       return;
     }
     // The chunks come in their order: the output has what they were folded to so far.
-    f32 &output = output_of(arguments, unit)[head * arguments.head_dim + column];
+    f32 &output = output_of(arguments, unit)[head * arguments.paging.head_dim + column];
     Total all = scratch.before[head];
     f32 folded = chunk != 0 ? output : 0.0f;
     fold(all, folded, scratch.chunk[head], value);
@@ -271,8 +271,8 @@ struct Block {
       }
       __syncthreads();
       const u32 last = min(first + at_once, unit.heads);
-      for (u32 i = threadIdx.x; i < (last - first) * arguments.head_dim; i += attention_threads) {
-        const u32 head = i / arguments.head_dim, column = i % arguments.head_dim;
+      for (u32 i = threadIdx.x; i < (last - first) * arguments.paging.head_dim; i += attention_threads) {
+        const u32 head = i / arguments.paging.head_dim, column = i % arguments.paging.head_dim;
         f32 sum = 0.0f;
 #pragma unroll unrolled
         for (u32 phase = 0; phase < arguments.phases; phase++) {

@@ -29,7 +29,6 @@ struct AttentionArguments {
   f32 scale;      // of scores in powers of two
   u32 window;     // positions that a row sees at most
   u32 num_heads;
-  u32 head_dim;
   u32 groups;        // in which the query heads of a kv head are
   u32 group_heads;   // of each group, the last one excepted
   u32 chunks;        // that a unit has room for in `partials`
@@ -103,7 +102,7 @@ DEVICE Unit unit_of_block(const AttentionArguments &arguments) {
   unit.heads = min(arguments.group_heads, queries - group * arguments.group_heads);
   const u32 sequence = u32(arguments.sequence[unit.row]);
   const u32 position = u32(arguments.position[unit.row]);
-  unit.first_entry = u32(arguments.paging.page_row[sequence]);
+  unit.first_entry = first_entry(arguments.paging, sequence);
   unit.mask = mask_of(arguments, sequence, position);
   unit.chunks = chunks_of(unit.mask);
   const bool has_room = unit.chunks.count <= arguments.chunks;
@@ -186,22 +185,22 @@ struct Partials {
 };
 
 DEVICE Partials partials_of(const AttentionArguments &arguments, const Unit &unit) {
-  Partials partials = {arguments.partials, arguments.group_heads, arguments.head_dim};
+  Partials partials = {arguments.partials, arguments.group_heads, arguments.paging.head_dim};
   partials.first += u64(unit.index) * arguments.chunks * partials.size();
   return partials;
 }
 
 DEVICE f32 *output_of(const AttentionArguments &arguments, const Unit &unit) {
   return arguments.output + unit.row * arguments.output_stride +
-         u64(unit.first_head) * arguments.head_dim;
+         u64(unit.first_head) * arguments.paging.head_dim;
 }
 
 // Folds all chunks of a unit.
 DEVICE void fold_partials(const AttentionArguments &arguments, const Unit &unit) {
   const Partials partials = partials_of(arguments, unit);
   f32 *output = output_of(arguments, unit);
-  for (u32 i = threadIdx.x; i < unit.heads * arguments.head_dim; i += attention_threads) {
-    const u32 head = i / arguments.head_dim;
+  for (u32 i = threadIdx.x; i < unit.heads * arguments.paging.head_dim; i += attention_threads) {
+    const u32 head = i / arguments.paging.head_dim;
     Total total = no_total();
     f32 value = 0.0f;
     for (u32 chunk = 0; chunk < unit.chunks.count; chunk++) {

@@ -9,7 +9,7 @@ struct RowCount {
   u32 first;
   u32 most;
 };
-static_assert(sizeof(RowCount) == 16, "as in src/backend/cuda/paging.rs");
+static_assert(sizeof(RowCount) == 16, "as in src/backend/cuda/products.rs");
 
 DEVICE u32 count_rows(const RowCount &rows) {
   const i32 count = *reinterpret_cast<const i32 *>(rows.count);

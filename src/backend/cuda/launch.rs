@@ -34,6 +34,34 @@ macro_rules! kernels {
 kernels! {
     /// Rows of a matrix by their ids, into another matrix.
     CopyRows: "rows", "copy_rows", 256, Small;
+    /// The layout of a call's rows.
+    PlanRows: "plan", "plan_rows", 1024, Small;
+    /// The residual stream of the rows that go on drafting.
+    GatherRows: "gather", "gather_rows", 256, Small;
+    /// Attention over keys and values in F32, for groups of one head.
+    AttendF32By1: "attention", "attend_f32_1", 256, Large;
+    /// Attention over keys and values in F32, for groups of up to 2 heads.
+    AttendF32By2: "attention", "attend_f32_2", 256, Large;
+    /// Attention over keys and values in F32, for groups of up to 4 heads.
+    AttendF32By4: "attention", "attend_f32_4", 256, Large;
+    /// Attention over keys and values in F32, for groups of up to 8 heads.
+    AttendF32By8: "attention", "attend_f32_8", 256, Large;
+    /// Attention over keys and values in F16, for groups of one head.
+    AttendF16By1: "attention", "attend_f16_1", 256, Large;
+    /// Attention over keys and values in F16, for groups of up to 2 heads.
+    AttendF16By2: "attention", "attend_f16_2", 256, Large;
+    /// Attention over keys and values in F16, for groups of up to 4 heads.
+    AttendF16By4: "attention", "attend_f16_4", 256, Large;
+    /// Attention over keys and values in F16, for groups of up to 8 heads.
+    AttendF16By8: "attention", "attend_f16_8", 512, Large;
+    /// Attention over keys and values in BF16, for groups of one head.
+    AttendBf16By1: "attention", "attend_bf16_1", 256, Large;
+    /// Attention over keys and values in BF16, for groups of up to 2 heads.
+    AttendBf16By2: "attention", "attend_bf16_2", 256, Large;
+    /// Attention over keys and values in BF16, for groups of up to 4 heads.
+    AttendBf16By4: "attention", "attend_bf16_4", 256, Large;
+    /// Attention over keys and values in BF16, for groups of up to 8 heads.
+    AttendBf16By8: "attention", "attend_bf16_8", 512, Large;
     /// The host's features side by side.
     GatherFeatures: "features", "gather_features", 256, Small;
     /// The norm of all features together.
@@ -122,7 +150,6 @@ enum Shared {
     /// What every device gives: 48 KiB, less the kernel's static shared memory.
     Small,
     /// As much as the device has, less the kernel's static shared memory.
-    #[allow(dead_code, reason = "the table of kernels names it as soon as one needs it")]
     Large,
 }
 

@@ -1,5 +1,6 @@
 //! CUDA devices: the phases as kernels on the host's streams.
 
+mod attention;
 mod cache;
 mod compiler;
 mod device;
@@ -9,6 +10,8 @@ mod images;
 mod launch;
 mod layer;
 mod memory;
+mod paging;
+mod plan;
 mod products;
 mod project;
 mod propose;
@@ -202,8 +205,8 @@ impl Backend for CudaBackend {
         project::scratch_bytes(rows, &heads)
     }
 
-    fn attention_scratch(&self, _: usize, _: AttentionHeads, _: usize) -> usize {
-        0
+    fn attention_scratch(&self, rows: usize, heads: AttentionHeads, positions: usize) -> usize {
+        attention::scratch_bytes(rows, &heads, positions)
     }
 
     fn proposal_scratch(&self, rows: usize, columns: usize) -> usize {
@@ -212,13 +215,14 @@ impl Backend for CudaBackend {
 
     fn plan_rows(
         &self,
-        _: Stream,
-        _: &DraftBatch<'_>,
-        _: &Limits,
-        _: &KvPool,
-        _: &Plan,
+        stream: Stream,
+        batch: &DraftBatch<'_>,
+        limits: &Limits,
+        pool: &KvPool,
+        plan: &Plan,
     ) -> Result<usize> {
-        Err(unready())
+        // SAFETY: the contract of Backend, here and below.
+        unsafe { plan::plan_rows(&self.kernels, stream, batch, limits, pool, plan) }
     }
 
     fn fuse_features(&self, stream: Stream, phase: &FuseFeatures<'_>) -> Result<()> {
@@ -231,8 +235,9 @@ impl Backend for CudaBackend {
         unsafe { project::project(&self.kernels, stream, phase) }
     }
 
-    fn attend(&self, _: Stream, _: &Attend) -> Result<()> {
-        Err(unready())
+    fn attend(&self, stream: Stream, phase: &Attend) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { attention::attend(&self.kernels, self.device.facts(), stream, phase) }
     }
 
     fn add_projection(&self, stream: Stream, phase: &AddProjection) -> Result<()> {
@@ -245,8 +250,9 @@ impl Backend for CudaBackend {
         unsafe { layer::gate_up(&self.kernels, stream, phase) }
     }
 
-    fn gather(&self, _: Stream, _: &Gather) -> Result<()> {
-        Err(unready())
+    fn gather(&self, stream: Stream, phase: &Gather) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { plan::gather(&self.kernels, stream, phase) }
     }
 
     fn propose(&self, stream: Stream, phase: &Propose<'_>) -> Result<()> {
