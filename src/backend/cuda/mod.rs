@@ -1,6 +1,7 @@
 //! CUDA devices: the phases as kernels on the host's streams.
 
 mod cache;
+mod compilation;
 mod compiler;
 mod device;
 mod driver;
