@@ -36,7 +36,8 @@ EXAMPLE_ARGUMENTS := BUILD="$(EXAMPLES)" SPECULATORS_LIB="$(RELEASE)"
 # Where `make kernels` puts compilers of CUDA kernels, and the build what they compiled.
 CUDA := $(CARGO_TARGET_DIR)/cuda
 
-.PHONY: build demo test bench kernels kernels-compile kernels-record install uninstall header lint clean
+.PHONY: build demo test test-all sim-test bench kernels kernels-compile kernels-record install \
+  uninstall header lint clean
 
 # Only the libraries: with the rlib among the crate types there would be no link-time optimisation.
 build:
@@ -48,8 +49,13 @@ demo: build
 	$(MAKE) -C examples/c generate $(EXAMPLE_ARGUMENTS)
 	"$(EXAMPLES)/generate" $(DEMO)
 
-test: build
-	CARGO="$(CARGO)" MAKE="$(MAKE)" LIBRARY="$(RELEASE)" EXAMPLES="$(EXAMPLES)" tests/run
+test test-all: build
+	CARGO="$(CARGO)" MAKE="$(MAKE)" LIBRARY="$(RELEASE)" EXAMPLES="$(EXAMPLES)" \
+	    SIMULATE="$(if $(filter test-all,$@),all)" tests/run
+
+# The part of `make test` that needs no release build: the CUDA backend on a simulated device.
+sim-test:
+	CARGO="$(CARGO)" MAKE="$(MAKE)" tests/simulated
 
 bench:
 	$(CARGO) bench

@@ -3,14 +3,17 @@
 //!
 //! `cargo bench --bench verify`
 
+#[path = "../tests/device/mod.rs"]
+mod device;
 #[path = "../tests/host/mod.rs"]
 mod host;
 mod measure;
 
+use device::memory::Memory;
 use host::checkpoint::Shape;
 use host::draft::{Sampling, SamplingColumns};
 use host::random::Random;
-use host::{AlignedMemory, Context, Model, Session, Versioned, attempt};
+use host::{Context, Model, Session, Versioned, attempt};
 use measure::{Reader, compare, cores, seconds_of};
 use speculators::capi::*;
 use std::ptr::null_mut;
@@ -94,7 +97,7 @@ impl Batch {
             spec_verify_workspace_size(context.handle, &args, &mut size, error)
         })
         .expect("a size");
-        let mut workspace = AlignedMemory::filled(size, 0);
+        let workspace = Memory::filled(size, 0);
         (args.workspace, args.workspace_size) = (workspace.address(), size);
         let calls: Vec<spec_verify_args> = logits
             .iter_mut()

@@ -23,6 +23,7 @@ typedef unsigned __int128 u128;  // NVRTC: --device-int128
 #ifdef SIMT
 
 #define KERNEL(threads, name, Arguments) SIMT_KERNEL(threads, name, Arguments)
+#define KERNEL_RESIDENT(threads, blocks, name, Arguments) SIMT_KERNEL(threads, name, Arguments)
 #define DYNAMIC_SHARED(Type, name) Type *name = simt::dynamic_shared<Type>()
 
 #else
@@ -32,6 +33,10 @@ typedef unsigned __int128 u128;  // NVRTC: --device-int128
 //     KERNEL(256, gather_rows, GatherArguments) { ... arguments.rows ... }
 #define KERNEL(threads, name, Arguments)                       \
   extern "C" __global__ void __launch_bounds__(threads) name(  \
+      const __grid_constant__ Arguments arguments)
+// The same, for as many registers as leave a multiprocessor room for `blocks` blocks.
+#define KERNEL_RESIDENT(threads, blocks, name, Arguments)              \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) name(  \
       const __grid_constant__ Arguments arguments)
 // The shared memory whose size the launch gives, as an array of `Type`, aligned to 128 bytes.
 #define DYNAMIC_SHARED(Type, name)                                      \
@@ -113,8 +118,15 @@ DEVICE f16 from_f32<f16>(f32 value) {
 // Two bf16 in a word, the first in the low half.
 DEVICE f32 bf16_low(u32 pair) { return __uint_as_float(pair << 16); }
 DEVICE f32 bf16_high(u32 pair) { return __uint_as_float(pair & 0xffff0000); }
+// As to_bf16, but a NaN becomes any NaN.
 DEVICE u32 bf16_pair(f32 low, f32 high) {
+#ifdef SIMT
   return u32(to_bf16(low).bits) | u32(to_bf16(high).bits) << 16;
+#else
+  u32 pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#endif
 }
 DEVICE f32 f16_low(u32 pair) { return to_f32(f16{u16(pair)}); }
 DEVICE f32 f16_high(u32 pair) { return to_f32(f16{u16(pair >> 16)}); }

@@ -1,12 +1,15 @@
 //! Steps allocate nothing, on no thread.
 
+mod device;
 mod host;
 
+use device::buffer::Buffer;
+use device::memory::Memory;
 use host::checkpoint::Shape;
 use host::draft::{DraftCall, Place, Sampling, SamplingColumns, Text, Turn};
 use host::matrix::Matrix;
 use host::random::Random;
-use host::{AlignedMemory, Context, Model, Session, Versioned};
+use host::{Context, Model, Session, Versioned, session_options};
 use speculators::capi::*;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::null_mut;
@@ -64,7 +67,6 @@ fn allocations(work: impl FnOnce()) -> usize {
     ALLOCATIONS.load(Ordering::Relaxed)
 }
 
-const STEPS: usize = 10_000;
 const SEQUENCES: usize = 3;
 const DRAFTS: usize = 3;
 const PROMPT: usize = 9;
@@ -85,13 +87,13 @@ fn session(model: &Model) -> Session {
         max_drafts: DRAFTS as i32,
         max_position: (PROMPT + (ROUNDS + 2) * (DRAFTS + 1)) as i32,
         page_size: 8,
-        ..Versioned::blank()
+        ..session_options()
     };
     Session::create(model, &options).expect("a session")
 }
 
 #[test]
-fn ten_thousand_rounds_of_drafting_and_verification_allocate_nothing() {
+fn thousands_of_rounds_of_drafting_and_verification_allocate_nothing() {
     assert!(allocations(|| drop(std::hint::black_box(vec![1_u8]))) >= 2, "nothing is counted");
     let context = Context::with_threads(2);
     let shape = Shape::default();
@@ -112,7 +114,7 @@ fn ten_thousand_rounds_of_drafting_and_verification_allocate_nothing() {
     let prompts = prompts.prepare(session.draft_vocabulary);
 
     // One round: the rows are root and drafts, everything else stands in the decision records.
-    let mut records = vec![0_i32; SEQUENCES * STRIDE];
+    let mut records = Buffer::filled(SEQUENCES * STRIDE, 0_i32);
     let records = records.as_mut_ptr();
     // SAFETY: the fields lie inside of the records, here and below.
     let field = |name: i32| unsafe { records.add(name as usize) };
@@ -143,7 +145,7 @@ fn ten_thousand_rounds_of_drafting_and_verification_allocate_nothing() {
         token_ids: model.info().draft_token_ids,
         ..Versioned::blank()
     };
-    let mut counters = vec![0_u64; 3 + DRAFTS];
+    let mut counters = Buffer::filled(3 + DRAFTS, 0_u64);
     let mut verification = spec_verify_args {
         num_sequences: SEQUENCES as i32,
         max_drafts: DRAFTS as i32,
@@ -164,33 +166,39 @@ fn ten_thousand_rounds_of_drafting_and_verification_allocate_nothing() {
         unsafe { spec_verify_workspace_size(context.handle, &verification, &mut size, error) }
     })
     .expect("the size of the workspace");
-    let mut workspace = AlignedMemory::filled(size, 0);
+    let workspace = Memory::filled(size, 0);
     (verification.workspace, verification.workspace_size) = (workspace.address(), size);
 
+    let stream = context.stream.handle();
     let step = |index: usize| {
         // SAFETY: live handles; all arrays have the documented sizes and outlive the calls.
         unsafe {
             if index.is_multiple_of(ROUNDS) {
-                let status = spec_draft(session.handle, &prompts.args, null_mut(), null_mut());
+                context.stream.synchronize();
+                let status = spec_draft(session.handle, &prompts.args, stream, null_mut());
                 assert_eq!(status, SPEC_OK);
+                context.stream.synchronize();
                 for sequence in 0..SEQUENCES {
                     *field(SPEC_DECISION_NEXT_POSITION).add(sequence * STRIDE) = PROMPT as i32;
                 }
             }
-            let status = spec_verify(context.handle, &verification, null_mut(), null_mut());
+            let status = spec_verify(context.handle, &verification, stream, null_mut());
             assert_eq!(status, SPEC_OK);
-            let status = spec_draft(session.handle, &round.args, null_mut(), null_mut());
+            let status = spec_draft(session.handle, &round.args, stream, null_mut());
             assert_eq!(status, SPEC_OK);
             assert_eq!(spec_session_poll(session.handle, null_mut()), SPEC_OK);
         }
     };
     // The workers and the test harness's own thread allocate while they start: let them settle.
     (0..ROUNDS).for_each(&step);
+    context.stream.synchronize();
     std::thread::sleep(Duration::from_millis(200));
     counters.fill(0);
-    let counted = allocations(|| (0..STEPS).for_each(step));
-    assert_eq!(counted, 0, "allocations or releases in {STEPS} rounds");
+    let rounds = device::repeats(10_000, 5 * ROUNDS);
+    let counted = allocations(|| (0..rounds).for_each(step));
+    assert_eq!(counted, 0, "allocations or releases in {rounds} rounds");
+    context.stream.synchronize();
     let emitted = counters[2];
-    assert_eq!(counters[0], (STEPS * SEQUENCES) as u64, "rounds");
+    assert_eq!(counters[0], (rounds * SEQUENCES) as u64, "rounds");
     assert!(emitted > counters[0], "no draft was ever accepted: {counters:?}");
 }

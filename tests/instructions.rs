@@ -1,5 +1,6 @@
 //! Whole calls give the same bits with every instruction set of the processor.
 
+mod device;
 mod host;
 mod verification;
 

@@ -1,14 +1,16 @@
 //! Where weights come from: copied, mapped, lent by the host or read from the verifier, they draft
 //! the same.
 
+mod device;
 mod host;
 
+use device::Device;
 use host::checkpoint::Shape;
 use host::draft::{DraftCall, Drafts, Place, Sampling, Text, Turn};
 use host::golden::Tensors;
-use host::matrix::{Dtype, Matrix};
+use host::matrix::{DeviceMatrix, Dtype, Matrix};
 use host::random::Random;
-use host::{Context, Model, Outcome, Session, Versioned, c_path};
+use host::{Context, Model, Outcome, Session, Versioned, c_path, session_options};
 use serde_json::{Value, json};
 use speculators::capi::*;
 use std::ffi::{CString, c_void};
@@ -36,7 +38,7 @@ fn session(model: &Model) -> Session {
         max_rows: 64,
         max_drafts: DRAFTS,
         max_position: 100,
-        ..Versioned::blank()
+        ..session_options()
     };
     Session::create(model, &options).expect("a session")
 }
@@ -78,6 +80,9 @@ fn load_mapped(context: &Context, directory: &Path, verifier: Option<&Path>) -> 
 
 #[test]
 fn mapped_files_draft_like_copied_weights() {
+    if !device::is_cpu_or_skipped("CUDA devices do not read mapped files") {
+        return;
+    }
     let context = Context::with_threads(2);
     for dtype in Dtype::ALL {
         for (name, shape) in shapes(dtype) {
@@ -102,6 +107,9 @@ fn mapped_files_draft_like_copied_weights() {
 
 #[test]
 fn mapped_weights_outlive_the_names_of_their_files_and_all_other_handles() {
+    if !device::is_cpu_or_skipped("CUDA devices do not read mapped files") {
+        return;
+    }
     let context = Context::with_threads(1);
     let directory = Shape::default().write("unlinked", 5);
     let copied = drafts_of(&Model::load(&context, &directory, None).expect("a model"));
@@ -115,7 +123,14 @@ fn mapped_weights_outlive_the_names_of_their_files_and_all_other_handles() {
 
 /// A table of the target in the host's memory, in pieces.
 struct Table {
-    pieces: Vec<(usize, Matrix)>,
+    pieces: Vec<Piece>,
+}
+
+struct Piece {
+    first_row: usize,
+    rows: Matrix,
+    /// What is lent instead, where it is to lie in memory of the device itself.
+    copy: Option<DeviceMatrix>,
 }
 
 impl Table {
@@ -127,8 +142,9 @@ impl Table {
         let mut first = 0;
         let pieces = ends.map(|end| {
             let rows: Vec<f32> = (first..end).flat_map(|row| table.row(row)).collect();
-            let piece = Matrix::new(end - first, table.columns, &rows);
-            let piece = (first, piece.converted(dtype, table.columns + 8));
+            let rows = Matrix::new(end - first, table.columns, &rows);
+            let rows = rows.converted(dtype, table.columns + 8);
+            let piece = Piece { first_row: first, rows, copy: None };
             first = end;
             piece
         });
@@ -136,9 +152,9 @@ impl Table {
     }
 
     fn ranges(&self) -> Vec<spec_row_range> {
-        let range = |(first, piece): &(usize, Matrix)| spec_row_range {
-            tensor: piece.tensor(),
-            first_row: *first as i64,
+        let range = |piece: &Piece| spec_row_range {
+            tensor: piece.copy.as_ref().map_or_else(|| piece.rows.tensor(), DeviceMatrix::tensor),
+            first_row: piece.first_row as i64,
         };
         self.pieces.iter().map(range).collect()
     }
@@ -158,6 +174,14 @@ impl Loan {
             head: Table::read(verifier, "lm_head.weight", dtype, cuts),
             returns: Box::default(),
         }
+    }
+
+    /// The same tables in memory of the device itself.
+    fn in_device_memory(mut self) -> Self {
+        for piece in self.embedding.pieces.iter_mut().chain(&mut self.head.pieces) {
+            piece.copy = Some(piece.rows.on_device());
+        }
+        self
     }
 
     fn returns(&self) -> usize {
@@ -196,11 +220,13 @@ fn assert_lent_tables_draft_like_read_ones(padding: usize) {
             let read = Model::load(&context, &directory, Some(&verifier)).expect("a model");
             let expected = drafts_of(&read);
             for cuts in [&[][..], &[1], &[95], &[17, 18, 64]] {
-                let loan = Loan::of(&verifier, dtype, cuts);
-                let lent = loan.load(&context, &directory, None).expect("a model");
-                assert!(drafts_of(&lent) == expected, "{name}, cut at {cuts:?}");
-                drop(lent);
-                assert_eq!(loan.returns(), 1, "{name}");
+                let loan = || Loan::of(&verifier, dtype, cuts);
+                for loan in [loan(), loan().in_device_memory()] {
+                    let lent = loan.load(&context, &directory, None).expect("a model");
+                    assert!(drafts_of(&lent) == expected, "{name}, cut at {cuts:?}");
+                    drop(lent);
+                    assert_eq!(loan.returns(), 1, "{name}");
+                }
             }
         }
     }
@@ -263,7 +289,8 @@ fn lent_tables_are_not_given_back_by_a_load_that_fails() {
     let (directory, loan) = borrower("refused");
     let poor =
         spec_allocator { allocate: Some(refuse), release: Some(release), ..Versioned::blank() };
-    let poor = spec_context_options { threads: 1, allocator: &poor, ..Versioned::blank() };
+    let poor =
+        spec_context_options { threads: 1, allocator: &poor, ..Context::options(Device::chosen()) };
     let (poor, context) = (Context::create(&poor).expect("a context"), Context::with_threads(1));
     let status = |outcome: Outcome<Model>| outcome.map(|_| ()).expect_err("a failure").status;
     let refused = [

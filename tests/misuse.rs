@@ -1,7 +1,11 @@
 //! Bad input gets an error that says what is wrong, and changes nothing.
 
+mod device;
 mod host;
 
+use device::Device;
+use device::buffer::Buffer;
+use device::memory::Memory;
 use host::checkpoint::{Shape, scratch_directory};
 use host::draft::{
     DraftCall, Drafts, Place, Prepared, Sampling, SamplingColumns, Table, Text, Turn,
@@ -9,7 +13,7 @@ use host::draft::{
 use host::matrix::{Dtype, Matrix};
 use host::random::Random;
 use host::verify::VerifyCall;
-use host::{AlignedMemory, Context, Failure, Model, Session, Versioned, attempt, c_path};
+use host::{Context, Failure, Model, Session, Versioned, attempt, c_path, session_options};
 use speculators::capi::*;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
@@ -27,7 +31,7 @@ fn options() -> spec_session_options {
         max_drafts: DRAFTS,
         max_position: MAX_POSITION as i32,
         page_size: 8,
-        ..Versioned::blank()
+        ..session_options()
     }
 }
 
@@ -175,8 +179,9 @@ fn what_is_no_live_handle_is_refused() {
     let args = fixture.call(0..5);
     let args = args.prepare(fixture.session.draft_vocabulary).args;
     // As much memory as a record may have, without the word that live ones begin with.
-    let mut nothing = AlignedMemory::filled(4096, 0);
-    let strangers = [nothing.address(), fixture.context.handle.cast(), fixture.model.handle.cast()];
+    let mut nothing = vec![0_u64; 512];
+    let nothing = nothing.as_mut_ptr().cast::<c_void>();
+    let strangers = [nothing, fixture.context.handle.cast(), fixture.model.handle.cast()];
     for stranger in strangers {
         let session = stranger.cast::<spec_session>();
         // SAFETY: readable memory, which is all that a check of the handle needs.
@@ -226,13 +231,14 @@ struct Grown<T> {
     tail: [u8; 16],
 }
 
-/// The statuses of a call for a struct that is too small, empty, larger, and larger with something in it.
+/// The statuses of a call for a struct that is smaller than it ever was, of its first version, larger,
+/// and larger with something in it.
 fn sizes<T: Versioned>(
     value: &T,
     what: &str,
     mut call: impl FnMut(*const T) -> Result<(), Failure>,
 ) {
-    let size = size_of::<T>() as u32;
+    let (first, size) = (T::FIRST_SIZE as u32, size_of::<T>() as u32);
     let mut grown = Grown { value: *value, tail: [0; 16] };
     let mut outcome = |size: u32, tail: u8| {
         let place = (&raw mut grown).cast::<T>();
@@ -241,10 +247,11 @@ fn sizes<T: Versioned>(
         unsafe { place.cast::<u32>().write(size) };
         call(place)
     };
-    for size in [0, 4, size - 1] {
+    for size in [0, 4, first - 1] {
         let failure = outcome(size, 0).expect_err(what);
         assert_eq!(failure.status, INVALID, "{what} of {size} bytes: {}", failure.message);
     }
+    outcome(first, 0).unwrap_or_else(|failure| panic!("{what}, the first: {failure:?}"));
     outcome(size, 0).unwrap_or_else(|failure| panic!("{what}: {failure:?}"));
     outcome(size + 16, 0).unwrap_or_else(|failure| panic!("{what}, larger: {failure:?}"));
     outcome(size, 1).unwrap_or_else(|failure| panic!("{what}, with something behind: {failure:?}"));
@@ -258,7 +265,7 @@ fn structs_of_other_versions_are_read_by_their_size() {
     let (context, model) = (fixture.context.handle, fixture.model.handle);
     let path = c_path(&fixture.directory);
     sizes(
-        &spec_context_options { threads: 1, ..Versioned::blank() },
+        &spec_context_options { threads: 1, ..Context::options(Device::chosen()) },
         "context options",
         |options| {
             // SAFETY: a struct of its stated size.
@@ -284,7 +291,7 @@ fn structs_of_other_versions_are_read_by_their_size() {
     let prepared = call.prepare(fixture.session.draft_vocabulary);
     sizes(&prepared.args, "drafting arguments", |args| {
         // SAFETY: as above.
-        attempt(|error| unsafe { spec_draft(fixture.session.handle, args, null_mut(), error) })
+        fixture.session.draft(unsafe { &*args })
     });
     let columns = SamplingColumns::of([Sampling::default(); 3]);
     sizes(&columns.view(), "sampling", |sampling| {
@@ -293,7 +300,7 @@ fn structs_of_other_versions_are_read_by_their_size() {
     let mut verification = Verification::new();
     sizes(&verification.args(), "verification arguments", |args| {
         // SAFETY: as above.
-        attempt(|error| unsafe { spec_verify(context, args, null_mut(), error) })
+        fixture.context.verify(unsafe { &*args })
     });
     let draft_logits = Matrix::filled(2 * DRAFTS as usize, VOCABULARY, Dtype::F32, 0.0);
     let distribution = spec_distribution { logits: draft_logits.tensor(), ..Versioned::blank() };
@@ -331,6 +338,10 @@ fn structs_for_results_are_written_as_far_as_the_host_has_them() {
 /// Ways in which a tensor of `rows` by `columns` F32 can be wrong.
 fn wrong_tensors(good: &spec_tensor) -> Vec<(&'static str, spec_tensor)> {
     let [rows, columns, ..] = good.shape;
+    let (own, other) = match Device::chosen() {
+        Device::Cpu => (SPEC_DEVICE_CPU, SPEC_DEVICE_CUDA),
+        Device::Cuda => (SPEC_DEVICE_CUDA, SPEC_DEVICE_CPU),
+    };
     let shape = |shape| spec_tensor { shape, ..*good };
     let strides = |strides| spec_tensor { strides, ..*good };
     vec![
@@ -352,8 +363,9 @@ fn wrong_tensors(good: &spec_tensor) -> Vec<(&'static str, spec_tensor)> {
         ("rows that overlap", strides([columns - 1, 1, 0, 0])),
         ("rows backwards", strides([-columns, 1, 0, 0])),
         ("huge strides", strides([i64::MAX, 1, 0, 0])),
-        ("a GPU", spec_tensor { device_type: 2, ..*good }),
-        ("a second device", spec_tensor { device_id: 1, ..*good }),
+        ("another kind of device", spec_tensor { device_type: other, ..*good }),
+        ("an unknown kind of device", spec_tensor { device_type: 99, ..*good }),
+        ("a second device", spec_tensor { device_type: own, device_id: 1, ..*good }),
         ("no data", spec_tensor { data: null_mut(), ..*good }),
         ("odd data", spec_tensor { data: good.data.wrapping_byte_add(1), ..*good }),
     ]
@@ -457,6 +469,17 @@ fn wrong_arguments_are_refused_by_drafting() {
         spoil(&mut args);
         assert_draft_refused(&fixture, &prepared, &args, *status, what);
     }
+    fixture.session.draft(&prepared.args).expect("the call as it should be");
+}
+
+#[test]
+fn the_cpu_has_no_streams() {
+    if !device::is_cpu_or_skipped("streams that do not exist cannot be told on CUDA devices") {
+        return;
+    }
+    let fixture = Fixture::new("streams");
+    let call = fixture.call(0..5);
+    let prepared = call.prepare(fixture.session.draft_vocabulary);
     let handle = fixture.session.handle;
     // SAFETY: a stream that is not NULL is refused before it is used.
     let outcome =
@@ -466,7 +489,12 @@ fn wrong_arguments_are_refused_by_drafting() {
     let outcome = attempt(|error| unsafe { spec_session_warm_up(handle, dangling_mut(), error) });
     assert_refused(outcome, "spec_session_warm_up", INVALID, "a stream");
     assert!(prepared.is_untouched());
-    fixture.session.draft(&prepared.args).expect("the call as it should be");
+    let mut verification = Verification::new();
+    let (context, args) = (fixture.context.handle, verification.args());
+    // SAFETY: as above.
+    let outcome = attempt(|error| unsafe { spec_verify(context, &args, dangling_mut(), error) });
+    assert_refused(outcome, "spec_verify", INVALID, "a stream");
+    assert!(verification.decisions.iter().all(|&element| element == -77));
 }
 
 #[test]
@@ -635,7 +663,8 @@ fn whatever_the_arrays_hold_a_step_leaves_the_others_alone() {
     good.rope_position = Some((0..39).map(|row| row % 13).collect());
     let expected = good.run(&fixture.session).expect("a call");
     let mut faults = 0;
-    for _ in 0..3000 {
+    let steps = device::repeats(3000, 150);
+    for _ in 0..steps {
         let mut bad = good.clone();
         let table = &mut bad.block_table.as_mut().expect("a table").elements[8..16];
         let columns: [&mut [i32]; 12] = [
@@ -668,7 +697,7 @@ fn whatever_the_arrays_hold_a_step_leaves_the_others_alone() {
         assert_eq!((&drafts[0], &drafts[2]), (&expected[0], &expected[2]));
         faults += usize::from(fixture.session.poll().is_err());
     }
-    assert!((100..2900).contains(&faults), "{faults} faults");
+    assert!((steps / 30..steps - steps / 30).contains(&faults), "{faults} faults in {steps} steps");
     assert_eq!(good.run(&fixture.session).expect("a call"), expected);
 }
 
@@ -692,7 +721,7 @@ fn a_sequence_without_rows_takes_no_part() {
 #[test]
 fn wrong_session_options_are_refused() {
     let fixture = Fixture::new("options");
-    let mut memory = AlignedMemory::filled(64, 0);
+    let memory = Memory::filled(64, 0);
     let odd = memory.address().wrapping_byte_add(8);
     let good = options();
     let wrong = [
@@ -742,8 +771,9 @@ fn wrong_context_and_model_options_are_refused() {
     let half = spec_allocator { release: Some(release), ..Versioned::blank() };
     let blank = spec_context_options::blank();
     let wrong = [
-        (UNSUPPORTED, spec_context_options { device_type: 2, ..blank }),
+        (UNSUPPORTED, spec_context_options { device_type: 99, ..blank }),
         (INVALID, spec_context_options { device_id: 1, ..blank }),
+        (INVALID, spec_context_options { cuda_context: dangling_mut(), ..blank }),
         (INVALID, spec_context_options { threads: -1, ..blank }),
         (INVALID, spec_context_options { threads: 1025, ..blank }),
         (INVALID, spec_context_options { allocator: &half, ..blank }),
@@ -817,10 +847,10 @@ const VOCABULARY: usize = 20;
 /// A sound verification of two chains.
 struct Verification {
     logits: Matrix,
-    drafts: Vec<i32>,
-    position: Vec<i32>,
-    decisions: Vec<i32>,
-    workspace: AlignedMemory,
+    drafts: Buffer<i32>,
+    position: Buffer<i32>,
+    decisions: Buffer<i32>,
+    workspace: Memory,
 }
 
 impl Verification {
@@ -832,10 +862,10 @@ impl Verification {
         let elements = Random::new(3).normals(rows * VOCABULARY);
         Self {
             logits: Matrix::new(rows, VOCABULARY, &elements),
-            drafts: vec![1, 2, 3, 4, 5, 6],
-            position: vec![7, 9],
-            decisions: vec![-77; 2 * Self::STRIDE as usize],
-            workspace: AlignedMemory::filled(Self::WORKSPACE, 0),
+            drafts: vec![1, 2, 3, 4, 5, 6].into(),
+            position: vec![7, 9].into(),
+            decisions: Buffer::filled(2 * Self::STRIDE as usize, -77),
+            workspace: Memory::filled(Self::WORKSPACE, 0),
         }
     }
 
@@ -861,8 +891,7 @@ impl Verification {
     ) -> Result<(), Failure> {
         let mut args = self.args();
         spoil(&mut args);
-        // SAFETY: a live handle; what is spoilt is to be refused before it is used.
-        attempt(|error| unsafe { spec_verify(context.handle, &args, null_mut(), error) })
+        context.verify(&args)
     }
 }
 
@@ -919,11 +948,6 @@ fn wrong_arguments_are_refused_by_verification() {
         let outcome = verification.run(&context, &|args| args.logits = wrong);
         assert_refused(outcome, "spec_verify", INVALID, what);
     }
-    let args = verification.args();
-    // SAFETY: a stream that is not NULL is refused before it is used.
-    let outcome =
-        attempt(|error| unsafe { spec_verify(context.handle, &args, dangling_mut(), error) });
-    assert_refused(outcome, "spec_verify", INVALID, "a stream");
     verification.run(&context, &|_| ()).expect("the call as it should be");
     assert!(verification.decisions.iter().any(|&element| element != -77));
 }
@@ -1041,7 +1065,7 @@ fn a_sequence_without_rows_in_the_distribution_is_invalid() {
 /// An allocator of the host that keeps book and can refuse one allocation.
 #[derive(Default)]
 struct Ledger {
-    live: Mutex<BTreeMap<usize, (u64, i32, AlignedMemory)>>,
+    live: Mutex<BTreeMap<usize, (u64, i32, Memory)>>,
     calls: AtomicUsize,
     refused: AtomicUsize,
     refuse_at: usize,
@@ -1060,7 +1084,7 @@ impl Ledger {
             ledger.refused.fetch_add(1, Ordering::Relaxed);
             return null_mut();
         }
-        let mut memory = AlignedMemory::filled(size, 0xFF);
+        let memory = Memory::filled(size, 0xFF);
         let address = memory.address();
         assert!((address as u64).is_multiple_of(alignment), "alignment {alignment}");
         let before = ledger.live.lock().unwrap().insert(address as usize, (size, kind, memory));
@@ -1083,8 +1107,11 @@ impl Ledger {
             release: Some(Self::release),
             ..Versioned::blank()
         };
-        let options =
-            spec_context_options { threads: 1, allocator: &allocator, ..Versioned::blank() };
+        let options = spec_context_options {
+            threads: 1,
+            allocator: &allocator,
+            ..Context::options(Device::chosen())
+        };
         Context::create(&options).expect("a context")
     }
 
@@ -1193,7 +1220,7 @@ fn eight_threads_share_a_context() {
     let texts: Vec<Text> =
         (0..8).map(|seed| Text::random(&mut Random::new(seed), 60, 96, &model.widths())).collect();
     let work = |text: &Text| -> Vec<Vec<Drafts>> {
-        let session = Session::create(&model, &options()).expect("a session");
+        let session = Session::create(&model, &options()).expect("a session").with_own_stream();
         let rounds = [0..9, 9..30, 30..31, 31..35, 12..40].into_iter().map(|rows| {
             let turn = Turn::new(text, rows, DRAFTS, Place::Slot(1));
             DraftCall::of(&[turn]).run(&session).expect("a call")
@@ -1201,11 +1228,11 @@ fn eight_threads_share_a_context() {
         rounds.collect()
     };
     let alone: Vec<_> = texts.iter().map(work).collect();
-    let work = &work;
+    let (work, times) = (&work, device::repeats(5, 2));
     let together: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = texts
             .iter()
-            .map(|text| scope.spawn(move || (0..5).map(|_| work(text)).collect::<Vec<_>>()))
+            .map(|text| scope.spawn(move || (0..times).map(|_| work(text)).collect::<Vec<_>>()))
             .collect();
         threads.into_iter().map(|thread| thread.join().expect("a thread")).collect()
     });
@@ -1228,7 +1255,7 @@ fn a_second_thread_in_a_session_is_busy_or_right() {
         for (call, expected) in calls.iter().zip(&expected) {
             scope.spawn(move || {
                 let mut right = 0;
-                while right < 100 {
+                while right < device::repeats(100, 10) {
                     let prepared = call.prepare(session.draft_vocabulary);
                     match session.draft(&prepared.args) {
                         Ok(()) => {

@@ -1,13 +1,15 @@
 //! What a sequence drafts depends on its own text alone: not on its neighbours, its pages, its
 //! slot, the sizes of its commits, or the threads that work on it.
 
+mod device;
 mod host;
 
+use device::memory::Memory;
 use host::checkpoint::Shape;
 use host::draft::{DraftCall, Drafts, Place, Sampling, SamplingColumns, Table, Text, Turn};
 use host::matrix::{Dtype, Matrix};
 use host::random::Random;
-use host::{AlignedMemory, Context, Model, Session, Versioned};
+use host::{Context, Model, Session, Versioned, session_options};
 use speculators::capi::*;
 use std::ffi::c_void;
 use std::ops::Range;
@@ -25,7 +27,7 @@ fn options() -> spec_session_options {
         max_drafts: DRAFTS,
         max_position: MAX_POSITION as i32,
         page_size: PAGE_SIZE as i32,
-        ..Versioned::blank()
+        ..session_options()
     }
 }
 
@@ -147,16 +149,16 @@ struct Server {
     session: Session,
     free: Vec<i32>,
     page_bytes: usize,
-    pool: AlignedMemory,
-    _workspace: AlignedMemory,
+    pool: Memory,
+    _workspace: Memory,
 }
 
 impl Server {
     fn new(world: &World, max_pages: i32, random: &mut Random) -> Self {
         let mut options = spec_session_options { max_pages, ..options() };
         let needs = Session::requirements(&world.model, &options).expect("the requirements");
-        let mut pool = AlignedMemory::filled(needs.kv_pool_size, 0xFF);
-        let mut workspace = AlignedMemory::filled(needs.workspace_size, 0xFF);
+        let pool = Memory::filled(needs.kv_pool_size, 0xFF);
+        let workspace = Memory::filled(needs.workspace_size, 0xFF);
         (options.kv_pool, options.kv_pool_size) = (pool.address(), needs.kv_pool_size);
         (options.workspace, options.workspace_size) = (workspace.address(), needs.workspace_size);
         let mut free: Vec<i32> = (0..needs.num_pages).collect();
@@ -165,8 +167,14 @@ impl Server {
         Self { session: world.session_with(options), free, page_bytes, pool, _workspace: workspace }
     }
 
-    fn page(&mut self, page: i32) -> &mut [u8] {
-        &mut self.pool.bytes()[page as usize * self.page_bytes..][..self.page_bytes]
+    fn page(&self, page: i32) -> Vec<u8> {
+        let begin = page as usize * self.page_bytes;
+        self.pool.read(begin..begin + self.page_bytes)
+    }
+
+    fn set_page(&self, page: i32, contents: &[u8]) {
+        assert_eq!(contents.len(), self.page_bytes);
+        self.pool.write(page as usize * self.page_bytes, contents);
     }
 
     /// Makes a table reach the last position that a turn writes; false if the pool is exhausted.
@@ -182,7 +190,8 @@ impl Server {
 
     fn give_back(&mut self, table: &mut Vec<i32>, random: &mut Random) {
         for page in table.drain(..) {
-            self.page(page).fill(0xFF);
+            let begin = page as usize * self.page_bytes;
+            self.pool.fill(begin..begin + self.page_bytes, 0xFF);
             let place = random.below(self.free.len() + 1);
             self.free.insert(place, page);
         }
@@ -224,7 +233,7 @@ impl<'a> Running<'a> {
                 server.give_back(&mut self.table, random);
             }
             1 => {
-                let pages = self.table.iter().map(|&page| server.page(page).to_vec());
+                let pages = self.table.iter().map(|&page| server.page(page));
                 self.swapped = Some(pages.collect());
                 server.give_back(&mut self.table, random);
             }
@@ -254,7 +263,7 @@ impl<'a> Running<'a> {
         }
         for page in contents {
             let place = server.free.pop().expect("a free page");
-            server.page(place).copy_from_slice(&page);
+            server.set_page(place, &page);
             self.table.push(place);
         }
     }
@@ -461,6 +470,9 @@ unsafe extern "C" fn thread_per_task(
 
 #[test]
 fn threads_of_the_library_or_the_host_draft_the_same() {
+    if !device::is_cpu_or_skipped("a CUDA device has threads of its own") {
+        return;
+    }
     let calls = AtomicUsize::new(0);
     let own = [1, 2, 3].map(Context::with_threads);
     let lent = [2, 5].map(|threads| {
@@ -514,8 +526,7 @@ fn a_forked_prefix_drafts_as_if_it_had_been_computed() {
             // Whole pages of the prefix are shared, the one where the texts part is copied.
             let whole = (shared - margin) / PAGE_SIZE;
             fork[..whole].copy_from_slice(&table[..whole]);
-            let parting = server.page(table[whole]).to_vec();
-            server.page(fork[whole]).copy_from_slice(&parting);
+            server.set_page(fork[whole], &server.page(table[whole]));
             let turn = Turn::new(&second, child.rows, DRAFTS, Place::Pages(&fork));
             assert_eq!(one(&server.session, turn), world.draft(&second, 0..55), "shared {shared}");
         }

@@ -1,6 +1,7 @@
 //! The trained pair of the examples: whole generations in which the target runs on every draft,
 //! held to what an inference engine recorded of the same files.
 
+mod device;
 mod host;
 
 use host::draft::{DraftCall, Drafts, Sampling, SamplingColumns, Table, margin};
@@ -8,11 +9,10 @@ use host::golden::read_json;
 use host::matrix::{Dtype, Matrix};
 use host::target::{Position, Target};
 use host::verify::{Decisions, Distribution, VerifyCall};
-use host::{Context, Model, Session, Versioned};
+use host::{Context, Model, Session, session_options};
 use serde_json::Value;
 use speculators::capi::*;
 use std::ops::Range;
-use std::path::Path;
 
 /// Below this lead of the best logit, an engine in single precision may choose another token.
 const NEAR_TIE: f32 = 1e-3;
@@ -31,7 +31,7 @@ struct Pair {
 
 impl Pair {
     fn load() -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/models/tiny-python");
+        let root = host::files::project("examples/models/tiny-python");
         let context = Context::with_threads(1);
         let model = Model::load(&context, &root.join("eagle3"), Some(&root.join("target")));
         let reference = read_json(&root.join("reference.json"));
@@ -160,7 +160,7 @@ impl<'a> Batch<'a> {
             max_rows: rows as i32,
             max_drafts: drafts.max(1) as i32,
             max_position: requests.iter().map(reach).max().expect("a request") as i32,
-            ..Versioned::blank()
+            ..session_options()
         };
         let session = Session::create(&pair.model, &options).expect("a session");
         Self { pair, session, drafts, rule, requests }

@@ -17,6 +17,8 @@ typedef struct demo_options {
     int32_t batch;       /* sequences decoded together */
     float temperature;   /* 0: greedy */
     uint64_t seed;
+    bool cuda;           /* the library works on a CUDA device; the target always on the CPU */
+    int32_t device;      /* which one */
 } demo_options;
 
 /* A prompt and what was emitted after it. */

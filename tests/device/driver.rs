@@ -1,9 +1,11 @@
 //! The host's own side of CUDA: the few driver functions that an engine needs beside the library.
 
-use cudarc::driver::sys::{self, CUcontext, CUresult};
+use cudarc::driver::sys::{self, CUresult};
 use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::sync::OnceLock;
+
+pub use cudarc::driver::sys::CUcontext;
 
 /// Whether there are a driver and a device.
 pub fn is_present() -> bool {
@@ -69,17 +71,35 @@ pub fn synchronize() {
     check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() });
 }
 
+/// How many devices there are.
+pub fn devices() -> i32 {
+    primary();
+    let mut count = 0;
+    // SAFETY: the driver is initialised; `count` is a place for a number.
+    check("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&mut count) });
+    count
+}
+
+/// Bytes of the device's memory that nobody has.
+pub fn free_bytes() -> usize {
+    enter();
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: a context is current; places for numbers.
+    check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) });
+    free
+}
+
 /// A context of the test's own, as hosts have that do not use the primary one.
 #[derive(Debug)]
 pub struct OwnContext(CUcontext);
 
 impl OwnContext {
-    /// Created on the first device; what was current stays so.
-    pub fn create() -> Self {
+    /// Created on a device; what was current stays so.
+    pub fn create(device: i32) -> Self {
         let before = current();
         let mut context = null_mut();
         // SAFETY: the driver is initialised; `context` is a place for a handle; NULL are the defaults.
-        check("cuCtxCreate", unsafe { sys::cuCtxCreate_v4(&mut context, null_mut(), 0, 0) });
+        check("cuCtxCreate", unsafe { sys::cuCtxCreate_v4(&mut context, null_mut(), 0, device) });
         set_current(before);
         Self(context)
     }
@@ -88,11 +108,14 @@ impl OwnContext {
         self.0
     }
 
-    /// Whether the driver still knows the context.
+    /// Whether the context can still be used.
     pub fn is_alive(&self) -> bool {
-        let mut version = 0;
-        // SAFETY: `version` is a place for a number.
-        unsafe { sys::cuCtxGetApiVersion(self.0, &mut version) == CUresult::CUDA_SUCCESS }
+        let before = current();
+        set_current(self.0);
+        // SAFETY: a context is current.
+        let result = unsafe { sys::cuCtxSynchronize() };
+        set_current(before);
+        result == CUresult::CUDA_SUCCESS
     }
 }
 

@@ -43,6 +43,13 @@ impl Memory {
         }
     }
 
+    /// On the device of this process, with these contents.
+    pub fn of(bytes: &[u8]) -> Self {
+        let memory = Self::filled(bytes.len() as u64, 0);
+        memory.write(0, bytes);
+        memory
+    }
+
     pub fn address(&self) -> *mut c_void {
         match &self.storage {
             Storage::Host(lines) => lines.as_ptr().cast_mut().cast(),
@@ -72,8 +79,17 @@ impl Memory {
         bytes
     }
 
+    /// All of it as an array, when no call works on it.
+    pub fn elements<T: bytemuck::Pod>(&self) -> Vec<T> {
+        let bytes = self.read(0..self.bytes);
+        bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
+    }
+
     /// Writes bytes from `offset` on, when no call works on them.
     pub fn write(&self, offset: usize, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
         let (to, from) = (self.at(&(offset..offset + bytes.len())), bytes.as_ptr());
         match self.storage {
             // SAFETY: both places have as many bytes as the slice.

@@ -8,8 +8,10 @@
 #![allow(dead_code)] // Each test program uses its own part.
 
 pub mod buffer;
+pub mod child;
 pub mod driver;
 pub mod memory;
+pub mod simulator;
 pub mod stream;
 
 use speculators::capi::{
@@ -88,6 +90,11 @@ pub fn is_cpu_or_skipped(why: &str) -> bool {
         println!("skipped: {why}");
     }
     is_cpu
+}
+
+/// How often a test repeats what it does: `on_cpu` times, or `on_cuda` times, as a simulated device is slow.
+pub fn repeats(on_cpu: usize, on_cuda: usize) -> usize {
+    if is_cuda() { on_cuda } else { on_cpu }
 }
 
 /// Waits for all work of the device; on the CPU there is none to wait for.

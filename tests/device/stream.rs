@@ -17,14 +17,22 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    /// In the context that is current, or in the primary one.
+    /// In the primary context.
     pub fn on(device: Device) -> Self {
+        Self::in_context(device, null_mut())
+    }
+
+    /// In a CUcontext; NULL is the primary one.
+    pub fn in_context(device: Device, context: *mut c_void) -> Self {
         let mut stream = null_mut();
         if device == Device::Cuda {
-            driver::enter();
+            let before = driver::current();
+            let context = if context.is_null() { driver::primary() } else { context.cast() };
+            driver::set_current(context);
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             // SAFETY: a context is current; `stream` is a place for a handle.
             driver::check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) });
+            driver::set_current(before);
         }
         Self(stream)
     }
@@ -40,6 +48,29 @@ impl Stream {
             driver::enter();
             // SAFETY: a live stream.
             driver::check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.0) });
+        }
+    }
+
+    /// Lets what is enqueued here from now on begin when all that `other` has now is done.
+    pub fn wait_for(&self, other: &Self) {
+        driver::enter();
+        let mut event = null_mut();
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+        // SAFETY: a context is current; live streams; the driver keeps the event while it is needed.
+        unsafe {
+            driver::check("cuEventCreate", sys::cuEventCreate(&mut event, flags));
+            driver::check("cuEventRecord", sys::cuEventRecord(event, other.0));
+            driver::check("cuStreamWaitEvent", sys::cuStreamWaitEvent(self.0, event, 0));
+            driver::check("cuEventDestroy", sys::cuEventDestroy_v2(event));
+        }
+    }
+
+    /// Waits until all work is done or has failed.
+    pub fn settle(&self) {
+        if !self.0.is_null() {
+            driver::enter();
+            // SAFETY: a live stream.
+            let _ = unsafe { sys::cuStreamSynchronize(self.0) };
         }
     }
 

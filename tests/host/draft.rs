@@ -3,6 +3,8 @@
 use super::matrix::{Dtype, Matrix};
 use super::random::Random;
 use super::{Outcome, Session, Versioned};
+use crate::device::Device;
+use crate::device::buffer::{Buffer, Loan};
 use speculators::capi::*;
 use std::ops::Range;
 use std::ptr::null;
@@ -72,24 +74,23 @@ impl Default for Sampling {
 /// The sampling arrays of a call.
 #[derive(Clone, Debug, Default)]
 pub struct SamplingColumns {
-    pub temperature: Vec<f32>,
-    pub top_k: Vec<i32>,
-    pub top_p: Vec<f32>,
-    pub min_p: Vec<f32>,
-    pub seed: Vec<u64>,
+    pub temperature: Buffer<f32>,
+    pub top_k: Buffer<i32>,
+    pub top_p: Buffer<f32>,
+    pub min_p: Buffer<f32>,
+    pub seed: Buffer<u64>,
 }
 
 impl SamplingColumns {
     pub fn of(sequences: impl IntoIterator<Item = Sampling>) -> Self {
-        let mut columns = Self::default();
-        for sampling in sequences {
-            columns.temperature.push(sampling.temperature);
-            columns.top_k.push(sampling.top_k);
-            columns.top_p.push(sampling.top_p);
-            columns.min_p.push(sampling.min_p);
-            columns.seed.push(sampling.seed);
+        let sequences: Vec<Sampling> = sequences.into_iter().collect();
+        Self {
+            temperature: sequences.iter().map(|sampling| sampling.temperature).collect(),
+            top_k: sequences.iter().map(|sampling| sampling.top_k).collect(),
+            top_p: sequences.iter().map(|sampling| sampling.top_p).collect(),
+            min_p: sequences.iter().map(|sampling| sampling.min_p).collect(),
+            seed: sequences.iter().map(|sampling| sampling.seed).collect(),
         }
-        columns
     }
 
     pub fn view(&self) -> spec_sampling {
@@ -194,14 +195,14 @@ impl DraftCall {
         }
     }
 
-    /// The structs for the call, with places for what it writes.
+    /// The structs for the call on the device of this process, with places for what it writes.
     pub fn prepare(&self, draft_vocabulary: usize) -> Prepared<'_> {
-        Prepared::new(self, draft_vocabulary)
+        Prepared::new(self, Device::chosen(), draft_vocabulary)
     }
 
     /// Makes the call.
     pub fn run(&self, session: &Session) -> Outcome<Vec<Drafts>> {
-        let prepared = self.prepare(session.draft_vocabulary);
+        let prepared = Prepared::new(self, session.device, session.draft_vocabulary);
         session.draft(&prepared.args)?;
         Ok(prepared.drafts())
     }
@@ -229,11 +230,12 @@ const LOGIT_MARK: f32 = -54_321.0;
 pub struct Prepared<'a> {
     call: &'a DraftCall,
     pub args: spec_draft_args,
-    drafts: Vec<i32>,
-    proposed: Vec<i32>,
+    drafts: Buffer<i32>,
+    proposed: Buffer<i32>,
     logits: Option<Matrix>,
     /// What `args` points to; boxed, so that it stays where it is.
     _records: Box<Records>,
+    _arrays: Loan,
 }
 
 struct Records {
@@ -243,29 +245,29 @@ struct Records {
     logits: Option<spec_tensor>,
 }
 
-fn pointer<T>(array: Option<&Vec<T>>) -> *const T {
-    array.map_or(null(), |array| array.as_ptr())
-}
-
 fn record<T>(record: Option<&T>) -> *const T {
     record.map_or(null(), std::ptr::from_ref)
 }
 
 impl<'a> Prepared<'a> {
-    fn new(call: &'a DraftCall, draft_vocabulary: usize) -> Self {
+    fn new(call: &'a DraftCall, device: Device, draft_vocabulary: usize) -> Self {
         let sequences = call.position.len();
         let mut logits = call.logits.map(|dtype| {
             let rows = sequences * call.max_drafts as usize;
             Matrix::filled(rows, draft_vocabulary, dtype, LOGIT_MARK)
         });
         let records = Box::new(Records {
-            features: call.features.iter().map(Matrix::tensor).collect(),
-            embeddings: call.embeddings.as_ref().map(Matrix::tensor),
+            features: call.features.iter().map(|feature| feature.tensor_for(device)).collect(),
+            embeddings: call.embeddings.as_ref().map(|matrix| matrix.tensor_for(device)),
             sampling: call.sampling.as_ref().map(SamplingColumns::view),
-            logits: logits.as_mut().map(Matrix::output_tensor),
+            logits: logits.as_mut().map(|logits| logits.output_tensor(device)),
         });
-        let mut drafts = vec![MARK; sequences * call.draft_stride];
-        let mut proposed = vec![MARK; sequences];
+        let mut drafts = Buffer::filled(sequences * call.draft_stride, MARK);
+        let mut proposed = Buffer::filled(sequences, MARK);
+        let mut arrays = Loan::to(device);
+        let mut optional =
+            |array: Option<&Vec<i32>>| array.map_or(null(), |array| arrays.array(array));
+        let elements = |table: &'a Table| &table.elements;
         let args = spec_draft_args {
             flags: if call.padding.is_some() { SPEC_PADDING } else { 0 },
             num_sequences: sequences as i32,
@@ -273,20 +275,20 @@ impl<'a> Prepared<'a> {
             max_drafts: call.max_drafts,
             padding: call.padding.unwrap_or(0),
             row_index_stride: call.row_index.as_ref().map_or(0, |table| table.stride as i32),
-            position: call.position.as_ptr(),
-            row_count: call.row_count.as_ptr(),
-            next_token: call.next_token.as_ptr(),
-            row_begin: pointer(call.row_begin.as_ref()),
-            row_index: pointer(call.row_index.as_ref().map(|table| &table.elements)),
-            num_drafts: pointer(call.num_drafts.as_ref()),
-            limit: pointer(call.limit.as_ref()),
-            context_begin: pointer(call.context_begin.as_ref()),
-            block_table: pointer(call.block_table.as_ref().map(|table| &table.elements)),
+            position: optional(Some(&call.position)),
+            row_count: optional(Some(&call.row_count)),
+            next_token: optional(Some(&call.next_token)),
+            row_begin: optional(call.row_begin.as_ref()),
+            row_index: optional(call.row_index.as_ref().map(elements)),
+            num_drafts: optional(call.num_drafts.as_ref()),
+            limit: optional(call.limit.as_ref()),
+            context_begin: optional(call.context_begin.as_ref()),
+            block_table: optional(call.block_table.as_ref().map(elements)),
             block_table_stride: call.block_table.as_ref().map_or(0, |table| table.stride as i32),
             num_features: records.features.len() as i32,
-            slot: pointer(call.slot.as_ref()),
-            tokens: call.tokens.as_ptr(),
-            rope_position: pointer(call.rope_position.as_ref()),
+            slot: optional(call.slot.as_ref()),
+            tokens: optional(Some(&call.tokens)),
+            rope_position: optional(call.rope_position.as_ref()),
             features: records.features.as_ptr(),
             embeddings: record(records.embeddings.as_ref()),
             sampling: record(records.sampling.as_ref()),
@@ -296,7 +298,7 @@ impl<'a> Prepared<'a> {
             draft_stride: call.draft_stride as i32,
             ..Versioned::blank()
         };
-        Self { call, args, drafts, proposed, logits, _records: records }
+        Self { call, args, drafts, proposed, logits, _records: records, _arrays: arrays }
     }
 
     /// Whether a refused call has left all outputs alone.

@@ -1,7 +1,10 @@
 //! Tensors of two dimensions that the host owns.
 
+use crate::device::Device;
+use crate::device::buffer::Buffer;
+use crate::device::memory::Memory;
 use half::{bf16, f16};
-use speculators::capi::{SPEC_DEVICE_CPU, SPEC_DTYPE_BFLOAT, SPEC_DTYPE_FLOAT, spec_tensor};
+use speculators::capi::{SPEC_DTYPE_BFLOAT, SPEC_DTYPE_FLOAT, spec_tensor};
 use std::ffi::c_void;
 
 /// The element types that tensors may have.
@@ -65,7 +68,7 @@ pub struct Matrix {
     pub row_stride: usize,
     pub dtype: Dtype,
     /// Words, so that every element is aligned.
-    words: Vec<u32>,
+    words: Buffer<u32>,
 }
 
 impl Matrix {
@@ -120,8 +123,14 @@ impl Matrix {
         }
     }
 
-    /// The view that a call gets. Calls write only to tensors that are documented as outputs.
+    /// The view that a call on the device of this process gets. Calls write only to tensors that are
+    /// documented as outputs.
     pub fn tensor(&self) -> spec_tensor {
+        self.tensor_for(Device::chosen())
+    }
+
+    /// The view that a call on a device gets.
+    pub fn tensor_for(&self, device: Device) -> spec_tensor {
         let (dtype_code, dtype_bits) = self.dtype.codes();
         let compact = self.row_stride == self.columns;
         let data = if self.words.is_empty() {
@@ -131,7 +140,7 @@ impl Matrix {
         };
         spec_tensor {
             data,
-            device_type: SPEC_DEVICE_CPU,
+            device_type: device.buffer_type(),
             device_id: 0,
             dtype_code,
             dtype_bits,
@@ -142,9 +151,36 @@ impl Matrix {
         }
     }
 
+    /// A copy in memory of the device itself.
+    pub fn on_device(&self) -> DeviceMatrix {
+        let bytes: &[u8] = bytemuck::cast_slice(&self.words);
+        let memory = Memory::of(bytes);
+        let data = if bytes.is_empty() { std::ptr::null_mut() } else { memory.address() };
+        let device_type = Device::chosen().context_type();
+        DeviceMatrix { tensor: spec_tensor { data, device_type, ..self.tensor() }, memory }
+    }
+
+    /// The rows that a copy has now.
+    pub fn read(&mut self, copy: &DeviceMatrix) {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.words);
+        bytes.copy_from_slice(&copy.memory.read(0..bytes.len()));
+    }
+
     /// The view of a tensor that the call writes.
-    pub fn output_tensor(&mut self) -> spec_tensor {
+    pub fn output_tensor(&mut self, device: Device) -> spec_tensor {
         let data = self.words.as_mut_ptr().cast();
-        spec_tensor { data, ..self.tensor() }
+        spec_tensor { data, ..self.tensor_for(device) }
+    }
+}
+
+/// A matrix in memory of the device.
+pub struct DeviceMatrix {
+    memory: Memory,
+    tensor: spec_tensor,
+}
+
+impl DeviceMatrix {
+    pub fn tensor(&self) -> spec_tensor {
+        self.tensor
     }
 }

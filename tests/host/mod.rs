@@ -1,29 +1,46 @@
 //! A host engine in miniature: safe Rust over the C functions. Every buffer that a call sees is
-//! owned here, as an inference engine would own it.
+//! owned here, as an inference engine would own it. It runs on the device that `crate::device`
+//! names; calls that enqueue work wait for it, unless their names say otherwise.
 #![allow(dead_code)] // Each test program uses its own part of the host.
 
 pub mod checkpoint;
 pub mod draft;
+pub mod files;
 pub mod golden;
 pub mod matrix;
 pub mod random;
 pub mod target;
 pub mod verify;
 
+use crate::device::stream::Stream;
+use crate::device::{self, Device};
 use speculators::capi::*;
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::ptr::{null, null_mut};
+use std::sync::{Arc, OnceLock};
 
 /// A struct of the API that begins with its size.
 pub trait Versioned: Copy {
+    /// The size that the first version had.
+    const FIRST_SIZE: usize;
     /// All zero but the size.
     fn blank() -> Self;
 }
 
+macro_rules! first_size {
+    ($name:ident) => {
+        size_of::<$name>()
+    };
+    ($name:ident $first_new_field:ident) => {
+        std::mem::offset_of!($name, $first_new_field)
+    };
+}
+
 macro_rules! versioned {
-    ($($name:ident),* $(,)?) => {$(
+    ($($name:ident $(grew by $grown:ident)?),* $(,)?) => {$(
         impl Versioned for $name {
+            const FIRST_SIZE: usize = first_size!($name $($grown)?);
             fn blank() -> Self {
                 // SAFETY: numbers, raw pointers and nullable function pointers only, so that all
                 // zero is a value.
@@ -37,7 +54,7 @@ macro_rules! versioned {
 
 versioned!(
     spec_allocator,
-    spec_context_options,
+    spec_context_options grew by cuda_context,
     spec_context_info,
     spec_model_options,
     spec_model_info,
@@ -89,6 +106,9 @@ pub fn c_path(path: &Path) -> CString {
 #[derive(Debug)]
 pub struct Context {
     pub handle: *mut spec_context,
+    pub device: Device,
+    /// What the calls of this context and its sessions enqueue on.
+    pub stream: Arc<Stream>,
 }
 
 // SAFETY: a context may be used from any thread, by its contract.
@@ -97,17 +117,47 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
-    /// A context with the library's own threads.
+    /// The options of a context on a device; all else is blank.
+    pub fn options(device: Device) -> spec_context_options {
+        let mut options =
+            spec_context_options { device_type: device.context_type(), ..Versioned::blank() };
+        if device == Device::Cuda {
+            let [directory, cache] = kernel_paths();
+            options.kernel_directory = directory.as_ref().map_or(null(), |path| path.as_ptr());
+            options.kernel_cache = cache.as_ref().map_or(null(), |path| path.as_ptr());
+        }
+        options
+    }
+
+    /// A context on the device of this process, with the library's own threads on the CPU.
     pub fn with_threads(threads: i32) -> Self {
-        Self::create(&spec_context_options { threads, ..Versioned::blank() }).expect("a context")
+        let options = spec_context_options { threads, ..Self::options(Device::chosen()) };
+        Self::create(&options).expect("a context")
+    }
+
+    /// A context on a device, which may be another than that of this process.
+    pub fn on(device: Device) -> Self {
+        let options = spec_context_options { threads: 1, ..Self::options(device) };
+        Self::create(&options).expect("a context")
     }
 
     pub fn create(options: &spec_context_options) -> Outcome<Self> {
         let mut handle = null_mut();
         // SAFETY: the options and what they point to live during the call.
         attempt(|error| unsafe { spec_context_create(options, &mut handle, error) })
-            .map(|()| Self { handle })
-            .inspect_err(|_| assert!(handle.is_null(), "a failed call left a handle"))
+            .inspect_err(|_| assert!(handle.is_null(), "a failed call left a handle"))?;
+        let device = Device::of(options);
+        let stream = Arc::new(Stream::in_context(device, options.cuda_context));
+        Ok(Self { handle, device, stream })
+    }
+
+    /// Makes a verification and waits for its work.
+    pub fn verify(&self, args: &spec_verify_args) -> Outcome<()> {
+        let stream = self.stream.handle();
+        // SAFETY: a live handle and stream; the caller's arrays are as the struct says.
+        attempt(|error| unsafe { spec_verify(self.handle, args, stream, error) })?;
+        self.stream.synchronize();
+        Ok(())
     }
 
     pub fn info(&self) -> spec_context_info {
@@ -126,10 +176,21 @@ impl Drop for Context {
     }
 }
 
+/// Where kernels are found and where compiled ones are kept, for all contexts of this process.
+fn kernel_paths() -> &'static [Option<CString>; 2] {
+    static PATHS: OnceLock<[Option<CString>; 2]> = OnceLock::new();
+    PATHS.get_or_init(|| {
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+        [device::kernel_directory(), Some(cache)].map(|path| path.as_deref().map(c_path))
+    })
+}
+
 /// A model, released when dropped.
 #[derive(Debug)]
 pub struct Model {
     pub handle: *mut spec_model,
+    device: Device,
+    stream: Arc<Stream>,
 }
 
 // SAFETY: a model never changes and may be used from any thread, by its contract.
@@ -159,8 +220,8 @@ impl Model {
         attempt(|error| unsafe {
             spec_model_load(context.handle, directory.as_ptr(), options, &mut handle, error)
         })
-        .map(|()| Self { handle })
-        .inspect_err(|_| assert!(handle.is_null(), "a failed call left a handle"))
+        .inspect_err(|_| assert!(handle.is_null(), "a failed call left a handle"))?;
+        Ok(Self { handle, device: context.device, stream: context.stream.clone() })
     }
 
     pub fn info(&self) -> spec_model_info {
@@ -231,11 +292,20 @@ fn read_text(
     Ok(serde_json::from_slice(&text).expect("JSON"))
 }
 
+/// Session options that are blank but for the type of keys and values: F32 on every device, so that
+/// results can be compared.
+pub fn session_options() -> spec_session_options {
+    let (kv_dtype_code, kv_dtype_bits) = (SPEC_DTYPE_FLOAT, 32);
+    spec_session_options { kv_dtype_code, kv_dtype_bits, ..Versioned::blank() }
+}
+
 /// A session, released when dropped.
 #[derive(Debug)]
 pub struct Session {
     pub handle: *mut spec_session,
     pub draft_vocabulary: usize,
+    pub device: Device,
+    pub stream: Arc<Stream>,
 }
 
 // SAFETY: a session may move between threads; two calls at a time are refused by the library.
@@ -249,7 +319,8 @@ impl Session {
         // SAFETY: a live handle; the options live during the call, their memory as the host says.
         attempt(|error| unsafe { spec_session_create(model.handle, options, &mut handle, error) })
             .inspect_err(|_| assert!(handle.is_null(), "a failed call left a handle"))?;
-        Ok(Self { handle, draft_vocabulary: model.info().draft_vocabulary as usize })
+        let draft_vocabulary = model.info().draft_vocabulary as usize;
+        Ok(Self { handle, draft_vocabulary, device: model.device, stream: model.stream.clone() })
     }
 
     pub fn requirements(
@@ -264,9 +335,23 @@ impl Session {
         Ok(needs)
     }
 
+    /// The same session, whose calls are enqueued on a stream that it shares with nobody.
+    pub fn with_own_stream(mut self) -> Self {
+        self.stream = Arc::new(Stream::on(self.device));
+        self
+    }
+
+    /// Makes a call and waits for its work.
     pub fn draft(&self, args: &spec_draft_args) -> Outcome<()> {
-        // SAFETY: a live handle; the caller's arrays are as the struct says.
-        attempt(|error| unsafe { spec_draft(self.handle, args, null_mut(), error) })
+        self.enqueue(args)?;
+        self.stream.synchronize();
+        Ok(())
+    }
+
+    /// Makes a call whose work may go on.
+    pub fn enqueue(&self, args: &spec_draft_args) -> Outcome<()> {
+        // SAFETY: a live handle and stream; the caller's arrays are as the struct says.
+        attempt(|error| unsafe { spec_draft(self.handle, args, self.stream.handle(), error) })
     }
 
     pub fn poll(&self) -> Outcome<()> {
@@ -275,42 +360,17 @@ impl Session {
     }
 
     pub fn warm_up(&self) -> Outcome<()> {
-        // SAFETY: a live handle.
-        attempt(|error| unsafe { spec_session_warm_up(self.handle, null_mut(), error) })
+        // SAFETY: a live handle and stream.
+        attempt(|error| unsafe { spec_session_warm_up(self.handle, self.stream.handle(), error) })?;
+        self.stream.synchronize();
+        Ok(())
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
+        self.stream.settle();
         // SAFETY: the handle is given up here and nowhere else.
         unsafe { spec_session_release(self.handle) };
-    }
-}
-
-/// Host memory aligned to 64 bytes, as pools and workspaces must be.
-#[derive(Debug)]
-pub struct AlignedMemory {
-    lines: Vec<Line>,
-}
-
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-impl AlignedMemory {
-    /// At least `bytes` bytes, all of them `filling`.
-    pub fn filled(bytes: u64, filling: u8) -> Self {
-        Self { lines: vec![Line([filling; 64]); (bytes as usize).div_ceil(64).max(1)] }
-    }
-
-    pub fn address(&mut self) -> *mut c_void {
-        self.lines.as_mut_ptr().cast()
-    }
-
-    /// The bytes, for use between calls.
-    pub fn bytes(&mut self) -> &mut [u8] {
-        let len = self.lines.len() * 64;
-        // SAFETY: the lines are that many initialised bytes, borrowed with `self`.
-        unsafe { std::slice::from_raw_parts_mut(self.address().cast(), len) }
     }
 }

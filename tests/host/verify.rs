@@ -2,9 +2,12 @@
 
 use super::draft::{Sampling, SamplingColumns, Table};
 use super::matrix::Matrix;
-use super::{AlignedMemory, Context, Outcome, Versioned, attempt};
+use super::{Context, Outcome, Versioned, attempt};
+use crate::device::Device;
+use crate::device::buffer::{Buffer, Loan};
+use crate::device::memory::Memory;
 use speculators::capi::*;
-use std::ptr::{null, null_mut};
+use std::ptr::null;
 
 /// The arrays of one verification.
 #[derive(Clone, Debug)]
@@ -31,11 +34,11 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    fn view(&self) -> spec_distribution {
+    fn view(&self, device: Device, arrays: &mut Loan) -> spec_distribution {
         let ids = &self.token_ids;
         spec_distribution {
-            logits: self.logits.tensor(),
-            token_ids: if ids.is_empty() { null() } else { ids.as_ptr() },
+            logits: self.logits.tensor_for(device),
+            token_ids: if ids.is_empty() { null() } else { arrays.array(ids) },
             ..Versioned::blank()
         }
     }
@@ -65,28 +68,29 @@ impl VerifyCall {
         }
     }
 
-    /// Makes the call.
+    /// Makes the call and waits for its work.
     pub fn run(&self, context: &Context) -> Outcome<Decisions> {
         let width = SPEC_DECISION_TOKENS + 2 * (self.max_drafts + 1);
         let stride = width as usize + 3;
-        let mut records = vec![0; stride * self.position.len()];
-        let mut counters = vec![0; 3 + self.max_drafts as usize];
+        let mut records = Buffer::filled(stride * self.position.len(), 0);
+        let mut counters = Buffer::filled(3 + self.max_drafts as usize, 0);
+        let mut arrays = Loan::to(context.device);
         let sampling = self.sampling.as_ref().map(SamplingColumns::view);
-        let draft = self.draft.as_ref().map(Distribution::view);
+        let draft = self.draft.as_ref().map(|draft| draft.view(context.device, &mut arrays));
         let mut args = spec_verify_args {
             num_sequences: self.position.len() as i32,
             max_drafts: self.max_drafts,
             rule: self.rule,
-            logits: self.logits.tensor(),
-            row_begin: self.row_begin.as_ref().map_or(null(), |rows| rows.as_ptr()),
-            num_drafts: self.num_drafts.as_ptr(),
-            draft_tokens: self.drafts.elements.as_ptr(),
+            logits: self.logits.tensor_for(context.device),
+            row_begin: self.row_begin.as_ref().map_or(null(), |rows| arrays.array(rows)),
+            num_drafts: arrays.array(&self.num_drafts),
+            draft_tokens: arrays.array(&self.drafts.elements),
             draft_stride: self.drafts.stride as i32,
-            position: self.position.as_ptr(),
-            limit: self.limit.as_ref().map_or(null(), |limit| limit.as_ptr()),
+            position: arrays.array(&self.position),
+            limit: self.limit.as_ref().map_or(null(), |limit| arrays.array(limit)),
             sampling: sampling.as_ref().map_or(null(), std::ptr::from_ref),
             draft: draft.as_ref().map_or(null(), std::ptr::from_ref),
-            stop_tokens: self.stop_tokens.as_ptr(),
+            stop_tokens: arrays.array(&self.stop_tokens),
             num_stop_tokens: self.stop_tokens.len() as i32,
             decision_stride: stride as i32,
             decisions: records.as_mut_ptr(),
@@ -98,10 +102,9 @@ impl VerifyCall {
         attempt(|error| unsafe {
             spec_verify_workspace_size(context.handle, &args, &mut size, error)
         })?;
-        let mut workspace = AlignedMemory::filled(size, 0xA5);
+        let workspace = Memory::filled_on(context.device, size, 0xA5);
         (args.workspace, args.workspace_size) = (workspace.address(), size);
-        // SAFETY: as above.
-        attempt(|error| unsafe { spec_verify(context.handle, &args, null_mut(), error) })?;
+        context.verify(&args)?;
         Ok(Decisions { records, stride, max_drafts: self.max_drafts as usize, counters })
     }
 }
@@ -109,10 +112,10 @@ impl VerifyCall {
 /// The decision records of a call, which the next drafting call reads where they lie.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decisions {
-    pub records: Vec<i32>,
+    pub records: Buffer<i32>,
     pub stride: usize,
     pub max_drafts: usize,
-    pub counters: Vec<u64>,
+    pub counters: Buffer<u64>,
 }
 
 impl Decisions {

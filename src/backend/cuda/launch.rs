@@ -34,6 +34,112 @@ macro_rules! kernels {
 kernels! {
     /// Rows of a matrix by their ids, into another matrix.
     CopyRows: "rows", "copy_rows", 256, Small;
+    /// The layout of a call's rows.
+    PlanRows: "plan", "plan_rows", 1024, Small;
+    /// The residual stream of the rows that go on drafting.
+    GatherRows: "gather", "gather_rows", 256, Small;
+    /// Attention over keys and values in F32, for groups of one head.
+    AttendF32By1: "attention", "attend_f32_1", 256, Large;
+    /// Attention over keys and values in F32, for groups of up to 2 heads.
+    AttendF32By2: "attention", "attend_f32_2", 256, Large;
+    /// Attention over keys and values in F32, for groups of up to 4 heads.
+    AttendF32By4: "attention", "attend_f32_4", 256, Large;
+    /// Attention over keys and values in F32, for groups of up to 8 heads.
+    AttendF32By8: "attention", "attend_f32_8", 256, Large;
+    /// Attention over keys and values in F16, for groups of one head.
+    AttendF16By1: "attention", "attend_f16_1", 256, Large;
+    /// Attention over keys and values in F16, for groups of up to 2 heads.
+    AttendF16By2: "attention", "attend_f16_2", 256, Large;
+    /// Attention over keys and values in F16, for groups of up to 4 heads.
+    AttendF16By4: "attention", "attend_f16_4", 256, Large;
+    /// Attention over keys and values in F16, for groups of up to 8 heads.
+    AttendF16By8: "attention", "attend_f16_8", 512, Large;
+    /// Attention over keys and values in BF16, for groups of one head.
+    AttendBf16By1: "attention", "attend_bf16_1", 256, Large;
+    /// Attention over keys and values in BF16, for groups of up to 2 heads.
+    AttendBf16By2: "attention", "attend_bf16_2", 256, Large;
+    /// Attention over keys and values in BF16, for groups of up to 4 heads.
+    AttendBf16By4: "attention", "attend_bf16_4", 256, Large;
+    /// Attention over keys and values in BF16, for groups of up to 8 heads.
+    AttendBf16By8: "attention", "attend_bf16_8", 512, Large;
+    /// The host's features side by side.
+    GatherFeatures: "features", "gather_features", 256, Small;
+    /// The norm of all features together.
+    NormFeatures: "features", "norm_features", 256, Small;
+    /// A linear map, BF16 weights, 16 rows.
+    LinearBf16Sixteen: "layer", "linear_bf16_16", 256, Small;
+    /// A linear map, BF16 weights, 32 rows at a time.
+    LinearBf16ThirtyTwo: "layer", "linear_bf16_32", 256, Small;
+    /// A linear map, BF16 weights, many rows.
+    LinearBf16Many: "layer", "linear_bf16_many", 256, Small;
+    /// A linear map, F16 weights, 16 rows.
+    LinearF16Sixteen: "layer", "linear_f16_16", 256, Small;
+    /// A linear map, F16 weights, 32 rows at a time.
+    LinearF16ThirtyTwo: "layer", "linear_f16_32", 256, Small;
+    /// A linear map, F16 weights, many rows.
+    LinearF16Many: "layer", "linear_f16_many", 256, Small;
+    /// A linear map, other weights, 16 rows.
+    LinearAnySixteen: "layer", "linear_any_16", 256, Small;
+    /// A linear map, other weights, 32 rows at a time.
+    LinearAnyThirtyTwo: "layer", "linear_any_32", 256, Small;
+    /// A linear map, other weights, many rows.
+    LinearAnyMany: "layer", "linear_any_many", 256, Small;
+    /// The first half of a gated MLP, BF16 weights, 16 rows.
+    GateUpBf16Sixteen: "layer", "gate_up_bf16_16", 256, Small;
+    /// The first half of a gated MLP, BF16 weights, 32 rows at a time.
+    GateUpBf16ThirtyTwo: "layer", "gate_up_bf16_32", 256, Small;
+    /// The first half of a gated MLP, BF16 weights, many rows.
+    GateUpBf16Many: "layer", "gate_up_bf16_many", 256, Small;
+    /// The first half of a gated MLP, F16 weights, 16 rows.
+    GateUpF16Sixteen: "layer", "gate_up_f16_16", 256, Small;
+    /// The first half of a gated MLP, F16 weights, 32 rows at a time.
+    GateUpF16ThirtyTwo: "layer", "gate_up_f16_32", 256, Small;
+    /// The first half of a gated MLP, F16 weights, many rows.
+    GateUpF16Many: "layer", "gate_up_f16_many", 256, Small;
+    /// The first half of a gated MLP, other weights, 16 rows.
+    GateUpAnySixteen: "layer", "gate_up_any_16", 256, Small;
+    /// The first half of a gated MLP, other weights, 32 rows at a time.
+    GateUpAnyThirtyTwo: "layer", "gate_up_any_32", 256, Small;
+    /// The first half of a gated MLP, other weights, many rows.
+    GateUpAnyMany: "layer", "gate_up_any_many", 256, Small;
+    /// The maps into an attention, BF16 weights, 16 rows.
+    ProjectBf16Sixteen: "project", "project_bf16_16", 256, Small;
+    /// The maps into an attention, BF16 weights, 32 rows at a time.
+    ProjectBf16ThirtyTwo: "project", "project_bf16_32", 256, Small;
+    /// The maps into an attention, BF16 weights, many rows.
+    ProjectBf16Many: "project", "project_bf16_many", 256, Small;
+    /// The maps into an attention, F16 weights, 16 rows.
+    ProjectF16Sixteen: "project", "project_f16_16", 256, Small;
+    /// The maps into an attention, F16 weights, 32 rows at a time.
+    ProjectF16ThirtyTwo: "project", "project_f16_32", 256, Small;
+    /// The maps into an attention, F16 weights, many rows.
+    ProjectF16Many: "project", "project_f16_many", 256, Small;
+    /// The maps into an attention, other weights, 16 rows.
+    ProjectAnySixteen: "project", "project_any_16", 256, Small;
+    /// The maps into an attention, other weights, 32 rows at a time.
+    ProjectAnyThirtyTwo: "project", "project_any_32", 256, Small;
+    /// The maps into an attention, other weights, many rows.
+    ProjectAnyMany: "project", "project_any_many", 256, Small;
+    /// What follows the maps into an attention where there are many rows.
+    FinishProjection: "project", "finish_projection", 256, Small;
+    /// The head and the choice of draft tokens, BF16 weights, 16 rows.
+    ProposeBf16Sixteen: "propose", "propose_bf16_16", 256, Small;
+    /// The head and the choice of draft tokens, BF16 weights, 32 rows at a time.
+    ProposeBf16ThirtyTwo: "propose", "propose_bf16_32", 256, Small;
+    /// The head and the choice of draft tokens, F16 weights, 16 rows.
+    ProposeF16Sixteen: "propose", "propose_f16_16", 256, Small;
+    /// The head and the choice of draft tokens, F16 weights, 32 rows at a time.
+    ProposeF16ThirtyTwo: "propose", "propose_f16_32", 256, Small;
+    /// The head and the choice of draft tokens, other weights, 16 rows.
+    ProposeAnySixteen: "propose", "propose_any_16", 256, Small;
+    /// The head and the choice of draft tokens, other weights, 32 rows at a time.
+    ProposeAnyThirtyTwo: "propose", "propose_any_32", 256, Small;
+    /// Reads and checks the arrays of a verification.
+    VerifyPlan: "verify", "verify_plan", 256, Small;
+    /// Decides sequences that are all greedy.
+    VerifyArgmax: "verify", "verify_argmax", 256, Small;
+    /// Decides sequences of all kinds.
+    VerifyRows: "verify", "verify_rows", 512, Large;
 }
 
 /// Which kernel a [`Kernel`] is.
@@ -50,7 +156,6 @@ enum Shared {
     /// What every device gives: 48 KiB, less the kernel's static shared memory.
     Small,
     /// As much as the device has, less the kernel's static shared memory.
-    #[allow(dead_code, reason = "the table of kernels names it as soon as one needs it")]
     Large,
 }
 
@@ -127,14 +232,12 @@ impl Kernels {
     }
 
     /// The most bytes of dynamic shared memory that the kernel can be launched with.
-    #[allow(dead_code, reason = "for kernels with dynamic shared memory")]
     pub fn dynamic_shared(&self, kernel: Kernel) -> u32 {
         self.loaded[kernel as usize].shared
     }
 
     /// The most blocks of the kernel that run at the same time: the bound of cooperative grids.
     /// Not for steps.
-    #[allow(dead_code, reason = "for cooperative kernels")]
     pub fn resident_blocks(&self, kernel: Kernel, threads: u32, shared: u32) -> Result<u32> {
         let _entered = self.device.enter()?;
         let mut blocks = 0;

@@ -1,14 +1,23 @@
 //! CUDA devices: the phases as kernels on the host's streams.
 
+mod attention;
 mod cache;
 mod compilation;
 mod compiler;
 mod device;
 mod driver;
+mod features;
 mod images;
 mod launch;
+mod layer;
 mod memory;
+mod paging;
+mod plan;
+mod products;
+mod project;
+mod propose;
 mod rows;
+mod verify;
 
 pub use device::Entered;
 pub use memory::DeviceMemory;
@@ -19,7 +28,7 @@ use super::phases::{
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{Dtype, Matrix, Span};
 use device::Device;
 use images::Images;
@@ -29,6 +38,7 @@ use std::ffi::CStr;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use verify::Teams;
 
 /// Rows that are committed at a time.
 const COMMIT_ROWS: usize = 512;
@@ -65,6 +75,7 @@ pub enum KernelCache {
 pub struct CudaBackend {
     device: Arc<Device>,
     kernels: Kernels,
+    teams: Teams,
     /// Made by the first upload.
     staging: Mutex<Option<Staging>>,
 }
@@ -76,7 +87,15 @@ impl CudaBackend {
         let device = Device::open(options.ordinal, options.context)?;
         let kernels = Kernels::load(&device, &images)
             .map_err(|error| error.within(format!("CUDA device {}", options.ordinal)))?;
-        Ok(Self { device, kernels, staging: Mutex::new(None) })
+        let teams = Teams::new(&kernels)?;
+        Ok(Self { device, kernels, teams, staging: Mutex::new(None) })
+    }
+
+    /// The same, with so many blocks for each row of a verification, which read the row from where
+    /// it is whenever they need it unless they keep a copy. The decisions are the same.
+    pub fn with_verify_teams(mut self, blocks: u32, keep_copies: bool) -> Self {
+        self.teams = self.teams.of(blocks, keep_copies);
+        self
     }
 
     /// The device's memory.
@@ -135,10 +154,6 @@ fn instruction_set((major, minor): (i32, i32)) -> &'static CStr {
     }
 }
 
-fn unready() -> Error {
-    Error::internal("not there yet")
-}
-
 impl Backend for CudaBackend {
     fn description(&self) -> Description {
         Description {
@@ -194,55 +209,63 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
-    fn projection_scratch(&self, _: usize, _: AttentionHeads) -> usize {
-        0
+    fn projection_scratch(&self, rows: usize, heads: AttentionHeads) -> usize {
+        project::scratch_bytes(rows, &heads)
     }
 
-    fn attention_scratch(&self, _: usize, _: AttentionHeads, _: usize) -> usize {
-        0
+    fn attention_scratch(&self, rows: usize, heads: AttentionHeads, positions: usize) -> usize {
+        attention::scratch_bytes(rows, &heads, positions)
     }
 
-    fn proposal_scratch(&self, _: usize, _: usize) -> usize {
-        0
+    fn proposal_scratch(&self, rows: usize, columns: usize) -> usize {
+        propose::scratch_bytes(rows, columns)
     }
 
     fn plan_rows(
         &self,
-        _: Stream,
-        _: &DraftBatch<'_>,
-        _: &Limits,
-        _: &KvPool,
-        _: &Plan,
+        stream: Stream,
+        batch: &DraftBatch<'_>,
+        limits: &Limits,
+        pool: &KvPool,
+        plan: &Plan,
     ) -> Result<usize> {
-        Err(unready())
+        // SAFETY: the contract of Backend, here and below.
+        unsafe { plan::plan_rows(&self.kernels, stream, batch, limits, pool, plan) }
     }
 
-    fn fuse_features(&self, _: Stream, _: &FuseFeatures<'_>) -> Result<()> {
-        Err(unready())
+    fn fuse_features(&self, stream: Stream, phase: &FuseFeatures<'_>) -> Result<()> {
+        // SAFETY: the contract of Backend, here and below.
+        unsafe { features::fuse_features(&self.kernels, stream, phase) }
     }
 
-    fn project(&self, _: Stream, _: &Project<'_>) -> Result<()> {
-        Err(unready())
+    fn project(&self, stream: Stream, phase: &Project<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { project::project(&self.kernels, stream, phase) }
     }
 
-    fn attend(&self, _: Stream, _: &Attend) -> Result<()> {
-        Err(unready())
+    fn attend(&self, stream: Stream, phase: &Attend) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { attention::attend(&self.kernels, self.device.facts(), stream, phase) }
     }
 
-    fn add_projection(&self, _: Stream, _: &AddProjection) -> Result<()> {
-        Err(unready())
+    fn add_projection(&self, stream: Stream, phase: &AddProjection) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { layer::add_projection(&self.kernels, stream, phase) }
     }
 
-    fn gate_up(&self, _: Stream, _: &GateUp) -> Result<()> {
-        Err(unready())
+    fn gate_up(&self, stream: Stream, phase: &GateUp) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { layer::gate_up(&self.kernels, stream, phase) }
     }
 
-    fn gather(&self, _: Stream, _: &Gather) -> Result<()> {
-        Err(unready())
+    fn gather(&self, stream: Stream, phase: &Gather) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { plan::gather(&self.kernels, stream, phase) }
     }
 
-    fn propose(&self, _: Stream, _: &Propose<'_>) -> Result<()> {
-        Err(unready())
+    fn propose(&self, stream: Stream, phase: &Propose<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { propose::propose(&self.kernels, stream, phase) }
     }
 
     fn take_fault(&self, words: &FaultWords) -> Option<(Fault, usize)> {
@@ -251,12 +274,22 @@ impl Backend for CudaBackend {
         Fault::from_number(number).map(|fault| (fault, sequence as usize))
     }
 
-    fn verify_workspace(&self, _: &VerifyBatch, _: &dyn Rule) -> usize {
-        0
+    fn verify_workspace(&self, batch: &VerifyBatch, _: &dyn Rule) -> usize {
+        verify::workspace_bytes(&self.teams, batch)
     }
 
-    fn verify(&self, _: Stream, _: &VerifyBatch, _: &dyn Rule, _: Span<u8>) -> Result<()> {
-        Err(unready())
+    fn verify(
+        &self,
+        stream: Stream,
+        batch: &VerifyBatch,
+        rule: &dyn Rule,
+        workspace: Span<u8>,
+    ) -> Result<()> {
+        let multiprocessors = self.device.facts().multiprocessors;
+        let launcher =
+            verify::Launcher { kernels: &self.kernels, teams: &self.teams, multiprocessors };
+        // SAFETY: the contract of Backend.
+        unsafe { launcher.verify(stream, batch, rule.kind(), workspace) }
     }
 
     fn copy_rows(&self, from: &Matrix, ids: &[i32], to: &Matrix) -> Result<()> {

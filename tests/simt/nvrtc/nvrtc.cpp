@@ -122,13 +122,16 @@ class Compiler {
     read(name, header->second);
   }
 
-  // KERNEL(threads, name, ...
+  // KERNEL(threads, name, ... or KERNEL_RESIDENT(threads, blocks, name, ...
   void find_kernel(const std::string &text) {
     size_t at = text.find_first_not_of(" \t");
-    if (word_at(text, &at) != "KERNEL") return;
-    const size_t comma = text.find(',', at);
-    if (comma == std::string::npos) return;
-    at = comma + 1;
+    const std::string macro = word_at(text, &at);
+    if (macro != "KERNEL" && macro != "KERNEL_RESIDENT") return;
+    for (int commas = macro == "KERNEL" ? 1 : 2; commas != 0; commas--) {
+      at = text.find(',', at);
+      if (at == std::string::npos) return;
+      at++;
+    }
     const std::string name = word_at(text, &at);
     if (!name.empty()) kernels_.insert(name);
   }

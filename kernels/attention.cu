@@ -1,0 +1,357 @@
+// Attention, one block for a group of query heads of a row and some of the row's chunks. While the
+// scores of a tile of keys are computed, its values are copied to shared memory; while its values are
+// summed up, the next keys are.
+#include "attention.cuh"
+
+// Shared memory of a block; the rest is of dynamic size.
+template <u32 heads>
+struct AttentionScratch {
+  Unit unit;
+  Place places[2];              // a tile and the next one, by turns
+  u64 addresses[largest_tile];  // of the keys of a tile; 0 where a position is not seen
+  f32 factors[heads];           // what turns sums before a tile to its maximum
+  Total chunk[heads];           // of the chunk so far
+  Total before[heads];          // of the chunks before
+};
+
+DEVICE f32 add_product(const float4 &left, const float4 &right, f32 sum) {
+  sum = fused_multiply_add(left.x, right.x, sum);
+  sum = fused_multiply_add(left.y, right.y, sum);
+  sum = fused_multiply_add(left.z, right.z, sum);
+  return fused_multiply_add(left.w, right.w, sum);
+}
+
+template <class Element, u32 heads>
+struct Block {
+  static constexpr u32 elements = vector_elements<Element>;
+  static constexpr u32 quads = elements / 4;
+  // Neighbours that read the same head of neighbouring vectors do so from different banks.
+  static constexpr u32 query_stride = heads * elements + 4;
+  // As much at a time as there are registers for: the queries are read once for all keys of a thread.
+  static constexpr bool is_large = heads * elements >= 64;
+  static constexpr u32 keys_of_thread = is_large ? 1 : 2;
+  static constexpr u32 unrolled = is_large ? 1 : 2;
+  static constexpr u32 unrolled_quads = is_large ? 1 : quads;
+
+  const AttentionArguments &arguments;
+  const Unit &unit;
+  const Share share;
+  uint4 *keys;
+  uint4 *values;
+  f32 *queries;  // [vectors][query_stride], of which [heads][elements] are used
+  f32 *weights;  // [tile][heads]: scores, then what they weigh
+  AttentionScratch<heads> &scratch;
+  // The weighted sums of this thread's vector over its rows.
+  f32 sums[heads][elements];
+
+  DEVICE Block(const AttentionArguments &arguments, unsigned char *shared,
+               AttentionScratch<heads> &scratch)
+      : arguments(arguments),
+        unit(scratch.unit),
+        share(share_of_thread(arguments)),
+        scratch(scratch) {
+    keys = reinterpret_cast<uint4 *>(shared);
+    values = reinterpret_cast<uint4 *>(shared + arguments.tile_bytes);
+    queries = reinterpret_cast<f32 *>(shared + 2 * arguments.tile_bytes);
+    weights = queries + arguments.vectors * query_stride;
+    begin_chunk();
+  }
+
+  DEVICE u32 row_elements() const { return arguments.vectors * elements; }
+
+  DEVICE void begin_chunk() {
+    if (threadIdx.x < heads) scratch.chunk[threadIdx.x] = no_total();
+#pragma unroll
+    for (u32 head = 0; head < heads; head++) {
+#pragma unroll
+      for (u32 i = 0; i < elements; i++) sums[head][i] = 0.0f;
+    }
+  }
+
+  DEVICE void load_queries() {
+    const f32 *from = arguments.query + unit.row * arguments.query_stride +
+                      u64(unit.first_head) * arguments.paging.head_dim;
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < heads * row_elements(); i += attention_threads) {
+      const u32 head = i / row_elements(), column = i % row_elements();
+      const bool is_there = head < unit.heads && column < arguments.paging.head_dim;
+      f32 *vector = queries + column / elements * query_stride + head * elements;
+      vector[column % elements] = is_there ? from[head * arguments.paging.head_dim + column] : 0.0f;
+    }
+  }
+
+  DEVICE void find_keys(const Place &place) {
+    if (threadIdx.x >= arguments.tile) return;
+    const u32 position = place.position + threadIdx.x;
+    scratch.addresses[threadIdx.x] =
+        unit.mask.sees(position)
+            ? key_place(arguments.paging, unit.first_entry, position, unit.kv_head)
+            : 0;
+  }
+
+  // Threads that share the keys of a thread.
+  DEVICE u32 parts() const { return keys_of_thread * arguments.key_threads; }
+
+  // Where a vector of a row of a tile lies. Those of the same columns of neighbouring keys, which are
+  // read at the same time, lie in different banks.
+  DEVICE u32 vector_place(u32 row, u32 vector) const {
+    const u32 swizzle = arguments.vectors % 8 == 0 ? row * parts() & 7 : 0;
+    return row * arguments.vectors + (vector ^ swizzle);
+  }
+
+  // Begins to copy the rows whose keys are at the addresses, from `offset` behind; zeros where a
+  // position is not seen.
+  DEVICE void copy_tile(u64 offset, uint4 *to) {
+    if (share.is_there(arguments)) {
+#pragma unroll unrolled
+      for (u32 row = share.phase; row < arguments.tile; row += arguments.phases) {
+        const u64 keys_of_row = scratch.addresses[row];
+        const u64 from = keys_of_row != 0 ? keys_of_row + offset : 0;
+        uint4 *place = to + vector_place(row, share.vector);
+        if (arguments.has_vectors) {
+          const u64 vector = from != 0 ? from + 16 * share.vector : arguments.paging.pages.address;
+          cp_async16(place, reinterpret_cast<const void *>(vector), from != 0);
+        } else {
+          copy_elements(reinterpret_cast<const Element *>(from), share.vector, arguments.paging.head_dim,
+                        place);
+        }
+      }
+    }
+    cp_async_commit();
+  }
+  DEVICE void copy_keys() { copy_tile(0, keys); }
+  DEVICE void copy_values() { copy_tile(values_behind_keys(arguments.paging), values); }
+
+  // The scores of the tile's keys.
+  DEVICE void score() {
+    const u32 part = threadIdx.x % parts();
+    u32 rows[keys_of_thread];
+#pragma unroll
+    for (u32 k = 0; k < keys_of_thread; k++) {
+      rows[k] = threadIdx.x / parts() + k * (arguments.tile / keys_of_thread);
+    }
+    f32 products[keys_of_thread][heads] = {};
+#pragma unroll unrolled
+    for (u32 vector = part; vector < arguments.vectors; vector += parts()) {
+      const float4 *queries_of_vector =
+          reinterpret_cast<const float4 *>(queries + vector * query_stride);
+      uint4 key[keys_of_thread];
+#pragma unroll
+      for (u32 k = 0; k < keys_of_thread; k++) {
+        key[k] = keys[vector_place(rows[k], vector)];
+      }
+#pragma unroll unrolled_quads
+      for (u32 quad = 0; quad < quads; quad++) {
+        float4 elements_of_key[keys_of_thread];
+#pragma unroll
+        for (u32 k = 0; k < keys_of_thread; k++) {
+          elements_of_key[k] = quad_of(key[k], quad, Element());
+        }
+#pragma unroll
+        for (u32 head = 0; head < heads; head++) {
+          const float4 query = queries_of_vector[head * quads + quad];
+#pragma unroll
+          for (u32 k = 0; k < keys_of_thread; k++) {
+            products[k][head] = add_product(query, elements_of_key[k], products[k][head]);
+          }
+        }
+      }
+    }
+    for (u32 distance = parts() / 2; distance != 0; distance /= 2) {
+#pragma unroll
+      for (u32 k = 0; k < keys_of_thread; k++) {
+#pragma unroll
+        for (u32 head = 0; head < heads; head++) {
+          const f32 other = __shfl_xor_sync(all_lanes, products[k][head], distance);
+          products[k][head] = add_rn(products[k][head], other);
+        }
+      }
+    }
+#pragma unroll
+    for (u32 k = 0; k < keys_of_thread; k++) {
+      const bool is_seen = scratch.addresses[rows[k]] != 0;
+#pragma unroll
+      for (u32 head = 0; head < heads; head++) {
+        if ((k * heads + head) % parts() != part) continue;
+        const f32 score = multiply_rn(products[k][head], arguments.scale);
+        weights[rows[k] * heads + head] = is_seen ? score : -infinity();
+      }
+    }
+  }
+
+  // Turns the scores of a head into weights below the running maximum; a warp for each head.
+  DEVICE void weigh() {
+    constexpr u32 most = largest_tile / warp_lanes;
+    const u32 head = warp_index();
+    if (head >= heads) return;
+    f32 scores[most];
+    f32 largest = -infinity();
+#pragma unroll
+    for (u32 i = 0; i < most; i++) {
+      const u32 row = lane_index() + i * warp_lanes;
+      scores[i] = row < arguments.tile ? weights[row * heads + head] : -infinity();
+      largest = fmaxf(largest, scores[i]);
+    }
+    const Total before = scratch.chunk[head];
+    const f32 maximum = fmaxf(before.maximum, warp_max(largest));
+    const f32 shift = maximum == -infinity() ? 0.0f : maximum;
+    f32 sum = 0.0f;
+#pragma unroll
+    for (u32 i = 0; i < most; i++) {
+      const u32 row = lane_index() + i * warp_lanes;
+      const f32 weight = exp2f(scores[i] - shift);
+      if (row < arguments.tile) weights[row * heads + head] = weight;
+      sum = add_rn(sum, weight);
+    }
+    sum = warp_sum(sum);
+    if (lane_index() == 0) {
+      const f32 factor = exp2f(before.maximum - shift);
+      scratch.chunk[head] = Total{maximum, fused_multiply_add(before.sum, factor, sum)};
+      scratch.factors[head] = factor;
+    }
+  }
+
+  // Adds the tile's values, weighted.
+  DEVICE void add_values() {
+    if (!share.is_there(arguments)) return;
+#pragma unroll
+    for (u32 head = 0; head < heads; head++) {
+      const f32 factor = scratch.factors[head];
+#pragma unroll
+      for (u32 i = 0; i < elements; i++) sums[head][i] = multiply_rn(sums[head][i], factor);
+    }
+#pragma unroll unrolled
+    for (u32 row = share.phase; row < arguments.tile; row += arguments.phases) {
+      const uint4 value = values[vector_place(row, share.vector)];
+#pragma unroll
+      for (u32 quad = 0; quad < quads; quad++) {
+        const float4 four = quad_of(value, quad, Element());
+#pragma unroll
+        for (u32 head = 0; head < heads; head++) {
+          const f32 weight = weights[row * heads + head];
+          f32 *sum = &sums[head][4 * quad];
+          sum[0] = fused_multiply_add(weight, four.x, sum[0]);
+          sum[1] = fused_multiply_add(weight, four.y, sum[1]);
+          sum[2] = fused_multiply_add(weight, four.z, sum[2]);
+          sum[3] = fused_multiply_add(weight, four.w, sum[3]);
+        }
+      }
+    }
+  }
+
+  // Takes the weighted sum of an element of a head over a chunk.
+  DEVICE void take(u32 chunk, u32 head, u32 column, f32 value) {
+    if (unit.helpers > 1) {
+      const Partials partials = partials_of(arguments, unit);
+      partials.value(chunk, head * arguments.paging.head_dim + column) = value;
+      return;
+    }
+    // The chunks come in their order: the output has what they were folded to so far.
+    f32 &output = output_of(arguments, unit)[head * arguments.paging.head_dim + column];
+    Total all = scratch.before[head];
+    f32 folded = chunk != 0 ? output : 0.0f;
+    fold(all, folded, scratch.chunk[head], value);
+    output = chunk + 1 == unit.chunks.count ? mean(all, folded) : folded;
+  }
+
+  // Adds up the sums of all phases, in their order. The tile of values is free, and serves for as many
+  // heads at a time as it has room for.
+  DEVICE void finish_chunk(u32 chunk) {
+    f32 *of_phases = reinterpret_cast<f32 *>(values);
+    const u32 stride = arguments.phases * row_elements();  // of a head
+    const u32 at_once = min(heads, arguments.tile_bytes / u32(stride * sizeof(f32)));
+    for (u32 first = 0; first < unit.heads; first += at_once) {
+#pragma unroll
+      for (u32 head = 0; head < heads; head++) {
+        if (head < first || head >= first + at_once || !share.is_there(arguments)) continue;
+        f32 *to = of_phases + (head - first) * stride + share.phase * row_elements() +
+                  share.vector * elements;
+#pragma unroll
+        for (u32 i = 0; i < elements; i++) to[i] = sums[head][i];
+      }
+      __syncthreads();
+      const u32 last = min(first + at_once, unit.heads);
+      for (u32 i = threadIdx.x; i < (last - first) * arguments.paging.head_dim; i += attention_threads) {
+        const u32 head = i / arguments.paging.head_dim, column = i % arguments.paging.head_dim;
+        f32 sum = 0.0f;
+#pragma unroll unrolled
+        for (u32 phase = 0; phase < arguments.phases; phase++) {
+          sum = add_rn(sum, of_phases[head * stride + phase * row_elements() + column]);
+        }
+        take(chunk, first + head, column, sum);
+      }
+      __syncthreads();
+    }
+    if (threadIdx.x < unit.heads) {
+      const Total &of_chunk = scratch.chunk[threadIdx.x];
+      if (unit.helpers > 1) {
+        partials_of(arguments, unit).set_total(chunk, threadIdx.x, of_chunk);
+      } else {
+        f32 none = 0.0f;
+        fold(scratch.before[threadIdx.x], none, of_chunk, 0.0f);
+      }
+    }
+    begin_chunk();
+  }
+
+  DEVICE void run() {
+    if (threadIdx.x == 0) scratch.places[0] = first_place(unit, blockIdx.z, arguments.tile);
+    if (threadIdx.x < heads) scratch.before[threadIdx.x] = no_total();
+    load_queries();
+    __syncthreads();
+    find_keys(scratch.places[0]);
+    __syncthreads();
+    copy_keys();
+    copy_values();
+    for (u32 turn = 0;; turn ^= 1) {
+      const Place &place = scratch.places[turn];
+      Place &next = scratch.places[turn ^ 1];
+      cp_async_wait<1>();
+      __syncthreads();  // the keys are there
+      if (threadIdx.x == 0) next = next_place(place, unit, arguments.tile);
+      score();
+      __syncthreads();  // the scores and the next place are there, the keys are done with
+      weigh();
+      const bool goes_on = next.is_there(unit);
+      if (goes_on) find_keys(next);
+      cp_async_wait<0>();
+      __syncthreads();  // the weights, the values and the next addresses are there
+      if (goes_on) copy_keys();
+      add_values();
+      __syncthreads();  // the values and the weights are done with
+      if (place.is_last_of_chunk(unit, arguments.tile)) finish_chunk(place.chunk);
+      if (!goes_on) break;
+      copy_values();
+    }
+    if (unit.helpers > 1 && last_block(arguments.counters + unit.index, unit.helpers)) {
+      fold_partials(arguments, unit);
+    }
+  }
+};
+
+template <class Element, u32 heads>
+DEVICE void attend(const AttentionArguments &arguments) {
+  DYNAMIC_SHARED(unsigned char, shared);
+  __shared__ AttentionScratch<heads> scratch;
+  if (blockIdx.x >= count_rows(arguments.rows)) return;
+  // What all threads know is kept in shared memory: registers are for what each of them sums up.
+  if (threadIdx.x == 0) scratch.unit = unit_of_block(arguments);
+  __syncthreads();
+  if (blockIdx.z >= scratch.unit.helpers) return;
+  Block<Element, heads>(arguments, shared, scratch).run();
+}
+
+// By the elements of keys and values, and the most query heads of a group. The bounds are twice the
+// threads of a block: so two blocks' registers fit.
+KERNEL(256, attend_f32_1, AttentionArguments) { attend<f32, 1>(arguments); }
+KERNEL(256, attend_f32_2, AttentionArguments) { attend<f32, 2>(arguments); }
+KERNEL(256, attend_f32_4, AttentionArguments) { attend<f32, 4>(arguments); }
+KERNEL(256, attend_f32_8, AttentionArguments) { attend<f32, 8>(arguments); }
+KERNEL(256, attend_f16_1, AttentionArguments) { attend<f16, 1>(arguments); }
+KERNEL(256, attend_f16_2, AttentionArguments) { attend<f16, 2>(arguments); }
+KERNEL(256, attend_f16_4, AttentionArguments) { attend<f16, 4>(arguments); }
+KERNEL(512, attend_f16_8, AttentionArguments) { attend<f16, 8>(arguments); }
+KERNEL(256, attend_bf16_1, AttentionArguments) { attend<bf16, 1>(arguments); }
+KERNEL(256, attend_bf16_2, AttentionArguments) { attend<bf16, 2>(arguments); }
+KERNEL(256, attend_bf16_4, AttentionArguments) { attend<bf16, 4>(arguments); }
+KERNEL(512, attend_bf16_8, AttentionArguments) { attend<bf16, 8>(arguments); }

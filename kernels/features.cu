@@ -1,0 +1,88 @@
+// The host's features as rows of f32, side by side. They may lie in memory of the host, so that each
+// element is read once, here, and not by every block of the product that follows.
+#include "products.cuh"
+
+constexpr u32 max_features = 64;  // of a launch
+
+struct Feature {
+  u64 address;
+  u64 row_stride;
+  u64 gain;  // 0: all ones
+  u32 gain_dtype;
+  u32 dtype;
+  u32 columns;
+  u32 first_column;  // in the output
+  f32 epsilon;
+  u32 is_normed;
+};
+
+struct FeaturesArguments {
+  RowCount rows;
+  u64 source;
+  Matrix output;
+  Matrix gain;  // of the norm of whole rows
+  f32 epsilon;
+  u32 padding;
+  Feature features[max_features];
+};
+static_assert(sizeof(FeaturesArguments) == 3168, "as in src/backend/cuda/features.rs");
+
+DEVICE void store_piece(f32 *to, bool vectors, u32 len, const f32 (&values)[piece_elements]) {
+  if (vectors) {
+    float4 *vector = reinterpret_cast<float4 *>(to);
+    vector[0] = make_float4(values[0], values[1], values[2], values[3]);
+    vector[1] = make_float4(values[4], values[5], values[6], values[7]);
+  } else {
+#pragma unroll
+    for (u32 i = 0; i < piece_elements; i++) {
+      if (i < len) to[i] = values[i];
+    }
+  }
+}
+
+// Each block has one row of one feature.
+KERNEL(256, gather_features, FeaturesArguments) {
+  const Feature &feature = arguments.features[blockIdx.y];
+  const u32 row = blockIdx.x, columns = feature.columns;
+  if (row >= count_rows(arguments.rows)) return;
+  const u64 source = u64(reinterpret_cast<const i32 *>(arguments.source)[row]);
+  const u64 from = feature.address + source * feature.row_stride * dtype_bytes(feature.dtype);
+  f32 *to = f32_row(arguments.output, row) + feature.first_column;
+  const bool from_vectors = has_vectors(from, columns), to_vectors = has_vectors(u64(to), columns);
+  f32 squares = 0.0f;
+  for (u32 column = threadIdx.x * piece_elements; column < columns;
+       column += product_threads * piece_elements) {
+    f32 values[piece_elements];
+    widen(values, load_piece(from, feature.dtype, from_vectors, column, columns));
+    squares = add_squares(squares, values);
+    store_piece(to + column, to_vectors, columns - column, values);
+  }
+  if (!feature.is_normed) return;
+  const f32 factor = inverse_rms(block_sum<product_threads>(squares), columns, feature.epsilon);
+  const Gain gain = {feature.gain, feature.gain_dtype, has_vectors(feature.gain, columns)};
+  for (u32 column = threadIdx.x * piece_elements; column < columns;
+       column += product_threads * piece_elements) {
+    f32 values[piece_elements], gains[piece_elements];
+    widen(values, load_piece(u64(to), dtype_f32, to_vectors, column, columns));
+    widen(gains, gain.load(column, columns));
+#pragma unroll
+    for (u32 i = 0; i < piece_elements; i++) {
+      values[i] = multiply_rn(multiply_rn(values[i], factor), gains[i]);
+    }
+    store_piece(to + column, to_vectors, columns - column, values);
+  }
+}
+
+// The norm of all features of a row together, in place.
+KERNEL(256, norm_features, FeaturesArguments) {
+  const u32 row = blockIdx.x;
+  if (row >= count_rows(arguments.rows)) return;
+  const f32 *values = f32_row(arguments.output, row);
+  f32 squares = 0.0f;
+  for (u32 column = threadIdx.x; column < arguments.output.columns; column += product_threads) {
+    squares = fused_multiply_add(values[column], values[column], squares);
+  }
+  squares = block_sum<product_threads>(squares);
+  const f32 factor = inverse_rms(squares, arguments.output.columns, arguments.epsilon);
+  norm_in_place(arguments.output, row, arguments.gain, factor);
+}

@@ -1,0 +1,365 @@
+// The way into an attention: norm, query / key / value maps, norms of the heads, rotary embedding, append
+// to the pages.
+//
+// With few rows this is one launch. Each block has a few rows of one head's weights, and the last block
+// of a head finishes it. With many rows the products come first and the heads in a second launch.
+#include "products.cuh"
+
+constexpr u32 max_row_segments = 16;
+
+// The half of the first layer's input that comes from the token.
+struct Embedding {
+  Matrix segments[max_row_segments];
+  Matrix given;  // rows of the host, for rows without a token
+  Norm norm;
+  u32 num_segments;  // 0: there is no such half
+  u32 padding;
+};
+
+// The map to the heads of queries, keys or values.
+struct HeadMap {
+  Matrix weight;
+  Matrix bias;
+  Matrix output;  // [rows, heads * head_dim]
+  Norm norm;
+  u32 heads;  // 0: not wanted
+  u32 is_normed;
+};
+
+enum HeadKind : u32 { query = 0, key = 1, value = 2, head_kinds = 3 };
+
+struct Rotary {
+  u64 inverse_frequency;
+  u64 long_inverse_frequency;
+  i64 long_from;
+  u32 half;  // of the elements that are turned
+  f32 scale;
+};
+
+struct Paging {
+  Matrix pages;
+  u64 table;
+  u64 page_row;
+  u32 page_size;
+  u32 num_kv_heads;
+  u32 layer;
+  u32 padding;
+};
+
+struct ProjectArguments {
+  RowCount rows;
+  u64 sequence;
+  u64 position;
+  u64 rope_position;
+  u64 token;
+  u64 counters;     // those of the groups, see below
+  u64 inverse_rms;  // of the residual stream's rows, from the products to the heads of many rows
+  Matrix hidden;
+  Norm norm;
+  Embedding embedding;
+  HeadMap maps[head_kinds];
+  Rotary rotary;
+  Paging paging;
+  u32 head_dim;
+  u32 residual_is_normed;
+};
+static_assert(sizeof(Embedding) == 592 && sizeof(HeadMap) == 144, "as in src/backend/cuda/project.rs");
+static_assert(sizeof(ProjectArguments) == 1264, "as in src/backend/cuda/project.rs");
+
+DEVICE i32 entry(u64 array, u64 index) { return reinterpret_cast<const i32 *>(array)[index]; }
+
+// ---- The input -----------------------------------------------------------------------------------
+
+struct InputRow {
+  u64 address;
+  u32 dtype;
+  u32 vectors;
+};
+
+template <u32 rows>
+struct InputRows {
+  InputRow halves[2][rows];
+
+  DEVICE Piece load(u32 half, u32 row, u32 column, u32 end) const {
+    const InputRow input = halves[half][row];
+    return load_piece(input.address, input.dtype, input.vectors, column, end);
+  }
+};
+
+DEVICE u64 segment_row(const Embedding &embedding, u32 row) {
+  u32 segment = 0;
+  while (segment + 1 < embedding.num_segments && row >= embedding.segments[segment].rows) {
+    row -= embedding.segments[segment].rows;
+    segment++;
+  }
+  return row_address(embedding.segments[segment], row);
+}
+
+DEVICE InputRow embedded_row(const Embedding &embedding, i32 token, u32 columns) {
+  const bool is_token = token >= 0;
+  const u64 address = is_token ? segment_row(embedding, u32(token))
+                               : row_address(embedding.given, u32(-1 - token));
+  const u32 dtype = is_token ? embedding.segments[0].dtype : embedding.given.dtype;
+  return InputRow{address, dtype, has_vectors(address, columns)};
+}
+
+DEVICE Norms norms_of(const ProjectArguments &arguments) {
+  const bool has_embedding = arguments.embedding.num_segments > 0;
+  const f32 hidden = arguments.norm.epsilon;
+  return Norms{has_embedding ? 2u : 1u, arguments.hidden.columns,
+               has_embedding ? arguments.embedding.norm.epsilon : hidden, hidden};
+}
+
+// Looks up the rows of a group; the block's threads meet.
+template <u32 rows>
+DEVICE void find_rows(InputRows<rows> &inputs, const ProjectArguments &arguments, const Norms &norms,
+                      const RowGroup &group) {
+  const u32 columns = norms.columns;
+  for (u32 i = threadIdx.x; i < norms.halves * group.len; i += product_threads) {
+    const u32 half = i / group.len, row = i % group.len;
+    if (half + 1 == norms.halves) {
+      const u64 address = row_address(arguments.hidden, group.begin + row);
+      inputs.halves[half][row] = InputRow{address, dtype_f32, has_vectors(address, columns)};
+    } else {
+      const i32 token = entry(arguments.token, group.begin + row);
+      inputs.halves[half][row] = embedded_row(arguments.embedding, token, columns);
+    }
+  }
+  __syncthreads();
+}
+
+template <class Kind>
+DEVICE Gain gain_of_half(const ProjectArguments &arguments, const Norms &norms, u32 half) {
+  return gain_of<Kind>(half + 1 == norms.halves ? arguments.norm : arguments.embedding.norm);
+}
+
+// ---- Heads ---------------------------------------------------------------------------------------
+
+// One of all heads.
+struct Head {
+  u32 kind;
+  u32 index;  // among those of its kind
+};
+
+DEVICE Head head_of(const ProjectArguments &arguments, u32 index) {
+  u32 kind = query;
+  while (kind + 1 < head_kinds && index >= arguments.maps[kind].heads) {
+    index -= arguments.maps[kind].heads;
+    kind++;
+  }
+  return Head{kind, index};
+}
+
+DEVICE u32 count_heads(const ProjectArguments &arguments) {
+  return arguments.maps[query].heads + arguments.maps[key].heads + arguments.maps[value].heads;
+}
+
+// Sine and cosine of any finite angle. The angle is brought to one eighth of a circle in double
+// precision, where the Taylor polynomials are exact enough for a float.
+DEVICE void sine_cosine(f32 angle, f32 &sine, f32 &cosine) {
+  constexpr f64 quarters_per_radian = 0.63661977236758134308;
+  constexpr f64 quarter = 1.57079632679489655800, quarter_low = 6.12323399573676603587e-17;
+  const f64 quarters = rint(__dmul_rn(f64(angle), quarters_per_radian));
+  f64 x = __fma_rn(-quarters, quarter, f64(angle));
+  x = __fma_rn(-quarters, quarter_low, x);
+  const f64 square = __dmul_rn(x, x);
+  f64 s = 1.0 / 362880;
+  s = __fma_rn(s, square, -1.0 / 5040);
+  s = __fma_rn(s, square, 1.0 / 120);
+  s = __fma_rn(s, square, -1.0 / 6);
+  s = __fma_rn(s, __dmul_rn(square, x), x);
+  f64 c = -1.0 / 3628800;
+  c = __fma_rn(c, square, 1.0 / 40320);
+  c = __fma_rn(c, square, -1.0 / 720);
+  c = __fma_rn(c, square, 1.0 / 24);
+  c = __fma_rn(c, square, -0.5);
+  c = __fma_rn(c, square, 1.0);
+  const u32 quadrant = u32(i64(quarters)) & 3;
+  const f64 swapped_sine = quadrant & 1 ? c : s, swapped_cosine = quadrant & 1 ? s : c;
+  sine = f32(quadrant & 2 ? -swapped_sine : swapped_sine);
+  cosine = f32((quadrant + 1) & 2 ? -swapped_cosine : swapped_cosine);
+}
+
+// Where a head's keys or values of a row belong; 0 where the table names no page of the pool.
+DEVICE u64 page_place(const ProjectArguments &arguments, const Head &head, u32 row) {
+  const Paging &paging = arguments.paging;
+  const u32 position = u32(entry(arguments.position, row));
+  const i32 first = entry(paging.page_row, u32(entry(arguments.sequence, row)));
+  const i32 page = entry(paging.table, u64(u32(first)) + position / paging.page_size);
+  if (page < 0 || u32(page) >= paging.pages.rows) return 0;
+  const u32 planes = paging.layer * 2 + (head.kind == value ? 1 : 0);
+  const u64 plane = u64(planes) * paging.num_kv_heads + head.index;
+  const u64 offset = (plane * paging.page_size + position % paging.page_size) * arguments.head_dim;
+  return row_address(paging.pages, u32(page)) + offset * dtype_bytes(paging.pages.dtype);
+}
+
+// Norms and turns a row's head, by a warp; a query in place, keys and values into their page.
+DEVICE void finish_head(const ProjectArguments &arguments, const Head &head, u32 row) {
+  const HeadMap &map = arguments.maps[head.kind];
+  const Rotary &rotary = arguments.rotary;
+  const u32 head_dim = arguments.head_dim, lane = lane_index();
+  const f32 *from = f32_row(map.output, row) + head.index * head_dim;
+  u64 to = u64(from);
+  u32 dtype = dtype_f32;
+  if (head.kind != query) {
+    to = page_place(arguments, head, row);
+    dtype = arguments.paging.pages.dtype;
+    if (to == 0) return;
+  }
+  f32 factor = 1.0f;
+  if (map.is_normed) {
+    f32 squares = 0.0f;
+    for (u32 i = lane; i < head_dim; i += warp_lanes) {
+      squares = fused_multiply_add(from[i], from[i], squares);
+    }
+    factor = inverse_rms(warp_sum(squares), head_dim, map.norm.epsilon);
+  }
+  const auto element = [&](u32 i) {
+    if (!map.is_normed) return from[i];
+    return multiply_rn(multiply_rn(from[i], factor), element_or(map.norm.weight, i, 1.0f));
+  };
+  const u32 half = head.kind == value ? 0 : rotary.half;
+  const i32 position = entry(arguments.rope_position, row);
+  const bool is_long = position >= rotary.long_from;
+  const f32 *frequencies = reinterpret_cast<const f32 *>(is_long ? rotary.long_inverse_frequency
+                                                                 : rotary.inverse_frequency);
+  for (u32 i = lane; i < half; i += warp_lanes) {
+    f32 sine, cosine;
+    sine_cosine(multiply_rn(f32(position), frequencies[i]), sine, cosine);
+    sine = multiply_rn(sine, rotary.scale);
+    cosine = multiply_rn(cosine, rotary.scale);
+    const f32 a = element(i), b = element(i + half);
+    store_element(to, dtype, i, subtract_rn(multiply_rn(a, cosine), multiply_rn(b, sine)));
+    store_element(to, dtype, i + half, add_rn(multiply_rn(b, cosine), multiply_rn(a, sine)));
+  }
+  for (u32 i = 2 * half + lane; i < head_dim; i += warp_lanes) {
+    store_element(to, dtype, i, element(i));
+  }
+}
+
+// ---- Few rows ------------------------------------------------------------------------------------
+
+// The counters of a group of rows.
+struct GroupCounters {
+  u32 *of_heads;
+  u32 (&last_blocks)[2];
+};
+
+DEVICE GroupCounters counters_of_group(const ProjectArguments &arguments) {
+  const u32 heads = count_heads(arguments);
+  u32 *words = reinterpret_cast<u32 *>(arguments.counters) + blockIdx.x * (heads + 2);
+  return GroupCounters{words + 2, *reinterpret_cast<u32(*)[2]>(words)};
+}
+
+template <class Kind, class Shape>
+DEVICE void project(const ProjectArguments &arguments) {
+  __shared__ Meeting<Shape> meeting;
+  __shared__ InputRows<Shape::rows> inputs;
+  const Norms norms = norms_of(arguments);
+  const u32 blocks_of_head = (arguments.head_dim + Shape::columns - 1) / Shape::columns;
+  const u32 head_index = blockIdx.y / blocks_of_head;
+  const Head head = head_of(arguments, head_index);
+  const HeadMap &map = arguments.maps[head.kind];
+  const u32 begin = blockIdx.y % blocks_of_head * Shape::columns;  // in the head
+  const u32 first_column = head.index * arguments.head_dim + begin;
+
+  const ColumnSlice slice = slice_of(warp_index(), norms.columns, norms.halves);
+  WeightStream<Kind, Shape> weights;
+  weights.open([&](u32 row) { return weight_row(map.weight, first_column + row); }, slice);
+  const RowGroup group = group_of_block(arguments.rows, Shape::rows);
+  if (group.len == 0) return;
+  find_rows(inputs, arguments, norms, group);
+  Sums<Shape> sums = {};
+  const Gain gain = gain_of_half<Kind>(arguments, norms, slice.half);
+  accumulate<Kind, Shape, true>(sums, weights, slice, inputs, gain, group.len);
+  combine<Shape, true, false>(meeting, sums, norms, group.len, [&](u32 row, u32 column, f32 value) {
+    if (begin + column >= arguments.head_dim) return;
+    column += first_column;
+    f32_row(map.output, group.begin + row)[column] =
+        add_rn(value, element_or(map.bias, column, 0.0f));
+  });
+
+  const GroupCounters counters = counters_of_group(arguments);
+  if (last_block(&counters.of_heads[head_index], blocks_of_head)) {
+    for (u32 row = warp_index(); row < group.len; row += product_warps) {
+      finish_head(arguments, head, group.begin + row);
+    }
+  }
+  if (arguments.residual_is_normed) {
+    // Until all blocks are done, they read the residual stream as it was.
+    const u32 count = count_last_blocks(group.len, gridDim.y, gridDim.x);
+    const u32 number = join_last_blocks(counters.last_blocks, gridDim.y, count);
+    if (number == count) return;
+    for (u32 row = number; row < group.len; row += count) {
+      const f32 factor = inverse_rms(meeting, norms, norms.halves - 1, row);
+      norm_in_place(arguments.hidden, group.begin + row, arguments.norm.weight, factor);
+    }
+    leave_last_blocks(counters.last_blocks, count);
+  }
+}
+
+typedef Shape<1, 2, 3> Project16;
+typedef Shape<2, 4, 1> Project32;
+
+KERNEL_RESIDENT(256, 2, project_bf16_16, ProjectArguments) { project<Bf16Weights, Project16>(arguments); }
+KERNEL_RESIDENT(256, 2, project_bf16_32, ProjectArguments) { project<Bf16Weights, Project32>(arguments); }
+KERNEL_RESIDENT(256, 2, project_f16_16, ProjectArguments) { project<F16Weights, Project16>(arguments); }
+KERNEL_RESIDENT(256, 1, project_f16_32, ProjectArguments) { project<F16Weights, Project32>(arguments); }
+KERNEL_RESIDENT(256, 1, project_any_16, ProjectArguments) { project<AnyWeights, Project16>(arguments); }
+KERNEL_RESIDENT(256, 1, project_any_32, ProjectArguments) { project<AnyWeights, Project32>(arguments); }
+
+// ---- Many rows -----------------------------------------------------------------------------------
+
+DEVICE u32 blocks_of_map(const HeadMap &map, u32 head_dim) {
+  return (map.heads * head_dim + block_weights - 1) / block_weights;
+}
+
+template <class Kind>
+DEVICE void project_many(const ProjectArguments &arguments) {
+  __shared__ Stage<Kind> stage;
+  __shared__ InputRows<block_rows> inputs;
+  u32 kind = query, block = blockIdx.y;
+  while (block >= blocks_of_map(arguments.maps[kind], arguments.head_dim)) {
+    block -= blocks_of_map(arguments.maps[kind], arguments.head_dim);
+    kind++;
+  }
+  const HeadMap &map = arguments.maps[kind];
+  const u32 first_column = block * block_weights;
+  const RowGroup group = group_of_block(arguments.rows, block_rows);
+  if (group.len == 0) return;
+  const Norms norms = norms_of(arguments);
+  find_rows(inputs, arguments, norms, group);
+  const auto place = [&](u32 row, u32 column) {
+    column += first_column;
+    f32 *output = f32_row(map.output, group.begin + row) + column;
+    return column < map.heads * arguments.head_dim ? output : nullptr;
+  };
+  multiply_block<Kind, true, false>(
+      stage, norms, [&](u32 row) { return weight_row(map.weight, first_column + row); }, inputs,
+      [&](u32 half) { return gain_of_half<Kind>(arguments, norms, half); }, group.len, place,
+      [&](u32 row, u32 column, f32 value) {
+        f32 *output = place(row, column);
+        if (output == nullptr) return;
+        *output = add_rn(value, element_or(map.bias, first_column + column, 0.0f));
+      });
+  if (blockIdx.y == 0 && threadIdx.x < group.len) {
+    f32 *factors = reinterpret_cast<f32 *>(arguments.inverse_rms) + group.begin;
+    factors[threadIdx.x] = stage.inverse_rms[norms.halves - 1][threadIdx.x];
+  }
+}
+
+KERNEL_RESIDENT(256, 1, project_bf16_many, ProjectArguments) { project_many<Bf16Weights>(arguments); }
+KERNEL_RESIDENT(256, 1, project_f16_many, ProjectArguments) { project_many<F16Weights>(arguments); }
+KERNEL_RESIDENT(256, 1, project_any_many, ProjectArguments) { project_many<AnyWeights>(arguments); }
+
+// The heads of a row, one to a warp; the blocks of the last row of the grid see to the residual stream.
+KERNEL(256, finish_projection, ProjectArguments) {
+  const u32 row = blockIdx.x;
+  if (row >= count_rows(arguments.rows)) return;
+  const u32 index = blockIdx.y * product_warps + warp_index();
+  if (index < count_heads(arguments)) finish_head(arguments, head_of(arguments, index), row);
+  if (arguments.residual_is_normed && blockIdx.y == gridDim.y - 1) {
+    const f32 factor = reinterpret_cast<const f32 *>(arguments.inverse_rms)[row];
+    norm_in_place(arguments.hidden, row, arguments.norm.weight, factor);
+  }
+}

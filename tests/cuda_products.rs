@@ -1,0 +1,1133 @@
+//! The phases that are matrix products, on CUDA against the CPU.
+
+mod device;
+#[path = "host/random.rs"]
+mod random;
+
+use device::buffer::Buffer;
+use device::memory::Memory;
+use device::{Device, is_cuda_or_skipped};
+use half::{bf16, f16};
+use random::Random;
+use speculators::backend::cpu::{CpuBackend, Threads};
+use speculators::backend::cuda::{CudaBackend, KernelCache, Options};
+use speculators::backend::phases::{
+    Activation, AddProjection, AttentionHeads, Column, DraftBatch, EmbeddingInput, FeatureNorm,
+    FuseFeatures, GateUp, KvPool, KvProjection, Linear, Norm, Paging, Project, Propose,
+    QueryProjection, Rotary, RowSegments, Rows,
+};
+use speculators::backend::verify::SamplingArrays;
+use speculators::backend::{Backend, Stream};
+use speculators::tensor::{Dtype, Matrix, Span};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+
+// ---- Devices ------------------------------------------------------------------------------------
+
+fn cpu() -> &'static dyn Backend {
+    static CPU: OnceLock<CpuBackend> = OnceLock::new();
+    CPU.get_or_init(|| CpuBackend::new(Threads::Own(1)).unwrap())
+}
+
+fn cuda() -> &'static dyn Backend {
+    static CUDA: OnceLock<CudaBackend> = OnceLock::new();
+    CUDA.get_or_init(|| {
+        let images = device::kernel_directory();
+        let options = Options { images, cache: KernelCache::None, ..Options::default() };
+        CudaBackend::new(&options).unwrap()
+    })
+}
+
+/// One test at a time has the device. `None` where there is none.
+fn cuda_test() -> Option<MutexGuard<'static, ()>> {
+    static TURN: Mutex<()> = Mutex::new(());
+    is_cuda_or_skipped().then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Memory that one phase works on, on one device.
+struct Place {
+    device: Device,
+    bytes: Vec<Buffer<u8>>,
+    scratch: Vec<(Memory, usize)>,
+}
+
+/// How a matrix lies in memory.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    /// Elements before the first row, which begins at a multiple of 16 bytes without them.
+    offset: usize,
+    /// Elements between rows.
+    gap: usize,
+}
+
+const COMPACT: Layout = Layout { offset: 0, gap: 0 };
+
+impl Layout {
+    /// Mostly one that kernels can read in vectors.
+    fn random(random: &mut Random) -> Self {
+        match random.below(4) {
+            0 => Self { offset: random.below(9), gap: random.below(9) },
+            1 => Self { offset: 8 * random.below(3), gap: 8 * random.below(3) },
+            _ => COMPACT,
+        }
+    }
+}
+
+/// Numbers that belong into a matrix.
+#[derive(Clone, Debug)]
+struct Values {
+    rows: usize,
+    columns: usize,
+    dtype: Dtype,
+    layout: Layout,
+    elements: Vec<f32>,
+}
+
+fn encode(dtype: Dtype, value: f32, bytes: &mut Vec<u8>) {
+    match dtype {
+        Dtype::F32 => bytes.extend(value.to_ne_bytes()),
+        Dtype::F16 => bytes.extend(f16::from_f32(value).to_ne_bytes()),
+        Dtype::Bf16 => bytes.extend(bf16::from_f32(value).to_ne_bytes()),
+    }
+}
+
+fn decode(dtype: Dtype, bytes: &[u8]) -> f32 {
+    match dtype {
+        Dtype::F32 => f32::from_ne_bytes(bytes.try_into().unwrap()),
+        Dtype::F16 => f16::from_ne_bytes(bytes.try_into().unwrap()).to_f32(),
+        Dtype::Bf16 => bf16::from_ne_bytes(bytes.try_into().unwrap()).to_f32(),
+    }
+}
+
+impl Values {
+    fn random(
+        random: &mut Random,
+        (rows, columns): (usize, usize),
+        dtype: Dtype,
+        scale: f32,
+    ) -> Self {
+        let elements = (0..rows * columns).map(|_| random.normal() * scale).collect();
+        Self { rows, columns, dtype, layout: Layout::random(random), elements }
+    }
+
+    /// Gains lie around one.
+    fn gain(random: &mut Random, columns: usize) -> Self {
+        let dtype = DTYPES[random.below(3)];
+        let mut values = Self::random(random, (1, columns), dtype, 0.3);
+        values.elements.iter_mut().for_each(|value| *value += 1.0);
+        values
+    }
+
+    /// The rows `first .. first + rows` alone.
+    fn rows(&self, first: usize, rows: usize) -> Self {
+        let elements = self.elements[first * self.columns..][..rows * self.columns].to_vec();
+        Self { rows, elements, ..self.clone() }
+    }
+}
+
+impl Place {
+    fn on(device: Device) -> Self {
+        Self { device, bytes: Vec::new(), scratch: Vec::new() }
+    }
+
+    fn lend(&mut self, bytes: Vec<u8>) -> u64 {
+        self.bytes.push(Buffer::on(self.device, bytes));
+        self.bytes.last().unwrap().as_ptr() as u64
+    }
+
+    fn matrix(&mut self, values: &Values) -> Matrix {
+        let Values { rows, columns, dtype, layout, .. } = *values;
+        let row_stride = columns + layout.gap;
+        // The CPU's memory is aligned by hand; what is not part of the matrix is NaN.
+        let mut bytes = Vec::new();
+        (0..layout.offset).for_each(|_| encode(dtype, f32::NAN, &mut bytes));
+        for row in values.elements.chunks(columns) {
+            row.iter().for_each(|&value| encode(dtype, value, &mut bytes));
+            (0..layout.gap).for_each(|_| encode(dtype, f32::NAN, &mut bytes));
+        }
+        let size = dtype.size();
+        // Nothing may be read beyond the last row.
+        let end = bytes.len() - if rows > 0 { layout.gap * size } else { 0 };
+        bytes.truncate(end);
+        let mut padded = vec![0; 16];
+        padded.append(&mut bytes);
+        let start = self.lend(padded);
+        let address = self.aligned(start) + (layout.offset * size) as u64;
+        Matrix { address, dtype, rows, columns, row_stride }
+    }
+
+    /// Moves the bytes of the last buffer to an address that is a multiple of 16.
+    fn aligned(&mut self, start: u64) -> u64 {
+        let shift = (16 - start % 16) as usize;
+        let buffer = self.bytes.last_mut().unwrap();
+        buffer.copy_within(16.., shift);
+        start + shift as u64
+    }
+
+    fn norm(&mut self, gain: &Option<Values>) -> Norm {
+        Norm { weight: gain.as_ref().map(|gain| self.matrix(gain)), epsilon: 1e-5 }
+    }
+
+    fn linear(&mut self, weight: &Values, bias: &Option<Values>) -> Linear {
+        let weight = self.matrix(weight);
+        Linear { weight, bias: bias.as_ref().map(|bias| self.matrix(bias)) }
+    }
+
+    /// A matrix of F32 that is to be written, full of a number that no result is.
+    fn output(&mut self, rows: usize, columns: usize) -> Matrix {
+        let elements = vec![UNWRITTEN; rows * columns];
+        self.matrix(&Values { rows, columns, dtype: Dtype::F32, layout: COMPACT, elements })
+    }
+
+    fn array<T: bytemuck::NoUninit>(&mut self, elements: &[T]) -> Span<T> {
+        let mut padded = vec![0; 16];
+        padded.extend_from_slice(bytemuck::cast_slice(elements));
+        let start = self.lend(padded);
+        Span::new(self.aligned(start), elements.len())
+    }
+
+    /// Scratch as sessions prepare it, of whole zeros.
+    fn scratch(&mut self, bytes: usize) -> Span<u8> {
+        let memory = Memory::filled_on(self.device, bytes as u64, 0);
+        let address = memory.address() as u64;
+        self.scratch.push((memory, bytes));
+        Span::new(address, bytes)
+    }
+
+    fn scratch_bytes(&self) -> Vec<u8> {
+        self.scratch.iter().flat_map(|(memory, bytes)| memory.read(0..*bytes)).collect()
+    }
+
+    /// Runs a phase and waits for it.
+    fn run(&self, phase: impl FnOnce(&dyn Backend, Stream)) {
+        match self.device {
+            Device::Cpu => phase(cpu(), Stream::NONE),
+            Device::Cuda => {
+                let stream = device::stream::Stream::on(Device::Cuda);
+                let _scope = cuda().enter().unwrap();
+                phase(cuda(), Stream(stream.handle() as u64));
+                stream.synchronize();
+            }
+        }
+    }
+}
+
+const UNWRITTEN: f32 = -12345.678;
+
+fn bytes_at<'a>(address: u64, len: usize) -> &'a [u8] {
+    // SAFETY: the callers' matrices and arrays are buffers of a place that is alive.
+    unsafe { std::slice::from_raw_parts(address as *const u8, len) }
+}
+
+fn read(matrix: &Matrix) -> Vec<f32> {
+    let size = matrix.dtype.size();
+    (0..matrix.rows)
+        .flat_map(|row| bytes_at(matrix.row_address(row), matrix.columns * size).chunks(size))
+        .map(|element| decode(matrix.dtype, element))
+        .collect()
+}
+
+fn read_array<T: bytemuck::AnyBitPattern>(span: Span<T>) -> Vec<T> {
+    let bytes = bytes_at(span.address(), span.len() * size_of::<T>());
+    bytes.chunks(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
+}
+
+// ---- Rows ---------------------------------------------------------------------------------------
+
+/// The rows of a phase; what the phase does not look at may be empty.
+#[derive(Clone, Debug, Default)]
+struct RowValues {
+    /// How many there are of `most`.
+    count: usize,
+    most: usize,
+    /// Before the first one of the view.
+    first: usize,
+    sequence: Vec<i32>,
+    position: Vec<i32>,
+    rope_position: Vec<i32>,
+    token: Vec<i32>,
+    source: Vec<i32>,
+}
+
+impl RowValues {
+    fn new(count: usize, most: usize, first: usize) -> Self {
+        Self { count, most, first, ..Self::default() }
+    }
+
+    fn lend(&self, place: &mut Place) -> Rows {
+        let mut column = |values: &Vec<i32>| {
+            let mut values = values.clone();
+            values.resize(self.most, i32::MIN);
+            place.array(&values)
+        };
+        let [sequence, position, rope_position, token, source] =
+            [&self.sequence, &self.position, &self.rope_position, &self.token, &self.source]
+                .map(&mut column);
+        let count = place.array(&[(self.first + self.count) as i32]);
+        Rows { count, first: self.first, sequence, position, rope_position, token, source }
+    }
+}
+
+/// Row counts of all kernels: none, few, some in two groups, many in several groups.
+fn random_rows(random: &mut Random) -> RowValues {
+    let most = match random.below(6) {
+        0 => 1 + random.below(3),
+        1 => 1 + random.below(16),
+        2 => 17 + random.below(16),
+        3 => 33 + random.below(32),
+        _ => 65 + random.below(66),
+    };
+    let count = if random.chance(0.3) { random.below(most + 1) } else { most };
+    RowValues::new(count, most, if random.chance(0.3) { random.below(100) } else { 0 })
+}
+
+const WIDTHS: [usize; 10] = [8, 36, 40, 50, 72, 80, 160, 256, 264, 520];
+
+fn optional<T>(random: &mut Random, value: impl FnOnce(&mut Random) -> T) -> Option<T> {
+    random.chance(0.5).then(|| value(random))
+}
+
+fn bias(random: &mut Random, columns: usize) -> Option<Values> {
+    let dtype = DTYPES[random.below(3)];
+    optional(random, |random| Values::random(random, (1, columns), dtype, 1.0))
+}
+
+/// Rows agree as f32 sums do, and what is not a row stays as it was.
+#[track_caller]
+fn assert_close(found: &[f32], expected: &[f32], columns: usize, tolerance: f32, what: &str) {
+    assert_eq!(found.len(), expected.len());
+    for (row, (found, expected)) in found.chunks(columns).zip(expected.chunks(columns)).enumerate()
+    {
+        let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        for (column, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let same = found == expected || (found - expected).abs() <= tolerance * largest;
+            assert!(same, "{what}: row {row} column {column}: {found} for {expected}");
+        }
+    }
+}
+
+#[track_caller]
+fn assert_same_bits(found: &[f32], expected: &[f32], what: &str) {
+    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    assert!(bits(found) == bits(expected), "{what}: {found:?} for {expected:?}");
+}
+
+/// What remains of the products of 16-bit weights with inputs in two parts.
+const TOLERANCE: f32 = 1.5e-5;
+
+/// Cases of a test: one by its number if `SPEC_TEST_CASE` names it.
+fn cases(count: u64) -> impl Iterator<Item = (u64, Random)> {
+    let named = std::env::var("SPEC_TEST_CASE").ok().map(|number| number.parse().unwrap());
+    let numbers = named.map_or(0..count, |number: u64| number..number + 1);
+    numbers.map(|number| (number, Random::new(number)))
+}
+
+fn test_cases(on_full: u64) -> u64 {
+    std::env::var("SPEC_TEST_CASES").map_or(on_full, |count| count.parse().unwrap())
+}
+
+// ---- Linear maps --------------------------------------------------------------------------------
+
+#[derive(Clone, Debug)]
+struct AddCase {
+    rows: RowValues,
+    input: Values,
+    weight: Values,
+    bias: Option<Values>,
+    hidden: Values,
+}
+
+impl AddCase {
+    fn random(random: &mut Random, rows: RowValues) -> Self {
+        let (inputs, outputs) = (WIDTHS[random.below(10)], 1 + random.below(170));
+        let scale = 1.0 / (inputs as f32).sqrt();
+        let dtype = DTYPES[random.below(3)];
+        Self {
+            input: Values::random(random, (rows.most, inputs), Dtype::F32, 1.0),
+            weight: Values::random(random, (outputs, inputs), dtype, scale),
+            bias: bias(random, outputs),
+            hidden: Values::random(random, (rows.most, outputs), Dtype::F32, 1.0),
+            rows,
+        }
+    }
+
+    fn run(&self, device: Device) -> Vec<f32> {
+        let mut place = Place::on(device);
+        let phase = AddProjection {
+            rows: self.rows.lend(&mut place),
+            input: place.matrix(&self.input),
+            linear: place.linear(&self.weight, &self.bias),
+            hidden: place.matrix(&self.hidden),
+        };
+        place.run(|backend, stream| backend.add_projection(stream, &phase).unwrap());
+        read(&phase.hidden)
+    }
+
+    /// The case of some of the rows.
+    fn rows(&self, first: usize, rows: usize) -> Self {
+        Self {
+            rows: RowValues::new(rows, rows, 0),
+            input: self.input.rows(first, rows),
+            hidden: self.hidden.rows(first, rows),
+            ..self.clone()
+        }
+    }
+}
+
+#[test]
+fn linear_maps_are_added_to_the_residual_stream_as_on_the_cpu() {
+    let Some(_turn) = cuda_test() else { return };
+    for (number, mut random) in cases(test_cases(60)) {
+        let rows = random_rows(&mut random);
+        let case = AddCase::random(&mut random, rows);
+        let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
+        let what = format!("case {number}: {:?} {:?}", case.weight.dtype, case.rows);
+        assert_close(&found, &expected, case.hidden.columns, TOLERANCE, &what);
+    }
+}
+
+/// Runs parts of a case that has 130 rows: what each row comes to depends on it alone.
+fn assert_rows_are_independent(width: usize, run: impl Fn(usize, usize) -> Vec<f32>) {
+    let all = run(0, 130);
+    for (first, rows) in
+        [(0, 65), (3, 64), (100, 30), (5, 33), (7, 17), (60, 16), (129, 1), (64, 2)]
+    {
+        let found = run(first, rows);
+        let expected = &all[first * width..][..rows * width];
+        assert_same_bits(&found, expected, &format!("rows {first} .. {first} + {rows}"));
+    }
+}
+
+#[test]
+fn a_row_of_a_linear_map_does_not_depend_on_its_neighbours() {
+    let Some(_turn) = cuda_test() else { return };
+    for (_, mut random) in cases(test_cases(9)) {
+        let case = AddCase::random(&mut random, RowValues::new(130, 130, 0));
+        let width = case.hidden.columns;
+        assert_rows_are_independent(width, |first, rows| case.rows(first, rows).run(Device::Cuda));
+    }
+}
+
+// ---- Features -----------------------------------------------------------------------------------
+
+#[derive(Clone, Debug)]
+enum FeatureGains {
+    None,
+    Joint(Option<Values>),
+    Each(Vec<Option<Values>>),
+}
+
+#[derive(Clone, Debug)]
+struct FuseCase {
+    rows: RowValues,
+    features: Vec<Values>,
+    gains: FeatureGains,
+    weight: Values,
+}
+
+impl FuseCase {
+    fn random(random: &mut Random, mut rows: RowValues) -> Self {
+        let num_rows = 1 + random.below(20);
+        rows.source = (0..rows.count).map(|_| random.below(num_rows) as i32).collect();
+        let count = if random.chance(0.1) { 70 } else { 1 + random.below(4) };
+        let widths: Vec<usize> = (0..count).map(|_| WIDTHS[random.below(5)]).collect();
+        let feature = |random: &mut Random, &width: &usize| {
+            let dtype = DTYPES[random.below(3)];
+            Values::random(random, (num_rows, width), dtype, 2.0)
+        };
+        let features = widths.iter().map(|width| feature(random, width)).collect();
+        let total = widths.iter().sum();
+        let gains = match random.below(3) {
+            0 => FeatureGains::None,
+            1 => FeatureGains::Joint(optional(random, |random| Values::gain(random, total))),
+            _ => FeatureGains::Each(
+                widths
+                    .iter()
+                    .map(|&width| optional(random, |random| Values::gain(random, width)))
+                    .collect(),
+            ),
+        };
+        let dtype = DTYPES[random.below(3)];
+        let scale = 1.0 / (total as f32).sqrt();
+        let outputs = 1 + random.below(100);
+        let weight = Values::random(random, (outputs, total), dtype, scale);
+        Self { rows, features, gains, weight }
+    }
+
+    fn run(&self, device: Device) -> Vec<f32> {
+        let mut place = Place::on(device);
+        let features: Vec<Matrix> = self.features.iter().map(|f| place.matrix(f)).collect();
+        let each: Vec<Norm> = match &self.gains {
+            FeatureGains::Each(gains) => gains.iter().map(|gain| place.norm(gain)).collect(),
+            _ => Vec::new(),
+        };
+        let norm = match &self.gains {
+            FeatureGains::None => FeatureNorm::None,
+            FeatureGains::Joint(gain) => FeatureNorm::Joint(place.norm(gain)),
+            FeatureGains::Each(_) => FeatureNorm::Each(&each),
+        };
+        let phase = FuseFeatures {
+            rows: self.rows.lend(&mut place),
+            features: &features,
+            norm,
+            linear: place.linear(&self.weight, &None),
+            input: place.output(self.rows.most, self.weight.columns),
+            hidden: place.output(self.rows.most, self.weight.rows),
+        };
+        place.run(|backend, stream| backend.fuse_features(stream, &phase).unwrap());
+        read(&phase.hidden)
+    }
+}
+
+#[test]
+fn features_become_hidden_state_as_on_the_cpu() {
+    let Some(_turn) = cuda_test() else { return };
+    for (number, mut random) in cases(test_cases(40)) {
+        let rows = random_rows(&mut random);
+        let case = FuseCase::random(&mut random, rows);
+        let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
+        let what = format!("case {number}: {:?} {:?}", case.weight.dtype, case.rows);
+        assert_close(&found, &expected, case.weight.rows, TOLERANCE, &what);
+    }
+}
+
+// ---- Gated MLP ----------------------------------------------------------------------------------
+
+#[derive(Clone, Debug)]
+struct GateCase {
+    rows: RowValues,
+    hidden: Values,
+    gain: Option<Values>,
+    gate: (Values, Option<Values>),
+    up: (Values, Option<Values>),
+    activation: Activation,
+}
+
+impl GateCase {
+    fn random(random: &mut Random, rows: RowValues) -> Self {
+        let (inputs, outputs) = (WIDTHS[random.below(10)], 1 + random.below(140));
+        let dtype = DTYPES[random.below(3)];
+        let other = if random.chance(0.1) { DTYPES[random.below(3)] } else { dtype };
+        let scale = 1.0 / (inputs as f32).sqrt();
+        let mut map = |dtype| {
+            (Values::random(random, (outputs, inputs), dtype, scale), bias(random, outputs))
+        };
+        let (gate, up) = (map(dtype), map(other));
+        let activations =
+            [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu];
+        Self {
+            hidden: Values::random(random, (rows.most, inputs), Dtype::F32, 30.0),
+            gain: optional(random, |random| Values::gain(random, inputs)),
+            gate,
+            up,
+            activation: activations[random.below(4)],
+            rows,
+        }
+    }
+
+    fn run(&self, device: Device) -> Vec<f32> {
+        let mut place = Place::on(device);
+        let phase = GateUp {
+            rows: self.rows.lend(&mut place),
+            hidden: place.matrix(&self.hidden),
+            norm: place.norm(&self.gain),
+            gate: place.linear(&self.gate.0, &self.gate.1),
+            up: place.linear(&self.up.0, &self.up.1),
+            activation: self.activation,
+            input: place.output(self.rows.most, self.hidden.columns),
+            output: place.output(self.rows.most, self.gate.0.rows),
+        };
+        place.run(|backend, stream| backend.gate_up(stream, &phase).unwrap());
+        read(&phase.output)
+    }
+
+    fn rows(&self, first: usize, rows: usize) -> Self {
+        let hidden = self.hidden.rows(first, rows);
+        Self { rows: RowValues::new(rows, rows, 0), hidden, ..self.clone() }
+    }
+}
+
+#[test]
+fn gated_products_are_those_of_the_cpu_with_every_activation() {
+    let Some(_turn) = cuda_test() else { return };
+    for (number, mut random) in cases(test_cases(60)) {
+        let rows = random_rows(&mut random);
+        let case = GateCase::random(&mut random, rows);
+        let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
+        let what = format!("case {number}: {:?} {:?}", case.gate.0.dtype, case.rows);
+        assert_close(&found, &expected, case.gate.0.rows, TOLERANCE, &what);
+    }
+}
+
+#[test]
+fn a_row_of_a_gated_product_does_not_depend_on_its_neighbours() {
+    let Some(_turn) = cuda_test() else { return };
+    for (_, mut random) in cases(test_cases(9)) {
+        let case = GateCase::random(&mut random, RowValues::new(130, 130, 0));
+        let width = case.gate.0.rows;
+        assert_rows_are_independent(width, |first, rows| case.rows(first, rows).run(Device::Cuda));
+    }
+}
+
+// ---- Projections --------------------------------------------------------------------------------
+
+#[derive(Clone, Debug)]
+struct EmbeddingValues {
+    segments: Vec<Values>,
+    given: Option<Values>,
+    gain: Option<Values>,
+}
+
+#[derive(Clone, Debug)]
+struct ProjectCase {
+    rows: RowValues,
+    hidden: Values,
+    gain: Option<Values>,
+    residual_is_normed: bool,
+    embedding: Option<EmbeddingValues>,
+    heads: AttentionHeads,
+    query: Option<(Values, Option<Values>, Option<Option<Values>>)>,
+    kv: Option<[(Values, Option<Values>); 2]>,
+    key_gain: Option<Option<Values>>,
+    frequencies: [Vec<f32>; 2],
+    long_from: usize,
+    rotary_scale: f32,
+    page_size: usize,
+    kv_dtype: Dtype,
+    page_gap: usize,
+    table: Vec<i32>,
+    page_row: Vec<i32>,
+    num_pages: usize,
+    layer: usize,
+}
+
+const LAYERS: usize = 2;
+const SEQUENCES: usize = 7;
+const PAGES_OF_SEQUENCE: usize = 6;
+
+impl ProjectCase {
+    fn random(random: &mut Random, mut rows: RowValues) -> Self {
+        let hidden = WIDTHS[random.below(9)];
+        let head_dim = [8, 20, 32, 36, 64, 80, 128][random.below(7)];
+        let num_kv_heads = 1 + random.below(3);
+        let heads =
+            AttentionHeads { num_heads: num_kv_heads * (1 + random.below(3)), num_kv_heads, head_dim };
+        let embedding = optional(random, |random| Self::embedding(random, hidden));
+        let inputs = if embedding.is_some() { 2 * hidden } else { hidden };
+        let dtype = DTYPES[random.below(3)];
+        let map = |random: &mut Random, heads| {
+            let outputs = heads * head_dim;
+            let scale = 1.0 / (inputs as f32).sqrt();
+            let weight = Values::random(random, (outputs, inputs), dtype, scale);
+            (weight, bias(random, outputs))
+        };
+        let head_gain = |random: &mut Random| {
+            optional(random, |random| optional(random, |random| Values::gain(random, head_dim)))
+        };
+        let halves = random.below(4);
+        let query = (halves != 0).then(|| {
+            let (weight, bias) = map(random, heads.num_heads);
+            (weight, bias, head_gain(random))
+        });
+        let kv = (halves != 1).then(|| [map(random, num_kv_heads), map(random, num_kv_heads)]);
+        let page_size = [1, 16, 37][random.below(3)].max(rows.most.div_ceil(SEQUENCES * 3));
+        Self::place_rows(random, &mut rows, embedding.as_ref(), page_size);
+        let half = 1 + random.below(head_dim / 2);
+        let frequencies =
+            [0, 1].map(|_| (0..half).map(|i| (-(i as f32) * 0.3).exp() * random.normal()).collect());
+        let num_pages = SEQUENCES * PAGES_OF_SEQUENCE;
+        let mut table: Vec<i32> = (0..num_pages as i32).collect();
+        random.shuffle(&mut table);
+        Self {
+            hidden: Values::random(random, (rows.most, hidden), Dtype::F32, 5.0),
+            gain: optional(random, |random| Values::gain(random, hidden)),
+            residual_is_normed: halves != 0 && random.chance(0.5),
+            embedding,
+            heads,
+            query,
+            kv,
+            key_gain: head_gain(random),
+            frequencies,
+            long_from: [0, 1000, usize::MAX][random.below(3)],
+            rotary_scale: 1.0 + random.below(2) as f32 * 0.25,
+            page_size,
+            kv_dtype: DTYPES[random.below(3)],
+            page_gap: random.below(2) * 3,
+            table,
+            page_row: (0..SEQUENCES).map(|b| (b * PAGES_OF_SEQUENCE) as i32).collect(),
+            num_pages,
+            layer: random.below(LAYERS),
+            rows,
+        }
+    }
+
+    fn embedding(random: &mut Random, hidden: usize) -> EmbeddingValues {
+        let dtype = DTYPES[random.below(3)];
+        let segment = |random: &mut Random| {
+            let rows = 1 + random.below(9);
+            Values::random(random, (rows, hidden), dtype, 0.1)
+        };
+        let segments = (0..1 + random.below(3)).map(|_| segment(random)).collect();
+        let given_dtype = DTYPES[random.below(3)];
+        let given =
+            optional(random, |random| Values::random(random, (5, hidden), given_dtype, 0.1));
+        EmbeddingValues {
+            segments,
+            given,
+            gain: optional(random, |random| Values::gain(random, hidden)),
+        }
+    }
+
+    /// Positions that no two rows of a sequence share, and tokens of the table or of the host.
+    fn place_rows(
+        random: &mut Random,
+        rows: &mut RowValues,
+        embedding: Option<&EmbeddingValues>,
+        page_size: usize,
+    ) {
+        let positions = PAGES_OF_SEQUENCE * page_size;
+        let mut places: Vec<usize> = (0..SEQUENCES * positions).collect();
+        random.shuffle(&mut places);
+        let vocabulary = embedding.map_or(1, |embedding| {
+            embedding.segments.iter().map(|segment| segment.rows).sum::<usize>()
+        });
+        let given = embedding.and_then(|embedding| embedding.given.as_ref());
+        for &place in places.iter().cycle().take(rows.count) {
+            rows.sequence.push((place / positions) as i32);
+            rows.position.push((place % positions) as i32);
+            rows.rope_position.push(match random.below(4) {
+                0 => random.bits() as i32,
+                1 => 1000 + random.below(3) as i32 - 1,
+                _ => (place % positions) as i32,
+            });
+            rows.token.push(match given {
+                Some(given) if random.chance(0.5) => -1 - random.below(given.rows) as i32,
+                _ => random.below(vocabulary) as i32,
+            });
+        }
+    }
+
+    fn run(&self, device: Device) -> Vec<Vec<f32>> {
+        let mut place = Place::on(device);
+        let AttentionHeads { num_heads, num_kv_heads, head_dim } = self.heads;
+        let most = self.rows.most;
+        let embedding = self.embedding.as_ref().map(|embedding| {
+            let segments: Vec<Matrix> =
+                embedding.segments.iter().map(|segment| place.matrix(segment)).collect();
+            let given = embedding.given.as_ref().map(|given| place.matrix(given));
+            (segments, given, place.norm(&embedding.gain))
+        });
+        let pages = self.pages(&mut place);
+        let turned = self.frequencies[0].len();
+        let inputs = self.hidden.columns * if embedding.is_some() { 2 } else { 1 };
+        let bytes = match device {
+            Device::Cpu => cpu().projection_scratch(most, self.heads),
+            Device::Cuda => cuda().projection_scratch(most + 5, self.heads),
+        };
+        let phase = Project {
+            rows: self.rows.lend(&mut place),
+            hidden: place.matrix(&self.hidden),
+            norm: place.norm(&self.gain),
+            residual_is_normed: self.residual_is_normed,
+            embedding: embedding.as_ref().map(|(segments, embeddings, norm)| EmbeddingInput {
+                table: RowSegments { segments },
+                embeddings: *embeddings,
+                norm: *norm,
+            }),
+            input: place.output(most, inputs),
+            query: self.query.as_ref().map(|(weight, bias, gain)| QueryProjection {
+                linear: place.linear(weight, bias),
+                norm: gain.as_ref().map(|gain| place.norm(gain)),
+                output: place.output(most, num_heads * head_dim),
+            }),
+            kv: self.kv.as_ref().map(|[key, value]| KvProjection {
+                key: place.linear(&key.0, &key.1),
+                value: place.linear(&value.0, &value.1),
+                key_norm: self.key_gain.as_ref().map(|gain| place.norm(gain)),
+                scratch: place.output(most, 2 * num_kv_heads * head_dim),
+            }),
+            rotary: Rotary {
+                inverse_frequency: place.array(&self.frequencies[0]),
+                long_inverse_frequency: place.array(&self.frequencies[1]),
+                long_from: self.long_from,
+                scale: self.rotary_scale,
+            },
+            turns: place.output(most, 2 * turned),
+            paging: Paging {
+                pool: KvPool {
+                    pages,
+                    page_size: self.page_size,
+                    num_kv_heads,
+                    head_dim,
+                    slot_pages: Span::new(0, 0),
+                    pages_per_slot: 0,
+                },
+                table: place.array(&self.table),
+                page_row: place.array(&self.page_row),
+                layer: self.layer,
+            },
+            scratch: place.scratch(bytes),
+        };
+        place.run(|backend, stream| backend.project(stream, &phase).unwrap());
+        if device == Device::Cuda {
+            let scratch = place.scratch_bytes();
+            let counters = &scratch[..scratch.len() - (most + 5) * size_of::<f32>()];
+            assert!(counters.iter().all(|&byte| byte == 0), "counters are left zero");
+        }
+        let query = phase.query.as_ref().map(|query| read(&query.output));
+        self.results(&read(&phase.hidden), query.as_deref(), &read(&pages))
+    }
+
+    fn pages(&self, place: &mut Place) -> Matrix {
+        let AttentionHeads { num_kv_heads, head_dim, .. } = self.heads;
+        let columns = LAYERS * 2 * num_kv_heads * self.page_size * head_dim;
+        place.matrix(&Values {
+            rows: self.num_pages,
+            columns,
+            dtype: self.kv_dtype,
+            layout: Layout { offset: 0, gap: self.page_gap },
+            elements: vec![UNWRITTEN; self.num_pages * columns],
+        })
+    }
+
+    /// Of each row its residual stream, queries, keys and values; last, what is in the pages beside.
+    fn results(&self, hidden: &[f32], query: Option<&[f32]>, pages: &[f32]) -> Vec<Vec<f32>> {
+        let AttentionHeads { num_heads, num_kv_heads, head_dim } = self.heads;
+        let mut rest = pages.to_vec();
+        let page_columns = pages.len() / self.num_pages;
+        let part = |values: &[f32], row: usize, width: usize| values[row * width..][..width].to_vec();
+        let mut results = Vec::new();
+        for row in 0..self.rows.most {
+            let mut result = part(hidden, row, self.hidden.columns);
+            if let Some(query) = query {
+                result.extend(part(query, row, num_heads * head_dim));
+            }
+            if self.kv.is_some() && row < self.rows.count {
+                let position = self.rows.position[row] as usize;
+                let first = self.page_row[self.rows.sequence[row] as usize] as usize;
+                let page = self.table[first + position / self.page_size] as usize;
+                for head in 0..2 * num_kv_heads {
+                    let plane = self.layer * 2 * num_kv_heads + head;
+                    let offset = plane * self.page_size + position % self.page_size;
+                    let place = page * page_columns + offset * head_dim;
+                    result.extend_from_slice(&pages[place..place + head_dim]);
+                    rest[place..place + head_dim].fill(UNWRITTEN);
+                }
+            }
+            results.push(result);
+        }
+        results.push(rest);
+        results
+    }
+
+    fn rows(&self, first: usize, rows: usize) -> Self {
+        let part = |values: &Vec<i32>| values[first..first + rows].to_vec();
+        let rows_of = RowValues {
+            sequence: part(&self.rows.sequence),
+            position: part(&self.rows.position),
+            rope_position: part(&self.rows.rope_position),
+            token: part(&self.rows.token),
+            ..RowValues::new(rows, rows, 0)
+        };
+        Self { rows: rows_of, hidden: self.hidden.rows(first, rows), ..self.clone() }
+    }
+}
+
+#[test]
+fn projections_turn_and_append_as_on_the_cpu() {
+    let Some(_turn) = cuda_test() else { return };
+    for (number, mut random) in cases(test_cases(100)) {
+        let rows = random_rows(&mut random);
+        let case = ProjectCase::random(&mut random, rows);
+        let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
+        for (row, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let what = format!("case {number} row {row} of {:?}", case.rows.count);
+            // Values next to a middle may be rounded to either side in the pages.
+            let rounding = match case.kv_dtype {
+                Dtype::F32 => 0.0,
+                Dtype::F16 => 1.0 / 2048.0,
+                Dtype::Bf16 => 1.0 / 256.0,
+            };
+            assert_close(found, expected, expected.len().max(1), TOLERANCE + rounding, &what);
+        }
+    }
+}
+
+#[test]
+fn a_row_of_a_projection_does_not_depend_on_its_neighbours() {
+    let Some(_turn) = cuda_test() else { return };
+    for (_, mut random) in cases(test_cases(12)) {
+        let case = ProjectCase::random(&mut random, RowValues::new(130, 130, 0));
+        let width = case.run(Device::Cuda)[0].len();
+        assert_rows_are_independent(width, |first, rows| {
+            case.rows(first, rows).run(Device::Cuda)[..rows].concat()
+        });
+    }
+}
+
+// ---- Proposals ----------------------------------------------------------------------------------
+
+#[derive(Clone, Debug)]
+struct SamplingValues {
+    temperature: Vec<f32>,
+    top_k: Option<Vec<i32>>,
+    top_p: Option<Vec<f32>>,
+    min_p: Option<Vec<f32>>,
+    seed: Option<Vec<u64>>,
+}
+
+#[derive(Clone, Debug)]
+struct ProposeCase {
+    rows: RowValues,
+    hidden: Values,
+    gain: Option<Values>,
+    feed_back_normed: bool,
+    head: Vec<Values>,
+    target_ids: Option<Vec<i32>>,
+    sampling: Option<SamplingValues>,
+    draft_logits: Option<(Dtype, Layout)>,
+    sequences: usize,
+    step: usize,
+    max_drafts: usize,
+}
+
+/// What a proposal leaves behind.
+#[derive(Clone, Debug)]
+struct Proposed {
+    draft_tokens: Vec<i32>,
+    /// Token, position and RoPE position of all rows.
+    rows: [Vec<i32>; 3],
+    hidden: Vec<f32>,
+    draft_logits: Vec<f32>,
+}
+
+impl ProposeCase {
+    fn random(random: &mut Random, mut rows: RowValues) -> Self {
+        let hidden = WIDTHS[random.below(10)];
+        let dtype = DTYPES[random.below(3)];
+        let segments = 1 + random.below(3);
+        let head: Vec<Values> = (0..segments)
+            .map(|_| {
+                let tokens = 1 + random.below(600 / segments);
+                Values::random(random, (tokens, hidden), dtype, 3.0 / (hidden as f32).sqrt())
+            })
+            .collect();
+        let columns: usize = head.iter().map(|segment| segment.rows).sum();
+        let sequences = rows.most + random.below(5);
+        let mut all: Vec<i32> = (0..sequences as i32).collect();
+        random.shuffle(&mut all);
+        rows.sequence = all[..rows.count].to_vec();
+        rows.position = (0..rows.count).map(|_| random.below(1000) as i32).collect();
+        rows.rope_position = (0..rows.count).map(|_| random.bits() as i32).collect();
+        rows.rope_position.iter_mut().take(1).for_each(|position| *position = i32::MAX);
+        rows.token = vec![3; rows.count];
+        let max_drafts = 1 + random.below(4);
+        Self {
+            hidden: Values::random(random, (rows.most, hidden), Dtype::F32, 3.0),
+            gain: optional(random, |random| Values::gain(random, hidden)),
+            feed_back_normed: random.chance(0.3),
+            head,
+            target_ids: optional(random, |random| {
+                (0..columns).map(|_| random.below(1 << 20) as i32).collect()
+            }),
+            sampling: optional(random, |random| Self::sampling(random, sequences)),
+            draft_logits: optional(random, |random| {
+                (DTYPES[random.below(3)], Layout::random(random))
+            }),
+            sequences,
+            step: random.below(max_drafts),
+            max_drafts,
+            rows,
+        }
+    }
+
+    fn sampling(random: &mut Random, sequences: usize) -> SamplingValues {
+        fn all<T>(random: &mut Random, len: usize, value: impl Fn(&mut Random) -> T) -> Vec<T> {
+            (0..len).map(|_| value(random)).collect()
+        }
+        SamplingValues {
+            temperature: all(random, sequences, |r| [0.0, 0.7, 1.0, 2.0, f32::NAN][r.below(5)]),
+            top_k: optional(random, |random| all(random, sequences, |r| r.below(50) as i32)),
+            top_p: optional(random, |random| all(random, sequences, |r| r.below(10) as f32 / 9.0)),
+            min_p: optional(random, |random| all(random, sequences, |r| r.below(3) as f32 / 20.0)),
+            seed: optional(random, |random| all(random, sequences, |r| r.bits())),
+        }
+    }
+
+    fn columns(&self) -> usize {
+        self.head.iter().map(|segment| segment.rows).sum()
+    }
+
+    fn run(&self, device: Device) -> Proposed {
+        let mut place = Place::on(device);
+        let head: Vec<Matrix> = self.head.iter().map(|segment| place.matrix(segment)).collect();
+        let (most, columns) = (self.rows.most, self.columns());
+        let stride = self.max_drafts + 1;
+        let draft_tokens = place.array(&vec![-7; self.sequences * stride]);
+        let draft_logits = self.draft_logits.map(|(dtype, layout)| {
+            let rows = self.sequences * self.max_drafts;
+            let elements = vec![UNWRITTEN; rows * columns];
+            place.matrix(&Values { rows, columns, dtype, layout, elements })
+        });
+        let sampling = self.sampling.as_ref().map_or(SamplingArrays::default(), |sampling| {
+            SamplingArrays {
+                temperature: Some(place.array(&sampling.temperature)),
+                top_k: sampling.top_k.as_ref().map(|top_k| place.array(top_k)),
+                top_p: sampling.top_p.as_ref().map(|top_p| place.array(top_p)),
+                min_p: sampling.min_p.as_ref().map(|min_p| place.array(min_p)),
+                seed: sampling.seed.as_ref().map(|seed| place.array(seed)),
+            }
+        });
+        let bytes = match device {
+            Device::Cpu => cpu().proposal_scratch(most, columns),
+            Device::Cuda => cuda().proposal_scratch(most, columns),
+        };
+        let none = Column { span: Span::new(0, 0), stride: 0 };
+        let batch = DraftBatch {
+            num_sequences: self.sequences,
+            num_rows: 0,
+            max_drafts: self.max_drafts,
+            position: none,
+            row_count: none,
+            next_token: none,
+            row_begin: None,
+            row_index: None,
+            num_drafts: None,
+            limit: None,
+            context_begin: None,
+            block_table: None,
+            slot: None,
+            tokens: Span::new(0, 0),
+            rope_position: None,
+            features: &[],
+            embeddings: None,
+            sampling,
+            draft_tokens: Column { span: draft_tokens, stride },
+            num_proposed: None,
+            draft_logits,
+            padding: -1,
+        };
+        let phase = Propose {
+            rows: self.rows.lend(&mut place),
+            step: self.step,
+            batch,
+            hidden: place.matrix(&self.hidden),
+            norm: place.norm(&self.gain),
+            feed_back_normed: self.feed_back_normed,
+            head: RowSegments { segments: &head },
+            target_ids: self.target_ids.as_ref().map(|ids| place.array(ids)),
+            input: place.output(most, self.hidden.columns),
+            logits: place.output(most, columns),
+            scratch: place.scratch(bytes),
+        };
+        place.run(|backend, stream| backend.propose(stream, &phase).unwrap());
+        if device == Device::Cuda {
+            let scratch = place.scratch_bytes();
+            for record in scratch.chunks(bytes / most) {
+                assert!(record[..16].iter().all(|&byte| byte == 0), "counters are left zero");
+            }
+        }
+        let Rows { token, position, rope_position, .. } = phase.rows;
+        Proposed {
+            draft_tokens: read_array(draft_tokens),
+            rows: [token, position, rope_position].map(read_array),
+            hidden: read(&phase.hidden),
+            draft_logits: draft_logits.as_ref().map_or(Vec::new(), read),
+        }
+    }
+
+    fn rows(&self, first: usize, rows: usize) -> Self {
+        let part = |values: &Vec<i32>| values[first..first + rows].to_vec();
+        let rows_of = RowValues {
+            sequence: part(&self.rows.sequence),
+            position: part(&self.rows.position),
+            rope_position: part(&self.rows.rope_position),
+            token: part(&self.rows.token),
+            ..RowValues::new(rows, rows, 0)
+        };
+        Self { rows: rows_of, hidden: self.hidden.rows(first, rows), ..self.clone() }
+    }
+
+    /// A row's token, residual stream and logits.
+    fn of_row(&self, proposed: &Proposed, row: usize) -> Vec<f32> {
+        let (width, columns) = (self.hidden.columns, self.columns());
+        let mut result = vec![f32::from_bits(proposed.rows[0][row] as u32)];
+        result.extend_from_slice(&proposed.hidden[row * width..][..width]);
+        if self.draft_logits.is_some() {
+            let logits = self.rows.sequence[row] as usize * self.max_drafts + self.step;
+            result.extend_from_slice(&proposed.draft_logits[logits * columns..][..columns]);
+        }
+        result
+    }
+}
+
+#[track_caller]
+fn assert_same_proposals(case: &ProposeCase, number: u64) {
+    let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
+    let what = format!("case {number}: {:?} {:?}", case.head[0].dtype, case.rows);
+    assert_close(&found.hidden, &expected.hidden, case.hidden.columns, TOLERANCE, &what);
+    let rounding = match case.draft_logits {
+        Some((Dtype::F16, _)) => 1.0 / 2048.0,
+        Some((Dtype::Bf16, _)) => 1.0 / 256.0,
+        _ => 0.0,
+    };
+    let tolerance = TOLERANCE + rounding;
+    assert_close(&found.draft_logits, &expected.draft_logits, case.columns(), tolerance, &what);
+    assert_eq!(found.rows, expected.rows, "{what}");
+    assert_eq!(found.draft_tokens, expected.draft_tokens, "{what}");
+}
+
+#[test]
+fn proposals_are_those_of_the_cpu() {
+    let Some(_turn) = cuda_test() else { return };
+    for (number, mut random) in cases(test_cases(100)) {
+        let rows = random_rows(&mut random);
+        assert_same_proposals(&ProposeCase::random(&mut random, rows), number);
+    }
+}
+
+#[test]
+fn the_first_of_the_largest_logits_is_proposed_whatever_stands_beside() {
+    let Some(_turn) = cuda_test() else { return };
+    for (number, mut random) in cases(test_cases(30)) {
+        let rows = random_rows(&mut random);
+        let mut case = ProposeCase::random(&mut random, rows);
+        case.sampling = None;
+        // All rows look at a few directions, each of which several tokens have.
+        let width = case.hidden.columns;
+        for segment in &mut case.head {
+            for token in 0..segment.rows {
+                let row = &mut segment.elements[token * width..][..width];
+                match random.below(4) {
+                    0 => row.fill(f32::NAN),
+                    kind => {
+                        row.iter_mut().enumerate().for_each(|(i, x)| {
+                            *x = if i % 3 == kind - 1 { 0.25 } else { 0.5 };
+                        });
+                    }
+                }
+            }
+            if number % 5 == 0 {
+                segment.elements.fill(f32::NAN);
+            }
+        }
+        let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
+        assert_eq!(found.rows, expected.rows, "case {number}");
+        assert_eq!(found.draft_tokens, expected.draft_tokens, "case {number}");
+    }
+}
+
+#[test]
+fn a_proposal_does_not_depend_on_other_rows() {
+    let Some(_turn) = cuda_test() else { return };
+    for (_, mut random) in cases(test_cases(12)) {
+        let case = ProposeCase::random(&mut random, RowValues::new(130, 130, 0));
+        let run = |first, rows| {
+            let part = case.rows(first, rows);
+            let proposed = part.run(Device::Cuda);
+            (0..rows).flat_map(|row| part.of_row(&proposed, row)).collect::<Vec<_>>()
+        };
+        assert_rows_are_independent(run(0, 1).len(), run);
+    }
+}
