@@ -16,6 +16,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The devices that kernels are compiled for, and the form that drivers translate for others.
 const ARCHITECTURES: &str = "sm_80 sm_89 sm_90a sm_100a sm_120 compute_80";
@@ -176,18 +177,19 @@ impl Nvcc {
     fn compile(&self, modules: &[PathBuf], headers: &[PathBuf], kept: &Path, output: &Path) {
         fs::create_dir_all(kept).expect("the target directory is writable");
         let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
-        for modules in modules.chunks(jobs) {
-            std::thread::scope(|scope| {
-                for module in modules {
-                    scope.spawn(|| {
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..modules.len().min(jobs) {
+                scope.spawn(|| {
+                    while let Some(module) = modules.get(next.fetch_add(1, Ordering::Relaxed)) {
                         self.compile_module(module, headers, kept);
                         let image = file_of(kept, module, "fatbin");
                         fs::copy(image, file_of(output, module, "fatbin"))
                             .expect("OUT_DIR is writable");
-                    });
-                }
-            });
-        }
+                    }
+                });
+            }
+        });
     }
 
     fn compile_module(&self, module: &Path, headers: &[PathBuf], kept: &Path) {

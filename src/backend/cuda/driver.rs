@@ -33,6 +33,7 @@ impl Failure {
 pub(super) const INVALID_IMAGE: u32 = 200;
 pub(super) const NO_BINARY_FOR_DEVICE: u32 = 209;
 pub(super) const INVALID_PTX: u32 = 218;
+pub(super) const NO_PTX_COMPILER: u32 = 221;
 pub(super) const UNSUPPORTED_PTX_VERSION: u32 = 222;
 
 const OUT_OF_MEMORY: u32 = 2;

@@ -1,7 +1,8 @@
 //! The kernels in the form that the driver loads: from a directory of the host, from the build, or
 //! compiled here and kept on disk.
 
-use super::cache::{Cache, Key};
+use super::cache::Cache;
+use super::compilation;
 use super::compiler::Compiler;
 use super::device::Device;
 use super::driver::{self, Failure};
@@ -44,10 +45,14 @@ const EXTENSIONS: [&str; 3] = ["fatbin", "cubin", "ptx"];
 
 /// Where a module's image came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Origin {
+pub enum Origin {
+    /// The host's directory.
     Directory,
+    /// The build.
     Embedded,
+    /// An earlier compilation.
     Cache,
+    /// A compilation.
     Compiled,
 }
 
@@ -72,24 +77,46 @@ impl Images {
         Ok(Self { directory: options.images.clone(), cache })
     }
 
-    /// Loads a module into the current context.
-    pub fn load(&self, device: &Arc<Device>, name: &'static str) -> Result<Module> {
+    /// Loads modules into the current context, which is the device's. Blocks; compiles those that have
+    /// no image for the device.
+    pub fn load(&self, device: &Arc<Device>, names: &[&'static str]) -> Result<Vec<Module>> {
+        let (mut modules, mut missing, mut refusal) = (Vec::new(), Vec::new(), None);
+        for name in names {
+            match self.ready(device, name)? {
+                Ready::Loaded(module) => modules.push(module),
+                Ready::Missing(failure) => {
+                    missing.push(source(name)?);
+                    refusal = refusal.or(failure);
+                }
+            }
+        }
+        if !missing.is_empty() {
+            modules.extend(self.compile(device, &missing).map_err(|error| match refusal {
+                None => error,
+                Some(refusal) => error.within(format!(
+                    "kernels built by {} do not fit the driver ({refusal})",
+                    embedded::COMPILER
+                )),
+            })?);
+        }
+        Ok(modules)
+    }
+
+    /// Loads a module that is compiled already.
+    fn ready(&self, device: &Arc<Device>, name: &'static str) -> Result<Ready> {
         if let Some((path, image)) = self.in_directory(name)? {
-            return Module::load(device, name, Origin::Directory, &image)
-                .map_err(|failure| Error::from(failure).within(path.display()));
+            let module = Module::load(device, name, Origin::Directory, &image);
+            let module = module.map_err(|failure| Error::from(failure).within(path.display()))?;
+            return Ok(Ready::Loaded(module));
         }
         let Some(image) = embedded::IMAGES.iter().find(|image| image.module == name) else {
-            return self.compile(device, name);
+            return Ok(Ready::Missing(None));
         };
-        let failure = match Module::load(device, name, Origin::Embedded, image.bytes) {
-            Ok(module) => return Ok(module),
-            Err(failure) if !is_unfit(failure) => return Err(failure.into()),
-            Err(failure) => failure,
-        };
-        self.compile(device, name).map_err(|error| {
-            let built = embedded::COMPILER;
-            error.within(format!("kernels built by {built} do not fit the driver ({failure})"))
-        })
+        match Module::load(device, name, Origin::Embedded, image.bytes) {
+            Ok(module) => Ok(Ready::Loaded(module)),
+            Err(failure) if is_unfit(failure) => Ok(Ready::Missing(Some(failure))),
+            Err(failure) => Err(failure.into()),
+        }
     }
 
     /// The image of the directory, with its path.
@@ -104,56 +131,39 @@ impl Images {
         Ok(Some((path, image)))
     }
 
-    fn compile(&self, device: &Arc<Device>, name: &'static str) -> Result<Module> {
-        let source = embedded::MODULES.iter().find(|source| source.name == name);
-        let source = source.ok_or_else(|| Error::internal(format!("no kernels/{name}.cu")))?;
-        let compiler = Compiler::find()
-            .map_err(|error| error.within(format!("kernels/{name}.cu has to be compiled")))?;
+    /// Compiles modules, unless the cache has them, and loads them.
+    fn compile(&self, device: &Arc<Device>, sources: &[Source]) -> Result<Vec<Module>> {
+        let compiler = Compiler::find().map_err(|error| {
+            let names: Vec<&str> = sources.iter().map(|source| source.name).collect();
+            error.within(format!("kernels ({}) have to be compiled", names.join(" ")))
+        })?;
         let target = compiler.target(device.facts().capability)?;
-        let (compiler_name, headers) = (compiler.name(), embedded::HEADERS);
-        let key = key(source, headers, &[target.name(), &compiler_name]);
-        made(
+        let (by, headers) = (compiler.name(), embedded::HEADERS);
+        compilation::made(
             self.cache.as_ref(),
-            &key,
-            || compiler.compile(source, headers, &target),
-            |origin, image| {
-                Module::load(device, name, origin, image).map_err(|failure| {
-                    let error = Error::from(failure);
-                    error.within(format!("kernels/{name}.cu compiled by {compiler_name}"))
+            sources,
+            |source| compilation::key(source, headers, &[target.name(), &by]),
+            |source| compiler.compile(source, headers, &target),
+            |source, origin, image| {
+                Module::load(device, source.name, origin, image).map_err(|failure| {
+                    Error::from(failure).within(format!("kernels/{}.cu by {by}", source.name))
                 })
             },
         )
     }
 }
 
-/// The key of what is compiled from a source and the headers, for a target by a compiler.
-fn key(source: &Source, headers: &[Source], by: &[&str]) -> Key {
-    let mut parts: Vec<&[u8]> = Compiler::options().collect();
-    for file in headers.iter().chain([source]) {
-        parts.extend([file.name.as_bytes(), file.text.as_bytes()]);
-    }
-    parts.extend(by.iter().map(|text| text.as_bytes()));
-    Key::of(parts)
+/// Whether a module could be loaded as it is.
+enum Ready {
+    Loaded(Module),
+    /// It has to be compiled, because there is no image or the driver refused it.
+    Missing(Option<Failure>),
 }
 
-/// What `load` makes of the image under a key: the one of the cache or, where there is none or it
-/// will not load, one that is compiled and kept.
-fn made<T>(
-    cache: Option<&Cache>,
-    key: &Key,
-    compile: impl FnOnce() -> Result<Vec<u8>>,
-    load: impl Fn(Origin, &[u8]) -> Result<T>,
-) -> Result<T> {
-    let kept = cache.and_then(|cache| cache.get(key));
-    if let Some(loaded) = kept.and_then(|image| load(Origin::Cache, &image).ok()) {
-        return Ok(loaded);
-    }
-    let image = compile()?;
-    let loaded = load(Origin::Compiled, &image)?;
-    if let Some(cache) = cache {
-        cache.put(key, &image);
-    }
-    Ok(loaded)
+/// The source of a module.
+fn source(name: &str) -> Result<Source> {
+    let source = embedded::MODULES.iter().find(|source| source.name == name);
+    source.copied().ok_or_else(|| Error::internal(format!("no kernels/{name}.cu")))
 }
 
 /// Whether the driver refused an image as one for other drivers or devices.
@@ -163,6 +173,7 @@ fn is_unfit(failure: Failure) -> bool {
         driver::INVALID_IMAGE
             | driver::NO_BINARY_FOR_DEVICE
             | driver::INVALID_PTX
+            | driver::NO_PTX_COMPILER
             | driver::UNSUPPORTED_PTX_VERSION
     )
 }
@@ -268,74 +279,7 @@ mod tests {
     use super::super::device::tests::device;
     use super::*;
     use crate::error::Status;
-    use std::cell::Cell;
     use std::fs;
-
-    /// What [`made`] makes with a compiler that counts, of images that load if they are `good`.
-    fn make(cache: Option<&Cache>, compiled: &Cell<usize>) -> Result<(Origin, Vec<u8>)> {
-        let key = Key::of([&b"key"[..]]);
-        let compile = || {
-            compiled.set(compiled.get() + 1);
-            Ok(b"good".to_vec())
-        };
-        made(cache, &key, compile, |origin, image| match image {
-            b"good" => Ok((origin, image.to_vec())),
-            _ => Err(Error::internal("does not load")),
-        })
-    }
-
-    #[test]
-    fn kernels_are_compiled_once_for_each_cache() {
-        let scratch = Scratch::new("once");
-        let cache = Cache::at(scratch.path().to_owned());
-        let compiled = Cell::new(0);
-        let origin = |cache| make(cache, &compiled).unwrap().0;
-        assert_eq!((origin(Some(&cache)), compiled.get()), (Origin::Compiled, 1));
-        assert_eq!((origin(Some(&cache)), compiled.get()), (Origin::Cache, 1));
-        assert_eq!((origin(None), compiled.get()), (Origin::Compiled, 2));
-    }
-
-    #[test]
-    fn a_kept_image_that_does_not_load_is_compiled_and_kept_anew() {
-        let scratch = Scratch::new("refused");
-        let cache = Cache::at(scratch.path().to_owned());
-        let compiled = Cell::new(0);
-        cache.put(&Key::of([&b"key"[..]]), b"bad");
-        assert_eq!(make(Some(&cache), &compiled).unwrap().0, Origin::Compiled);
-        assert_eq!(make(Some(&cache), &compiled).unwrap().0, Origin::Cache);
-        assert_eq!(compiled.get(), 1);
-    }
-
-    #[test]
-    fn what_fails_to_compile_or_to_load_is_not_kept() {
-        let scratch = Scratch::new("failed");
-        let cache = Cache::at(scratch.path().to_owned());
-        let key = Key::of([&b"key"[..]]);
-        let fails = || Err(Error::internal("does not compile"));
-        made(Some(&cache), &key, fails, |_, _| Ok(())).unwrap_err();
-        let refused = |_, _: &[u8]| Err::<(), _>(Error::internal("does not load"));
-        made(Some(&cache), &key, || Ok(vec![1]), refused).unwrap_err();
-        assert_eq!(cache.get(&key), None);
-    }
-
-    #[test]
-    fn the_key_depends_on_every_file_and_on_what_it_is_compiled_by() {
-        let source = |name, text| Source { name, text };
-        let (a, header) = (source("a", "1"), source("h.cuh", "2"));
-        let name = |key: Key| format!("{key:?}");
-        let base = name(key(&a, &[header], &["sm_80", "NVRTC 12.0"]));
-        for other in [
-            key(&source("b", "1"), &[header], &["sm_80", "NVRTC 12.0"]),
-            key(&source("a", "2"), &[header], &["sm_80", "NVRTC 12.0"]),
-            key(&a, &[source("h.cuh", "3")], &["sm_80", "NVRTC 12.0"]),
-            key(&a, &[], &["sm_80", "NVRTC 12.0"]),
-            key(&a, &[header], &["sm_90a", "NVRTC 12.0"]),
-            key(&a, &[header], &["sm_80", "NVRTC 12.1"]),
-        ] {
-            assert_ne!(name(other), base);
-        }
-        assert_eq!(name(key(&a, &[header], &["sm_80", "NVRTC 12.0"])), base);
-    }
 
     fn options(images: Option<&Path>, cache: KernelCache) -> Options {
         Options { images: images.map(Path::to_owned), cache, ..Options::default() }
@@ -362,16 +306,15 @@ mod tests {
         let path = scratch.path().join("rows.cubin");
         let Ok(compiler) = Compiler::find() else { return };
         let target = compiler.target(device.facts().capability).unwrap();
-        let source = embedded::MODULES.iter().find(|source| source.name == "rows").unwrap();
-        let image = compiler.compile(source, embedded::HEADERS, &target).unwrap();
+        let image = compiler.compile(&source("rows").unwrap(), embedded::HEADERS, &target).unwrap();
         fs::write(&path, &image).unwrap();
         let images = Images::new(&options(Some(scratch.path()), KernelCache::None)).unwrap();
         let _entered = device.enter().unwrap();
-        let module = images.load(&device, "rows").unwrap();
-        assert_eq!(origin(&[module]), "from the host's directory: rows");
+        let modules = images.load(&device, &["rows"]).unwrap();
+        assert_eq!(origin(&modules), "from the host's directory: rows");
 
         fs::write(&path, b"no image").unwrap();
-        let error = images.load(&device, "rows").unwrap_err();
+        let error = images.load(&device, &["rows"]).unwrap_err();
         assert!(error.to_string().starts_with(path.to_str().unwrap()), "{error}");
     }
 
@@ -385,7 +328,8 @@ mod tests {
         let cache = KernelCache::At(scratch.path().to_owned());
         let images = Images::new(&options(None, cache)).unwrap();
         let _entered = device.enter().unwrap();
-        let origin = || origin(&[images.compile(&device, "rows").unwrap()]);
+        let sources = [source("rows").unwrap()];
+        let origin = || origin(&images.compile(&device, &sources).unwrap());
         assert_eq!(origin(), "compiled: rows");
         assert_eq!(origin(), "from the cache: rows");
     }
@@ -397,15 +341,14 @@ mod tests {
             return;
         }
         let compiler = Compiler::find().unwrap();
-        for source in embedded::MODULES {
-            for capability in [(8, 0), (9, 0), (12, 0)] {
-                let target = compiler.target(capability).unwrap();
-                let image = compiler.compile(source, embedded::HEADERS, &target).unwrap();
-                assert!(image.starts_with(b"\x7fELF"), "{} {target:?}", source.name);
-            }
+        let target = compiler.target((9, 0)).unwrap();
+        let compile = |source: &Source| compiler.compile(source, embedded::HEADERS, &target);
+        for image in compilation::in_parallel(embedded::MODULES, compile) {
+            assert!(image.unwrap().starts_with(b"\x7fELF"));
         }
         let older = Target::Virtual("compute_80".to_owned());
-        let image = compiler.compile(&embedded::MODULES[0], embedded::HEADERS, &older).unwrap();
+        let rows = source("rows").unwrap();
+        let image = compiler.compile(&rows, embedded::HEADERS, &older).unwrap();
         let text = String::from_utf8(image).unwrap();
         assert!(text.contains(".target sm_80") && text.ends_with('\0'), "{text}");
     }

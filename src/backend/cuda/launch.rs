@@ -211,12 +211,10 @@ impl Kernels {
     /// Loads all kernels. Blocks; compiles them where there is no image for the device.
     pub fn load(device: &Arc<Device>, images: &Images) -> Result<Self> {
         let _entered = device.enter()?;
-        let mut modules: Vec<Module> = Vec::new();
-        for entry in KERNELS {
-            if !modules.iter().any(|module| module.name() == entry.module) {
-                modules.push(images.load(device, entry.module)?);
-            }
-        }
+        let mut names: Vec<&str> = KERNELS.iter().map(|entry| entry.module).collect();
+        names.sort_unstable();
+        names.dedup();
+        let modules = images.load(device, &names)?;
         let load = |entry: &Entry| -> Result<Loaded> {
             let module = modules.iter().find(|module| module.name() == entry.module);
             let module =

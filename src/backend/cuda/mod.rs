@@ -2,6 +2,7 @@
 
 mod attention;
 mod cache;
+mod compilation;
 mod compiler;
 mod device;
 mod driver;
