@@ -33,7 +33,11 @@ endif
 
 EXAMPLE_ARGUMENTS := BUILD="$(EXAMPLES)" SPECULATORS_LIB="$(RELEASE)"
 
-.PHONY: build demo test bench install uninstall header lint clean
+# Where `make kernels` puts compilers of CUDA kernels, and the build what they compiled.
+CUDA := $(CARGO_TARGET_DIR)/cuda
+
+.PHONY: build demo test test-all sim-test bench kernels kernels-compile kernels-record gpu-pack \
+  gpu-selftest mutate install uninstall header lint clean
 
 # Only the libraries: with the rlib among the crate types there would be no link-time optimisation.
 build:
@@ -45,11 +49,32 @@ demo: build
 	$(MAKE) -C examples/c generate $(EXAMPLE_ARGUMENTS)
 	"$(EXAMPLES)/generate" $(DEMO)
 
-test: build
-	CARGO="$(CARGO)" MAKE="$(MAKE)" LIBRARY="$(RELEASE)" EXAMPLES="$(EXAMPLES)" tests/run
+test test-all: build
+	CARGO="$(CARGO)" MAKE="$(MAKE)" LIBRARY="$(RELEASE)" EXAMPLES="$(EXAMPLES)" \
+	    SIMULATE="$(if $(filter test-all,$@),all)" tests/run
+
+# The part of `make test` that needs no release build: the CUDA backend on a simulated device.
+sim-test:
+	CARGO="$(CARGO)" MAKE="$(MAKE)" tests/simulated
 
 bench:
 	$(CARGO) bench
+
+# Compiles the CUDA kernels for all devices with the nvcc of tools/kernels, which is downloaded, as is
+# NVRTC; compares what they need with kernels/budget.txt; compiles them with NVRTC as the library does.
+# Needs Python with pip. Later builds embed what was compiled here.
+kernels: kernels-compile
+	tools/kernels/budget.py check "$(CUDA)/images"
+	LD_LIBRARY_PATH="$(CUDA)/lib" SPEC_TEST_NVRTC=1 \
+	  $(CARGO) test --quiet --lib backend::cuda::images::tests::nvrtc
+
+kernels-compile:
+	tools/kernels/install.sh "$(CUDA)"
+	env -u SPEC_NVCC -u SPEC_CUDA_ARCHS -u NVCC $(CARGO) check --quiet --lib
+
+# Writes the budget anew, as the kernels are now.
+kernels-record: kernels-compile
+	tools/kernels/budget.py record "$(CUDA)/images"
 
 install: build
 	$(INSTALL) -d "$(DESTDIR)$(LIBDIR)/pkgconfig" "$(DESTDIR)$(INCLUDEDIR)"
@@ -66,6 +91,15 @@ uninstall:
 	rm -f "$(DESTDIR)$(INCLUDEDIR)/speculators.h" "$(DESTDIR)$(LIBDIR)/libspeculators.a"
 	rm -f "$(DESTDIR)$(LIBDIR)/$(REAL_NAME)" "$(DESTDIR)$(LIBDIR)/$(SONAME)"
 	rm -f "$(DESTDIR)$(LIBDIR)/$(LINK_NAME)" "$(DESTDIR)$(LIBDIR)/pkgconfig/speculators.pc"
+
+# Collects what tools/gpu/run.sh needs on a machine with a GPU, in gpu-pack.tar.gz of the target folder.
+gpu-pack: build
+	CARGO="$(CARGO)" MAKE="$(MAKE)" LIBRARY="$(RELEASE)" TARGET="$(CARGO_TARGET_DIR)" tools/gpu/pack.sh
+
+# Proves the pack without a GPU: unpacks it elsewhere and runs it on the simulator.
+gpu-selftest: gpu-pack
+	$(MAKE) --silent -C tests/simt plain
+	tools/gpu/selftest.sh "$(CARGO_TARGET_DIR)/gpu-pack.tar.gz" "$(CARGO_TARGET_DIR)/simt/plain"
 
 # Writes the generated header and the records of the ABI anew.
 header:

@@ -3,16 +3,17 @@
 //! any case their sources, which the library compiles where the compiled ones do not fit.
 //!
 //! Variables of the environment:
-//! - `SPEC_NVCC`: the nvcc to use, or `none` to embed sources only. Otherwise the first one that is
-//!   new enough of `NVCC`, `CUDA_HOME/bin`, `PATH` and `cuda/bin` in the target directory, where
-//!   `make kernels` puts one.
+//! - `SPEC_NVCC`: the nvcc to use, or `none` to embed sources only. Otherwise it is the first one that
+//!   will do of `NVCC`, the one that `make kernels` puts into the target directory, and those in
+//!   `CUDA_HOME/bin` and `PATH`.
 //! - `SPEC_CUDA_ARCHS`: what to compile for instead of [`ARCHITECTURES`]; fewer are faster.
+//!
+//! What was compiled is kept in `cuda/images` of the target directory, for all profiles: beside each
+//! image what it was made from (`.inputs`) and what the compiler said (`.log`).
 
-use std::collections::hash_map::DefaultHasher;
 use std::env;
 use std::fmt::Write;
 use std::fs;
-use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -23,6 +24,8 @@ const ARCHITECTURES: &str = "sm_80 sm_89 sm_90a sm_100a sm_120 compute_80";
 const OLDEST_NVCC: (u32, u32) = (12, 0);
 
 fn main() {
+    // With it and the version among its features, cudarc would be built for two versions at once.
+    assert!(env::var_os("CUDARC_CUDA_VERSION").is_none(), "CUDARC_CUDA_VERSION must not be set");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=src/capi/version.rs");
     name_library();
@@ -59,9 +62,12 @@ fn embed_kernels() {
     let directory = Path::new(&env::var_os("CARGO_MANIFEST_DIR").expect("cargo names the package"))
         .join("kernels");
     let (modules, headers) = (files(&directory, "cu"), files(&directory, "cuh"));
-    let nvcc = Nvcc::find(&output);
+    // Cargo marks the target directory, which is somewhere above.
+    let target = output.ancestors().find(|directory| directory.join("CACHEDIR.TAG").exists());
+    let local = target.unwrap_or(&output).join("cuda");
+    let nvcc = Nvcc::find(&local);
     if let Some(nvcc) = &nvcc {
-        nvcc.compile(&modules, &headers, &output);
+        nvcc.compile(&modules, &headers, &local.join("images"), &output);
     }
 
     let mut text = String::new();
@@ -74,7 +80,7 @@ fn embed_kernels() {
     });
     let compiled = if nvcc.is_some() { &modules[..] } else { &[] };
     list(&mut text, "IMAGES", "Image", compiled, |module| {
-        let (name, image) = (stem(module), image_path(&output, module));
+        let (name, image) = (stem(module), file_of(&output, module, "fatbin"));
         format!("Image {{ module: {name:?}, bytes: &Aligned(*include_bytes!({image:?})).0 }}")
     });
     let compiler = nvcc.map_or_else(String::new, |nvcc| nvcc.name());
@@ -111,8 +117,9 @@ fn stem(file: &Path) -> &str {
     file.file_stem().and_then(|stem| stem.to_str()).expect("a plain file name")
 }
 
-fn image_path(output: &Path, module: &Path) -> PathBuf {
-    output.join(stem(module)).with_extension("fatbin")
+/// The file of a module in a directory.
+fn file_of(directory: &Path, module: &Path, extension: &str) -> PathBuf {
+    directory.join(stem(module)).with_extension(extension)
 }
 
 /// An nvcc that is new enough.
@@ -123,14 +130,14 @@ struct Nvcc {
 }
 
 impl Nvcc {
-    fn find(output: &Path) -> Option<Self> {
+    fn find(local: &Path) -> Option<Self> {
         match env::var("SPEC_NVCC").ok().filter(|value| !value.is_empty()).as_deref() {
             Some("none") => None,
             Some(path) => Some(
                 Self::at(Path::new(path))
                     .unwrap_or_else(|problem| panic!("SPEC_NVCC={path}: {problem}")),
             ),
-            None => candidates(output).into_iter().find_map(|path| match Self::at(&path) {
+            None => candidates(local).into_iter().find_map(|path| match Self::at(&path) {
                 Ok(nvcc) => Some(nvcc),
                 Err(problem) => {
                     println!("cargo:warning={}: {problem}", path.display());
@@ -147,7 +154,8 @@ impl Nvcc {
             return Err(format!("expected nvcc {OLDEST_NVCC:?} or newer, found {version:?}"));
         }
         println!("cargo:rerun-if-changed={}", path.display());
-        let mut flags: Vec<String> = ["-std=c++17", "-fatbin"].map(str::to_owned).into();
+        let mut flags: Vec<String> =
+            ["-std=c++17", "-fatbin", "-Xptxas=-v"].map(str::to_owned).into();
         if run(path, &["--help"])?.contains("--compress-mode") {
             flags.push("--compress-mode=size".to_owned());
         }
@@ -163,51 +171,61 @@ impl Nvcc {
         format!("nvcc {}.{}", self.version.0, self.version.1)
     }
 
-    /// Compiles each module into an image, unless there is one from the same sources.
-    fn compile(&self, modules: &[PathBuf], headers: &[PathBuf], output: &Path) {
+    /// Compiles each module into an image in `output`, unless there is one from the same inputs in
+    /// `kept`, where all images stay.
+    fn compile(&self, modules: &[PathBuf], headers: &[PathBuf], kept: &Path, output: &Path) {
+        fs::create_dir_all(kept).expect("the target directory is writable");
         let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
         for modules in modules.chunks(jobs) {
             std::thread::scope(|scope| {
                 for module in modules {
-                    scope.spawn(|| self.compile_module(module, headers, output));
+                    scope.spawn(|| {
+                        self.compile_module(module, headers, kept);
+                        let image = file_of(kept, module, "fatbin");
+                        fs::copy(image, file_of(output, module, "fatbin"))
+                            .expect("OUT_DIR is writable");
+                    });
                 }
             });
         }
     }
 
-    fn compile_module(&self, module: &Path, headers: &[PathBuf], output: &Path) {
-        let (image, record) = (image_path(output, module), output.join(stem(module)));
-        let mut state = DefaultHasher::new();
-        (&self.path, self.version, &self.flags).hash(&mut state);
+    fn compile_module(&self, module: &Path, headers: &[PathBuf], kept: &Path) {
+        let mut inputs = format!("{} {}\n", self.name(), self.flags.join(" "));
         for file in headers.iter().map(PathBuf::as_path).chain([module]) {
-            fs::read(file).expect("the package has its kernels").hash(&mut state);
+            let text = fs::read_to_string(file).expect("the package has its kernels");
+            write!(inputs, "// {:?}\n{text}", file.file_name()).expect("a string");
         }
-        let state = state.finish().to_string();
-        let record = record.with_extension("state");
-        if image.exists() && fs::read_to_string(&record).is_ok_and(|found| found == state) {
+        let record = file_of(kept, module, "inputs");
+        if fs::read_to_string(&record).is_ok_and(|found| found == inputs) {
             return;
         }
+        // Builds of other profiles may be at the same image: it appears whole or not at all, and its
+        // record after it.
+        let _ = fs::remove_file(&record);
+        let image = file_of(kept, module, &format!("{}.fatbin", std::process::id()));
         let (from, to) = (module.to_str(), image.to_str());
         let (from, to) = (from.expect("a plain path"), to.expect("a plain path"));
         let flags = self.flags.iter().map(String::as_str);
         let arguments: Vec<&str> = flags.chain(["-o", to, from]).collect();
-        if let Err(problem) = run(&self.path, &arguments) {
-            panic!("{problem}\nSPEC_NVCC=none builds without nvcc");
-        }
-        fs::write(record, state).expect("OUT_DIR is writable");
+        let log = run(&self.path, &arguments)
+            .unwrap_or_else(|problem| panic!("{problem}\nSPEC_NVCC=none builds without nvcc"));
+        let finish = || {
+            fs::write(file_of(kept, module, "log"), log)?;
+            fs::rename(&image, file_of(kept, module, "fatbin"))?;
+            fs::write(record, inputs)
+        };
+        finish().expect("the target directory is writable");
     }
 }
 
 /// Where an nvcc may be, the preferred one first.
-fn candidates(output: &Path) -> Vec<PathBuf> {
+fn candidates(local: &Path) -> Vec<PathBuf> {
     let name = format!("nvcc{}", env::consts::EXE_SUFFIX);
     let named = env::var_os("NVCC").filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin"));
     let path = env::var_os("PATH").unwrap_or_default();
-    // Cargo marks the target directory, which is somewhere above.
-    let target = output.ancestors().find(|directory| directory.join("CACHEDIR.TAG").exists());
-    let local = target.map(|target| target.join("cuda/bin"));
-    let directories = home.into_iter().chain(env::split_paths(&path)).chain(local);
+    let directories = [local.join("bin")].into_iter().chain(home).chain(env::split_paths(&path));
     let found = directories.map(|directory| directory.join(&name)).filter(|path| path.is_file());
     named.into_iter().chain(found).collect()
 }
@@ -242,10 +260,10 @@ fn version(text: &str) -> Result<(u32, u32), String> {
 fn run(command: &Path, arguments: &[&str]) -> Result<String, String> {
     let output =
         Command::new(command).args(arguments).output().map_err(|error| error.to_string())?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text += &String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
         return Ok(text);
     }
-    let errors = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{} {}: {}\n{text}{errors}", command.display(), arguments.join(" "), output.status))
+    Err(format!("{} {}: {}\n{text}", command.display(), arguments.join(" "), output.status))
 }

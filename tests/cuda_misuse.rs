@@ -182,7 +182,7 @@ fn directories_without_sound_kernels_are_refused() {
     let missing = create(&empty.join("nowhere"));
     assert_refused(missing, SPEC_ERROR_IO, &["nowhere"]);
     let damaged = host::checkpoint::scratch_directory("damaged-kernels");
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let kernels = host::files::project("kernels");
     for entry in std::fs::read_dir(kernels).expect("the kernels") {
         let path = entry.expect("an entry").path();
         if path.extension().is_some_and(|extension| extension == "cu") {
@@ -521,7 +521,7 @@ fn the_first_fault_since_the_last_poll_is_reported() {
 
 /// The names of all kernels.
 fn kernels() -> Vec<String> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let directory = host::files::project("kernels");
     let mut names = Vec::new();
     for entry in std::fs::read_dir(directory).expect("the kernels") {
         let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("a text");
@@ -595,6 +595,45 @@ fn a_fault_in_any_kernel_is_an_error_of_later_calls_and_nothing_hangs() {
         faults += 1;
     }
     assert!(faults >= 6, "only {faults} kernels are part of a round");
+}
+
+#[test]
+fn what_the_device_cannot_do_is_unsupported() {
+    if !device::is_cuda_or_skipped() {
+        return;
+    }
+    let context = Context::on(Device::Cuda);
+    let lacking = Shape { stores_embedding: false, ..Shape::default() };
+    let directory = lacking.write("unsupported", 21);
+    let mapped = spec_model_options { flags: SPEC_MODEL_MAP_FILES, ..Versioned::blank() };
+    let outcome = Model::load_with(&context, &directory, &mapped);
+    assert_refused(outcome, SPEC_ERROR_UNSUPPORTED, &["mapped"]);
+    let table = Matrix::filled(VOCABULARY, 48, Dtype::F32, 0.5);
+    // As many ranges as a kernel takes, and one more.
+    for (ranges, is_refused) in [(16, false), (17, true)] {
+        let tensor = |first: usize, last: usize| spec_tensor {
+            data: table.tensor().data.wrapping_byte_add(first * 48 * 4),
+            shape: [(last - first) as i64, 48, 0, 0],
+            ..table.tensor()
+        };
+        let lent: Vec<spec_row_range> = (0..ranges)
+            .map(|index| {
+                let last = if index + 1 == ranges { VOCABULARY } else { 5 * index + 5 };
+                spec_row_range { tensor: tensor(5 * index, last), first_row: 5 * index as i64 }
+            })
+            .collect();
+        let options = spec_model_options {
+            embedding: lent.as_ptr(),
+            num_embedding: ranges as i32,
+            ..Versioned::blank()
+        };
+        let outcome = Model::load_with(&context, &directory, &options);
+        if is_refused {
+            assert_refused(outcome, SPEC_ERROR_UNSUPPORTED, &["embedding", "16", "17"]);
+        } else {
+            outcome.expect("a model");
+        }
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use device::Device;
 use host::checkpoint::Shape;
 use host::draft::{DraftCall, Drafts, Place, Sampling, Text, Turn};
 use host::golden::Tensors;
-use host::matrix::{Dtype, Matrix};
+use host::matrix::{DeviceMatrix, Dtype, Matrix};
 use host::random::Random;
 use host::{Context, Model, Outcome, Session, Versioned, c_path, session_options};
 use serde_json::{Value, json};
@@ -123,7 +123,14 @@ fn mapped_weights_outlive_the_names_of_their_files_and_all_other_handles() {
 
 /// A table of the target in the host's memory, in pieces.
 struct Table {
-    pieces: Vec<(usize, Matrix)>,
+    pieces: Vec<Piece>,
+}
+
+struct Piece {
+    first_row: usize,
+    rows: Matrix,
+    /// What is lent instead, where it is to lie in memory of the device itself.
+    copy: Option<DeviceMatrix>,
 }
 
 impl Table {
@@ -135,8 +142,9 @@ impl Table {
         let mut first = 0;
         let pieces = ends.map(|end| {
             let rows: Vec<f32> = (first..end).flat_map(|row| table.row(row)).collect();
-            let piece = Matrix::new(end - first, table.columns, &rows);
-            let piece = (first, piece.converted(dtype, table.columns + 8));
+            let rows = Matrix::new(end - first, table.columns, &rows);
+            let rows = rows.converted(dtype, table.columns + 8);
+            let piece = Piece { first_row: first, rows, copy: None };
             first = end;
             piece
         });
@@ -144,9 +152,9 @@ impl Table {
     }
 
     fn ranges(&self) -> Vec<spec_row_range> {
-        let range = |(first, piece): &(usize, Matrix)| spec_row_range {
-            tensor: piece.tensor(),
-            first_row: *first as i64,
+        let range = |piece: &Piece| spec_row_range {
+            tensor: piece.copy.as_ref().map_or_else(|| piece.rows.tensor(), DeviceMatrix::tensor),
+            first_row: piece.first_row as i64,
         };
         self.pieces.iter().map(range).collect()
     }
@@ -166,6 +174,14 @@ impl Loan {
             head: Table::read(verifier, "lm_head.weight", dtype, cuts),
             returns: Box::default(),
         }
+    }
+
+    /// The same tables in memory of the device itself.
+    fn in_device_memory(mut self) -> Self {
+        for piece in self.embedding.pieces.iter_mut().chain(&mut self.head.pieces) {
+            piece.copy = Some(piece.rows.on_device());
+        }
+        self
     }
 
     fn returns(&self) -> usize {
@@ -204,11 +220,13 @@ fn assert_lent_tables_draft_like_read_ones(padding: usize) {
             let read = Model::load(&context, &directory, Some(&verifier)).expect("a model");
             let expected = drafts_of(&read);
             for cuts in [&[][..], &[1], &[95], &[17, 18, 64]] {
-                let loan = Loan::of(&verifier, dtype, cuts);
-                let lent = loan.load(&context, &directory, None).expect("a model");
-                assert!(drafts_of(&lent) == expected, "{name}, cut at {cuts:?}");
-                drop(lent);
-                assert_eq!(loan.returns(), 1, "{name}");
+                let loan = || Loan::of(&verifier, dtype, cuts);
+                for loan in [loan(), loan().in_device_memory()] {
+                    let lent = loan.load(&context, &directory, None).expect("a model");
+                    assert!(drafts_of(&lent) == expected, "{name}, cut at {cuts:?}");
+                    drop(lent);
+                    assert_eq!(loan.returns(), 1, "{name}");
+                }
             }
         }
     }

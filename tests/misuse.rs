@@ -773,6 +773,7 @@ fn wrong_context_and_model_options_are_refused() {
     let wrong = [
         (UNSUPPORTED, spec_context_options { device_type: 99, ..blank }),
         (INVALID, spec_context_options { device_id: 1, ..blank }),
+        (INVALID, spec_context_options { cuda_context: dangling_mut(), ..blank }),
         (INVALID, spec_context_options { threads: -1, ..blank }),
         (INVALID, spec_context_options { threads: 1025, ..blank }),
         (INVALID, spec_context_options { allocator: &half, ..blank }),

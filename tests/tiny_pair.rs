@@ -13,7 +13,6 @@ use host::{Context, Model, Session, session_options};
 use serde_json::Value;
 use speculators::capi::*;
 use std::ops::Range;
-use std::path::Path;
 
 /// Below this lead of the best logit, an engine in single precision may choose another token.
 const NEAR_TIE: f32 = 1e-3;
@@ -32,7 +31,7 @@ struct Pair {
 
 impl Pair {
     fn load() -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/models/tiny-python");
+        let root = host::files::project("examples/models/tiny-python");
         let context = Context::with_threads(1);
         let model = Model::load(&context, &root.join("eagle3"), Some(&root.join("target")));
         let reference = read_json(&root.join("reference.json"));

@@ -2,6 +2,10 @@
 //! says little, while a ratio of neighbouring times says much.
 #![allow(dead_code)] // Each program uses its own part.
 
+pub mod checkpoint;
+pub mod cuda;
+pub mod report;
+
 use speculators::backend::cpu::{OperatingSystemMemory, Pool, Threads};
 use std::hint::black_box;
 use std::time::Instant;

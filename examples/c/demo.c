@@ -25,7 +25,10 @@ static const char usage[] =
     "  --temperature T          0 is greedy (0)\n"
     "  --seed S                 (0)\n"
     "  --threads N              0 is one per core (0)\n"
-    "  --batch B                sequences decoded together, 1 to 64 (1)\n";
+    "  --batch B                sequences decoded together, 1 to 64 (1)\n"
+    "  --backend cpu|cuda       where the library works (cpu)\n"
+    "  --device N               which of the CUDA devices (0)\n"
+    "  --kernels DIRECTORY      CUDA kernels to use in place of the library's own\n";
 
 static bool number(const char *text, double low, double high, double *value) {
     char *end = NULL;
@@ -69,6 +72,13 @@ static bool set(demo_options *options, const char *name, char *value) {
         options->threads = (int32_t)x;
     } else if (strcmp(name, "--batch") == 0 && number(value, 1, DEMO_MAX_PROMPTS, &x)) {
         options->batch = (int32_t)x;
+    } else if (strcmp(name, "--backend") == 0 &&
+               (strcmp(value, "cpu") == 0 || strcmp(value, "cuda") == 0)) {
+        options->cuda = strcmp(value, "cuda") == 0;
+    } else if (strcmp(name, "--device") == 0 && number(value, 0, 1023, &x)) {
+        options->device = (int32_t)x;
+    } else if (strcmp(name, "--kernels") == 0) {
+        options->kernels = value;
     } else {
         return false;
     }

@@ -17,6 +17,9 @@ typedef struct demo_options {
     int32_t batch;       /* sequences decoded together */
     float temperature;   /* 0: greedy */
     uint64_t seed;
+    bool cuda;           /* the library works on a CUDA device; the target always on the CPU */
+    int32_t device;      /* which one */
+    const char *kernels; /* directory of kernels in place of the library's own, or NULL */
 } demo_options;
 
 /* A prompt and what was emitted after it. */

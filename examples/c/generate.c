@@ -10,13 +10,23 @@
 
 enum { B = HOST_MAX_SEQUENCES, K = DEMO_MAX_DRAFTS, RECORD = SPEC_DECISION_TOKENS + 2 * (K + 1) };
 
+/* What the library reads and writes beside the host's rows, in memory that both reach. */
+typedef struct arrays {
+    int32_t drafts[B * K], num_drafts[B], limit[B], position[B], next_token[B], commit[B];
+    float temperature[B];
+    uint64_t seed[B], counters[3 + K];
+    int32_t stop_tokens[ENGINE_MAX_EOS], decisions[B * RECORD];
+} arrays;
+
 typedef struct drafter {
     spec_context *context;
     spec_model *model;
     spec_session *session;
     spec_model_info info;
-    float *logits;  /* [B * K, Vd]: what the drafts were drawn from */
-    void *workspace; /* of verification */
+    arrays *arrays;
+    float *logits;      /* [B * K, Vd]: what the drafts were drawn from */
+    int32_t *token_ids; /* [Vd]: the target's ids of its columns, or NULL */
+    void *workspace;    /* of verification */
     uint64_t workspace_size;
 } drafter;
 
@@ -27,17 +37,18 @@ static bool fail(void) {
     return false;
 }
 
-static spec_tensor matrix(float *data, int64_t rows, int64_t columns) {
-    return (spec_tensor){.data = data, .device_type = SPEC_DEVICE_CPU,
+static spec_tensor matrix(const host *h, float *data, int64_t rows, int64_t columns) {
+    return (spec_tensor){.data = data, .device_type = h->device.memory_type,
                          .dtype_code = SPEC_DTYPE_FLOAT, .dtype_bits = 32, .dtype_lanes = 1,
                          .ndim = 2, .shape = {rows, columns}};
 }
 
 static bool open_drafter(drafter *d, host *h, const demo_options *options) {
-    /* The library works on the engine's own threads. */
+    /* On the CPU, the library works on the engine's own threads. */
     const spec_context_options context = {
-        .struct_size = sizeof context, .threads = options->threads,
-        .parallel_for = engine_parallel_for, .parallel_for_user = h->threads};
+        .struct_size = sizeof context, .device_type = h->device.type, .device_id = h->device.id,
+        .threads = options->threads, .parallel_for = engine_parallel_for,
+        .parallel_for_user = h->threads, .kernel_directory = options->kernels};
     /* Where the speculator lacks the embedding or the head, the target's is read. */
     const spec_model_options model = {
         .struct_size = sizeof model, .verifier_directory = options->target};
@@ -51,7 +62,7 @@ static bool open_drafter(drafter *d, host *h, const demo_options *options) {
         spec_model_load(d->context, options->speculator, &model, &d->model, &error) ||
         spec_model_get_info(d->model, &d->info, &error) ||
         spec_session_create(d->model, &session, &d->session, &error) ||
-        spec_session_warm_up(d->session, NULL, &error))
+        spec_session_warm_up(d->session, h->device.stream, &error))
         return fail();
     /* The hidden states that the speculator reads. */
     for (int32_t i = 0; i < d->info.num_features && i < HOST_MAX_FEATURES; i++) {
@@ -60,128 +71,139 @@ static bool open_drafter(drafter *d, host *h, const demo_options *options) {
     }
     h->num_features = d->info.num_features;
     const size_t rows = (size_t)(options->batch * options->drafts);
-    d->logits = calloc(rows * (size_t)d->info.draft_vocabulary, sizeof *d->logits);
-    return h->num_features <= HOST_MAX_FEATURES && d->logits && host_keep_features(h, options);
+    const size_t columns = (size_t)d->info.draft_vocabulary;
+    d->arrays = device_share(&h->device, sizeof *d->arrays);
+    d->logits = device_share(&h->device, rows * columns * sizeof *d->logits);
+    if (d->info.draft_token_ids != NULL &&
+        (d->token_ids = device_share(&h->device, columns * sizeof *d->token_ids)) != NULL)
+        memcpy(d->token_ids, d->info.draft_token_ids, columns * sizeof *d->token_ids);
+    return h->num_features <= HOST_MAX_FEATURES && d->arrays && d->logits &&
+           !d->info.draft_token_ids == !d->token_ids && host_keep_features(h, options);
 }
 
 /* The workspace grows when a call needs more. */
-static bool verify(drafter *d, spec_verify_args *args) {
+static bool verify(drafter *d, host *h, spec_verify_args *args) {
     if (spec_verify_workspace_size(d->context, args, &args->workspace_size, &error)) {
         return false;
     } else if (args->workspace_size > d->workspace_size) {
-        free(d->workspace);
-        d->workspace_size = (args->workspace_size + 63) / 64 * 64;
-        d->workspace = aligned_alloc(64, d->workspace_size);
+        d->workspace_size = args->workspace_size;
+        d->workspace = device_share(&h->device, d->workspace_size);
     }
     args->workspace = d->workspace;
-    return spec_verify(d->context, args, NULL, &error) == SPEC_OK;
+    return spec_verify(d->context, args, h->device.stream, &error) == SPEC_OK;
 }
 
 /* Decodes n texts together, proposing k tokens per round; k = 0 is decoding without speculation. */
 static bool decode(drafter *d, host *h, const demo_options *options, demo_text *text, int32_t n,
                    int32_t k, demo_run *run) {
-    static int32_t decisions[B * RECORD];
-    int32_t drafts[B * K], num_drafts[B] = {0}, limit[B], position[B], next_token[B], commit[B];
-    float temperature[B];
-    uint64_t seed[B];
     spec_tensor features[HOST_MAX_FEATURES];
-    for (int32_t b = 0; b < n; b++) {
-        limit[b] = options->tokens;
-        temperature[b] = options->temperature;
-        seed[b] = options->seed + (uint64_t)b;
-    }
-    const spec_sampling sampling = {.struct_size = sizeof sampling, .temperature = temperature,
-                                    .seed = seed};
-    const spec_tensor draft_logits = matrix(d->logits, (int64_t)n * k, d->info.draft_vocabulary);
-    const spec_distribution q = {.struct_size = sizeof q, .rows_per_sequence = k,
-                                 .logits = draft_logits, .token_ids = d->info.draft_token_ids};
     const engine_info *target = engine_describe(h->model);
+    arrays *a = d->arrays;
+    memset(a, 0, sizeof *a);
+    memcpy(a->stop_tokens, target->eos, sizeof a->stop_tokens);
+    for (int32_t b = 0; b < n; b++) {
+        a->limit[b] = options->tokens;
+        a->temperature[b] = options->temperature;
+        a->seed[b] = options->seed + (uint64_t)b;
+    }
+    const spec_sampling sampling = {.struct_size = sizeof sampling,
+                                    .temperature = a->temperature, .seed = a->seed};
+    const spec_tensor draft_logits = matrix(h, d->logits, (int64_t)n * k, d->info.draft_vocabulary);
+    const spec_distribution q = {.struct_size = sizeof q, .rows_per_sequence = k,
+                                 .logits = draft_logits, .token_ids = d->token_ids};
     h->num_features = k > 0 ? d->info.num_features : 0;
 
     for (bool prompt = true, alive = true; alive; prompt = false) {
         /* 1. The target runs over the prompts, later over each root and its drafts. */
         double clock = demo_clock();
-        if (!host_step(h, text, n, drafts, k, num_drafts))
+        if (!host_step(h, text, n, a->drafts, k, a->num_drafts))
             return false;
         demo_lap(&clock, &run->target);
 
         /* 2. Verify: how many drafts the target agrees with, and its own token after them. */
         spec_verify_args verify_args = {
             .struct_size = sizeof verify_args, .num_sequences = n, .max_drafts = prompt ? 0 : k,
-            .logits = matrix(h->logits, h->num_logit_rows, target->vocabulary),
-            .row_begin = h->logit_begin, .num_drafts = num_drafts, .draft_tokens = drafts,
-            .draft_stride = k, .position = h->root_position, .limit = limit,
+            .logits = matrix(h, h->logits, h->num_logit_rows, target->vocabulary),
+            .row_begin = h->logit_begin, .num_drafts = a->num_drafts, .draft_tokens = a->drafts,
+            .draft_stride = k, .position = h->root_position, .limit = a->limit,
             .sampling = &sampling, .draft = prompt || k == 0 ? NULL : &q,
-            .stop_tokens = target->eos, .num_stop_tokens = target->num_eos,
-            .decisions = decisions, .decision_stride = RECORD,
-            .counters = prompt ? NULL : run->counters};
-        if (!verify(d, &verify_args))
+            .stop_tokens = a->stop_tokens, .num_stop_tokens = target->num_eos,
+            .decisions = a->decisions, .decision_stride = RECORD,
+            .counters = prompt ? NULL : a->counters};
+        if (!verify(d, h, &verify_args))
             return fail();
+        if (!device_wait(&h->device))
+            return false;
         demo_lap(&clock, &run->verify);
 
         /* 3. The host takes the emitted tokens and sees which texts go on. */
         alive = false;
         for (int32_t b = 0; b < n; b++) {
-            const int32_t *decision = &decisions[b * RECORD];
+            const int32_t *decision = &a->decisions[b * RECORD];
             const int32_t emitted = decision[SPEC_DECISION_EMITTED];
             memcpy(&text[b].ids[text[b].len], &decision[SPEC_DECISION_TOKENS],
                    (size_t)emitted * sizeof(int32_t));
             text[b].len += emitted;
-            limit[b] -= emitted;
-            run->passes += !prompt && num_drafts[b] >= 0;
+            a->limit[b] -= emitted;
+            run->passes += !prompt && a->num_drafts[b] >= 0;
             run->emitted += prompt ? 0 : emitted;
-            const bool ends = emitted == 0 || limit[b] <= 0 ||
+            const bool ends = emitted == 0 || a->limit[b] <= 0 ||
                               (decision[SPEC_DECISION_FLAGS] & SPEC_DECISION_FLAG_STOPPED);
-            position[b] = text[b].len - 1;
-            next_token[b] = text[b].ids[position[b]];
+            a->position[b] = text[b].len - 1;
+            a->next_token[b] = text[b].ids[a->position[b]];
             /* The rows to commit: all of a prompt, later the root and the accepted drafts. */
-            commit[b] = ends ? 0 : prompt ? text[b].prompt : emitted;
+            a->commit[b] = ends ? 0 : prompt ? text[b].prompt : emitted;
             alive = alive || !ends;
             if (n == 1 && k > 0) {
                 demo_stream(h->model, &decision[SPEC_DECISION_TOKENS], emitted);
             }
         }
-
         demo_lap(&clock, &run->host);
 
         /* 4. Draft: commit the verified rows with their features, propose below the new roots. */
         for (int32_t i = 0; i < h->num_features; i++) {
-            features[i] = matrix(h->features[i].output, h->num_rows, d->info.features[i].width);
+            features[i] = matrix(h, h->features[i].output, h->num_rows, d->info.features[i].width);
         }
         const spec_draft_args draft_args = {
             .struct_size = sizeof draft_args, .num_sequences = n, .num_rows = h->num_rows,
-            .max_drafts = k, .position = position, .row_count = commit, .next_token = next_token,
-            .row_begin = h->row_begin, .limit = limit, .block_table = h->block_table,
-            .block_table_stride = HOST_PAGES, .num_features = h->num_features,
-            .tokens = h->tokens, .features = features, .sampling = &sampling,
-            .draft_tokens = drafts, .num_proposed = num_drafts, .draft_logits = &draft_logits};
-        if (k > 0 && (spec_draft(d->session, &draft_args, NULL, &error) ||
-                      spec_session_poll(d->session, &error)))
+            .max_drafts = k, .position = a->position, .row_count = a->commit,
+            .next_token = a->next_token, .row_begin = h->row_begin, .limit = a->limit,
+            .block_table = h->block_table, .block_table_stride = HOST_PAGES,
+            .num_features = h->num_features, .tokens = h->tokens, .features = features,
+            .sampling = &sampling, .draft_tokens = a->drafts, .num_proposed = a->num_drafts,
+            .draft_logits = &draft_logits};
+        if (k > 0 && spec_draft(d->session, &draft_args, h->device.stream, &error))
+            return fail();
+        if (!device_wait(&h->device))
+            return false;
+        if (k > 0 && spec_session_poll(d->session, &error))
             return fail();
         for (int32_t b = 0; b < n; b++)
-            num_drafts[b] = commit[b] == 0 ? -1 : num_drafts[b]; /* -1: takes no part any more */
+            a->num_drafts[b] = a->commit[b] == 0 ? -1 : a->num_drafts[b]; /* -1: takes no part */
         demo_lap(&clock, &run->draft);
     }
+    for (int32_t i = 0; i < 3 + K; i++)
+        run->counters[i] += a->counters[i];
     return true;
 }
 
 static demo_text plain[DEMO_MAX_PROMPTS], speculative[DEMO_MAX_PROMPTS];
-static host h;
 
 int main(int argc, char **argv) {
     demo_options options;
     drafter d = {0};
     demo_run without = {0}, with = {0};
-    bool ok = demo_parse(argc, argv, &options) && host_open(&h, &options) &&
-              open_drafter(&d, &h, &options) && demo_encode(h.model, &options, plain) &&
-              demo_encode(h.model, &options, speculative);
+    host *h = demo_parse(argc, argv, &options) ? host_open(&options) : NULL;
+    bool ok = h != NULL && open_drafter(&d, h, &options) &&
+              demo_encode(h->model, &options, plain) &&
+              demo_encode(h->model, &options, speculative);
     for (int32_t first = 0; ok && first < options.num_prompts; first += options.batch) {
         const int32_t left = options.num_prompts - first;
         const int32_t n = left < options.batch ? left : options.batch;
-        demo_begin(h.model, &speculative[first], n);
-        ok = decode(&d, &h, &options, &speculative[first], n, options.drafts, &with) &&
-             decode(&d, &h, &options, &plain[first], n, 0, &without);
-        demo_end(h.model, &speculative[first], n);
+        demo_begin(h->model, &speculative[first], n);
+        ok = decode(&d, h, &options, &speculative[first], n, options.drafts, &with) &&
+             decode(&d, h, &options, &plain[first], n, 0, &without);
+        demo_end(h->model, &speculative[first], n);
     }
     if (ok) {
         demo_report(&options, &without, &with);
@@ -191,8 +213,6 @@ int main(int argc, char **argv) {
     spec_session_release(d.session);
     spec_model_release(d.model);
     spec_context_release(d.context);
-    free(d.logits);
-    free(d.workspace);
-    host_close(&h);
+    host_close(h);
     return ok ? EXIT_SUCCESS : EXIT_FAILURE;
 }

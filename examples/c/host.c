@@ -1,7 +1,6 @@
 #include "host.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 
 static engine_error failure;
 
@@ -10,7 +9,7 @@ static bool fail(void) {
     return false;
 }
 
-bool host_open(host *h, const demo_options *options) {
+static bool load_target(host *h, const demo_options *options) {
     h->num_pages = options->batch * HOST_PAGES;
     for (int32_t i = 0; i < h->num_pages; i++) {
         h->block_table[i] = i;
@@ -22,15 +21,32 @@ bool host_open(host *h, const demo_options *options) {
         return fail();
     }
     const size_t rows = (size_t)options->batch * (DEMO_MAX_DRAFTS + 1);
-    h->logits = calloc(rows * (size_t)engine_describe(h->model)->vocabulary, sizeof *h->logits);
+    const size_t vocabulary = (size_t)engine_describe(h->model)->vocabulary;
+    h->logits = device_share(&h->device, rows * vocabulary * sizeof *h->logits);
     return h->logits != NULL;
+}
+
+host *host_open(const demo_options *options) {
+    device shared;
+    const bool open = device_open(&shared, options->cuda, options->device);
+    host *h = open ? device_share(&shared, sizeof *h) : NULL;
+    if (h == NULL) {
+        device_close(&shared);
+        return NULL;
+    }
+    h->device = shared;
+    if (!load_target(h, options)) {
+        host_close(h);
+        return NULL;
+    }
+    return h;
 }
 
 bool host_keep_features(host *h, const demo_options *options) {
     const size_t rows = (size_t)options->batch * DEMO_MAX_TEXT;
     const size_t width = (size_t)engine_describe(h->model)->hidden_size;
     for (int32_t i = 0; i < h->num_features; i++) {
-        h->features[i].output = calloc(rows * width, sizeof(float));
+        h->features[i].output = device_share(&h->device, rows * width * sizeof(float));
         if (h->features[i].output == NULL) {
             return false;
         }
@@ -39,13 +55,13 @@ bool host_keep_features(host *h, const demo_options *options) {
 }
 
 void host_close(host *h) {
-    for (int32_t i = 0; i < HOST_MAX_FEATURES; i++) {
-        free(h->features[i].output);
+    if (h != NULL) {
+        engine_cache_free(h->cache);
+        engine_free(h->model);
+        engine_threads_free(h->threads);
+        device shared = h->device; /* which the struct itself belongs to */
+        device_close(&shared);
     }
-    free(h->logits);
-    engine_cache_free(h->cache);
-    engine_free(h->model);
-    engine_threads_free(h->threads);
 }
 
 bool host_step(host *h, const demo_text *text, int32_t n, const int32_t *drafts, int32_t stride,

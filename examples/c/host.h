@@ -1,14 +1,17 @@
 /* The part of the example host that knows nothing of speculation: a target model with its KV
- * pages, and steps of it over several texts. */
+ * pages, and steps of it over several texts. The target runs on the CPU. All that a step reads and
+ * writes lies in memory that is shared with the device of the options, this struct included. */
 #ifndef HOST_H
 #define HOST_H
 
 #include "demo.h"
+#include "device.h"
 
 enum { HOST_PAGE = 16, HOST_PAGES = DEMO_MAX_TEXT / HOST_PAGE, HOST_MAX_FEATURES = 8 };
 enum { HOST_MAX_SEQUENCES = DEMO_MAX_PROMPTS };
 
 typedef struct host {
+    device device;
     engine_threads *threads;
     engine_model *model;
     engine_cache *cache;
@@ -30,10 +33,12 @@ typedef struct host {
     float *logits;
 } host;
 
-/* Loads the target and makes room for the batch; false (and a message) if that fails. */
-bool host_open(host *h, const demo_options *options);
+/* Opens the device, loads the target and makes room for the batch; NULL (and a message) if that
+ * fails. */
+host *host_open(const demo_options *options);
 /* Makes room for the features; the layers are set by the caller. */
 bool host_keep_features(host *h, const demo_options *options);
+/* Gives everything back, when the library's handles have been released. NULL is ignored. */
 void host_close(host *h);
 
 /*

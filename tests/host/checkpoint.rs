@@ -4,7 +4,7 @@ use super::matrix::Dtype;
 use super::random::Random;
 use safetensors::tensor::{Dtype as FileDtype, TensorView, serialize_to_file};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The shape of a speculator. Nothing of it has to be read from a verifier's directory.
 #[derive(Clone, Debug)]
@@ -179,7 +179,7 @@ fn write(name: &str, config: &Value, tensors: &[Tensor]) -> PathBuf {
 
 /// An empty folder of this name, for this test program alone.
 pub fn scratch_directory(name: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(env!("CARGO_CRATE_NAME"));
+    let root = super::files::scratch().join(env!("CARGO_CRATE_NAME"));
     let directory = root.join(name);
     if directory.exists() {
         std::fs::remove_dir_all(&directory).expect("an old folder to remove");

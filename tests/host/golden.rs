@@ -76,14 +76,14 @@ pub struct Record {
 }
 
 /// The generations with one number of drafts per round.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Run {
     pub drafts: usize,
     pub generations: Vec<Generation>,
 }
 
 /// One generation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Generation {
     /// The name of the prompt among the target's activations.
     pub prompt: String,

@@ -5,6 +5,7 @@
 
 pub mod checkpoint;
 pub mod draft;
+pub mod files;
 pub mod golden;
 pub mod matrix;
 pub mod random;
@@ -179,7 +180,7 @@ impl Drop for Context {
 fn kernel_paths() -> &'static [Option<CString>; 2] {
     static PATHS: OnceLock<[Option<CString>; 2]> = OnceLock::new();
     PATHS.get_or_init(|| {
-        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+        let cache = files::scratch().join("kernels");
         [device::kernel_directory(), Some(cache)].map(|path| path.as_deref().map(c_path))
     })
 }

@@ -5,7 +5,7 @@ use super::driver::{missing, not_found, version_text};
 use super::images::Source;
 use crate::error::{Error, Result, Status};
 use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int};
 
 /// Options of every compilation, beside the one that names the device.
 const OPTIONS: [&CStr; 2] = [c"--std=c++17", c"--device-int128"];
@@ -101,10 +101,7 @@ impl Compiler {
             return Err(not_found("NVRTC", &cudarc::get_lib_name_candidates("nvrtc")));
         }
         // SAFETY: the library is there.
-        let library = unsafe { sys::culib() };
-        // SAFETY: the symbol is looked up as an address, and not used.
-        let has = |name: &str| unsafe { library.get::<*const c_void>(name.as_bytes()) }.is_ok();
-        missing("NVRTC", FUNCTIONS.iter().filter(|name| !has(name)).copied())?;
+        missing("NVRTC", unsafe { sys::culib() }, FUNCTIONS)?;
         let (mut major, mut minor, mut count) = (0, 0, 0);
         // SAFETY: the functions are there, here and below; all that is written is writable.
         unsafe {
@@ -171,7 +168,7 @@ impl Program {
     fn create(source: &Source, headers: &[Source]) -> Result<Self> {
         let text =
             |text: &str| CString::new(text).map_err(|_| Error::internal("a source with NUL"));
-        let (body, name) = (text(source.text)?, text(source.name)?);
+        let (body, name) = (text(source.text)?, text(&format!("{}.cu", source.name))?);
         let names = headers.iter().map(|header| text(header.name)).collect::<Result<Vec<_>>>()?;
         let texts = headers.iter().map(|header| text(header.text)).collect::<Result<Vec<_>>>()?;
         let addresses = |texts: &[CString]| -> Vec<*const c_char> {
@@ -225,5 +222,25 @@ impl Drop for Program {
     fn drop(&mut self) {
         // SAFETY: created once, destroyed once.
         let _ = unsafe { nvrtcDestroyProgram(&raw mut self.handle) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_gets_its_own_code_or_the_newest_that_drivers_translate_for_it() {
+        let known = [75, 80, 86, 90, 100, 120];
+        let target = |capability| Target::of(capability, &known);
+        let device = |name: &str| Some(Target::Device(name.to_owned()));
+        let older = |name: &str| Some(Target::Virtual(name.to_owned()));
+        assert_eq!(target((8, 0)), device("sm_80"));
+        assert_eq!(target((9, 0)), device("sm_90a"));
+        assert_eq!(target((12, 0)), device("sm_120"));
+        assert_eq!(target((8, 9)), older("compute_86"));
+        assert_eq!(target((10, 3)), older("compute_100"));
+        assert_eq!(target((13, 0)), older("compute_120"));
+        assert_eq!(target((7, 0)), None);
     }
 }

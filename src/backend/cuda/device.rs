@@ -235,3 +235,146 @@ fn name(handle: CUdevice) -> Result<String> {
     let name = CStr::from_bytes_until_nul(&bytes).unwrap_or_default();
     Ok(name.to_string_lossy().into_owned())
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use cudarc::driver::sys;
+    use std::ffi::c_uint;
+
+    /// The first device, for a test that cannot do without. `None` where there is no driver, unless
+    /// `SPEC_TEST_DEVICE` asks for CUDA, and where it asks for the CPU.
+    pub(in crate::backend::cuda) fn device() -> Option<Arc<Device>> {
+        let named = std::env::var("SPEC_TEST_DEVICE").ok();
+        match (named.as_deref(), Device::open(0, 0)) {
+            (Some("cuda"), device) => Some(device.unwrap()),
+            (None, device) => device.ok(),
+            _ => None,
+        }
+    }
+
+    fn current() -> u64 {
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the driver is loaded.
+        unsafe { driver::cuCtxGetCurrent(&raw mut context).unwrap() };
+        context as u64
+    }
+
+    /// A context of a host's own, which is current.
+    fn foreign() -> u64 {
+        type Create = unsafe extern "C" fn(*mut CUcontext, c_uint, CUdevice) -> u32;
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the driver is loaded, has this function (the bindings only have a newer one) and the
+        // first device.
+        unsafe {
+            let create = sys::culib().get::<Create>(b"cuCtxCreate_v2").unwrap();
+            assert_eq!(create(&raw mut context, 0, 0), 0);
+        }
+        context as u64
+    }
+
+    fn destroy(context: u64) {
+        // SAFETY: created by the test.
+        assert_eq!(unsafe { sys::cuCtxDestroy_v2(context as CUcontext) } as u32, 0);
+    }
+
+    #[test]
+    fn what_was_current_before_is_current_again() {
+        let Some(device) = device() else { return };
+        let before = current();
+        let entered = device.enter().unwrap();
+        let own = current();
+        assert_eq!(own, device.context as u64);
+        drop(device.enter().unwrap());
+        assert_eq!(current(), own);
+        drop(entered);
+        assert_eq!(current(), before);
+
+        let foreign = foreign();
+        drop(device.enter().unwrap());
+        assert_eq!(current(), foreign);
+        destroy(foreign);
+    }
+
+    #[test]
+    fn a_context_of_the_host_is_used_and_left_alive() {
+        let Some(primary) = device() else { return };
+        let foreign = foreign();
+        let device = Device::open(0, foreign).unwrap();
+        {
+            let _primary = primary.enter().unwrap();
+            let _entered = device.enter().unwrap();
+            assert_eq!(current(), foreign);
+        }
+        assert_eq!(current(), foreign);
+        drop(device);
+        // It can still be opened, and is destroyed once.
+        drop(Device::open(0, foreign).unwrap());
+        destroy(foreign);
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_refused_by_number() {
+        if device().is_none() {
+            return;
+        }
+        for ordinal in [-1, 1000] {
+            let error = Device::open(ordinal, 0).unwrap_err();
+            assert_eq!(error.status(), Status::InvalidArgument);
+            let text = error.to_string();
+            assert!(text.starts_with("device_id: expected 0 to "), "{text}");
+            assert!(text.ends_with(&format!("found {ordinal}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn streams_of_another_context_are_refused() {
+        let Some(device) = device() else { return };
+        [0, 1, 2].into_iter().for_each(|stream| device.check_stream(Stream(stream)).unwrap());
+        let foreign = foreign();
+        let mut stream = std::ptr::null_mut();
+        // SAFETY: a context is current; `stream` is writable.
+        assert_eq!(unsafe { sys::cuStreamCreate(&raw mut stream, 1) } as u32, 0);
+        let error = device.check_stream(Stream(stream as u64)).unwrap_err();
+        assert_eq!(error.status(), Status::InvalidArgument, "{error}");
+        assert!(error.to_string().ends_with("found one of another context"), "{error}");
+        Device::open(0, foreign).unwrap().check_stream(Stream(stream as u64)).unwrap();
+        // SAFETY: created by the test.
+        assert_eq!(unsafe { sys::cuStreamDestroy_v2(stream) } as u32, 0);
+        destroy(foreign);
+    }
+
+    #[test]
+    fn a_capture_is_seen() {
+        use sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let Some(device) = device() else { return };
+        let _entered = device.enter().unwrap();
+        let (mut stream, mut graph) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: a context is current; what is written is writable.
+        unsafe {
+            assert_eq!(sys::cuStreamCreate(&raw mut stream, 1) as u32, 0);
+            let queue = Stream(stream as u64);
+            assert!(!device.is_capturing(queue).unwrap());
+            let mode = CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+            assert_eq!(sys::cuStreamBeginCapture_v2(stream, mode) as u32, 0);
+            assert!(device.is_capturing(queue).unwrap());
+            device.check_stream(queue).unwrap();
+            assert_eq!(sys::cuStreamEndCapture(stream, &raw mut graph) as u32, 0);
+            assert!(!device.is_capturing(queue).unwrap());
+            assert_eq!(sys::cuGraphDestroy(graph) as u32, 0);
+            assert_eq!(sys::cuStreamDestroy_v2(stream) as u32, 0);
+        }
+    }
+
+    #[test]
+    fn the_facts_are_those_of_a_device_that_the_kernels_run_on() {
+        let Some(device) = device() else { return };
+        let facts = device.facts();
+        assert!(
+            facts.capability >= OLDEST_CAPABILITY && facts.driver_version >= 12_000,
+            "{facts:?}"
+        );
+        assert!(facts.multiprocessors > 0 && facts.shared_per_block >= 48 << 10, "{facts:?}");
+        assert!(!facts.name.is_empty() && facts.l2_bytes > 0, "{facts:?}");
+    }
+}

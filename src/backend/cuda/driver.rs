@@ -7,6 +7,7 @@ use cudarc::driver::sys::{
     self, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction,
     CUfunction_attribute, CUmodule, CUresult, CUstream, CUstreamCaptureStatus,
 };
+use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_void};
 use std::sync::OnceLock;
 
@@ -159,6 +160,19 @@ pub(super) fn load() -> Result<i32> {
     Ok(version)
 }
 
+/// The size of a kernel's argument, which it takes one of; `None` where the driver cannot tell.
+pub(super) fn argument_bytes(function: CUfunction) -> Option<usize> {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    // SAFETY: a function has been loaded, and so the library is there.
+    let known = *KNOWN.get_or_init(|| has(unsafe { sys::culib() }, "cuFuncGetParamInfo"));
+    let (mut offset, mut bytes) = (0, 0);
+    // SAFETY: the function is there, as of CUDA 12.4; both places are writable.
+    let told = known
+        && unsafe { sys::cuFuncGetParamInfo(function, 0, &raw mut offset, &raw mut bytes) } as u32
+            == 0;
+    told.then_some(bytes)
+}
+
 /// `major.minor` of a version as the driver and NVRTC count.
 pub(super) fn version_text(version: i32) -> String {
     format!("{}.{}", version / 1000, version % 1000 / 10)
@@ -172,9 +186,7 @@ fn find() -> Result<()> {
     }
     // SAFETY: the library is there.
     let library = unsafe { sys::culib() };
-    // SAFETY: the symbol is looked up as an address, and not used.
-    let has = |name: &str| unsafe { library.get::<*const c_void>(name.as_bytes()) }.is_ok();
-    missing("CUDA driver", FUNCTIONS.iter().filter(|name| !has(name)).copied())
+    missing("CUDA driver", library, FUNCTIONS)
 }
 
 /// Says which names of a library were tried.
@@ -185,9 +197,10 @@ pub(super) fn not_found(what: &str, names: &[String]) -> Error {
     )
 }
 
-/// Refuses a library without some function.
-pub(super) fn missing<'a>(what: &str, functions: impl Iterator<Item = &'a str>) -> Result<()> {
-    let missing: Vec<&str> = functions.collect();
+/// Refuses a library without one of the functions.
+pub(super) fn missing(what: &str, library: &Library, functions: &[&str]) -> Result<()> {
+    let missing: Vec<&str> =
+        functions.iter().copied().filter(|function| !has(library, function)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -199,4 +212,9 @@ pub(super) fn missing<'a>(what: &str, functions: impl Iterator<Item = &'a str>) 
             missing.join(", ")
         ),
     ))
+}
+
+fn has(library: &Library, function: &str) -> bool {
+    // SAFETY: the symbol is looked up as an address, and not used.
+    unsafe { library.get::<*const c_void>(function.as_bytes()) }.is_ok()
 }

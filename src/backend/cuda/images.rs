@@ -112,11 +112,17 @@ impl Images {
         let target = compiler.target(device.facts().capability)?;
         let (compiler_name, headers) = (compiler.name(), embedded::HEADERS);
         let key = key(source, headers, &[target.name(), &compiler_name]);
-        let (image, origin) =
-            kept(self.cache.as_ref(), &key, || compiler.compile(source, headers, &target))?;
-        Module::load(device, name, origin, &image).map_err(|failure| {
-            Error::from(failure).within(format!("kernels/{name}.cu compiled by {compiler_name}"))
-        })
+        made(
+            self.cache.as_ref(),
+            &key,
+            || compiler.compile(source, headers, &target),
+            |origin, image| {
+                Module::load(device, name, origin, image).map_err(|failure| {
+                    let error = Error::from(failure);
+                    error.within(format!("kernels/{name}.cu compiled by {compiler_name}"))
+                })
+            },
+        )
     }
 }
 
@@ -130,20 +136,24 @@ fn key(source: &Source, headers: &[Source], by: &[&str]) -> Key {
     Key::of(parts)
 }
 
-/// The image under a key, from the cache or made and kept there.
-fn kept(
+/// What `load` makes of the image under a key: the one of the cache or, where there is none or it
+/// will not load, one that is compiled and kept.
+fn made<T>(
     cache: Option<&Cache>,
     key: &Key,
-    make: impl FnOnce() -> Result<Vec<u8>>,
-) -> Result<(Vec<u8>, Origin)> {
-    if let Some(image) = cache.and_then(|cache| cache.get(key)) {
-        return Ok((image, Origin::Cache));
+    compile: impl FnOnce() -> Result<Vec<u8>>,
+    load: impl Fn(Origin, &[u8]) -> Result<T>,
+) -> Result<T> {
+    let kept = cache.and_then(|cache| cache.get(key));
+    if let Some(loaded) = kept.and_then(|image| load(Origin::Cache, &image).ok()) {
+        return Ok(loaded);
     }
-    let image = make()?;
+    let image = compile()?;
+    let loaded = load(Origin::Compiled, &image)?;
     if let Some(cache) = cache {
         cache.put(key, &image);
     }
-    Ok((image, Origin::Compiled))
+    Ok(loaded)
 }
 
 /// Whether the driver refused an image as one for other drivers or devices.
@@ -249,4 +259,166 @@ pub fn origin(modules: &[Module]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cache::tests::Scratch;
+    use super::super::compiler::Target;
+    use super::super::device::tests::device;
+    use super::*;
+    use crate::error::Status;
+    use std::cell::Cell;
+    use std::fs;
+
+    /// What [`made`] makes with a compiler that counts, of images that load if they are `good`.
+    fn make(cache: Option<&Cache>, compiled: &Cell<usize>) -> Result<(Origin, Vec<u8>)> {
+        let key = Key::of([&b"key"[..]]);
+        let compile = || {
+            compiled.set(compiled.get() + 1);
+            Ok(b"good".to_vec())
+        };
+        made(cache, &key, compile, |origin, image| match image {
+            b"good" => Ok((origin, image.to_vec())),
+            _ => Err(Error::internal("does not load")),
+        })
+    }
+
+    #[test]
+    fn kernels_are_compiled_once_for_each_cache() {
+        let scratch = Scratch::new("once");
+        let cache = Cache::at(scratch.path().to_owned());
+        let compiled = Cell::new(0);
+        let origin = |cache| make(cache, &compiled).unwrap().0;
+        assert_eq!((origin(Some(&cache)), compiled.get()), (Origin::Compiled, 1));
+        assert_eq!((origin(Some(&cache)), compiled.get()), (Origin::Cache, 1));
+        assert_eq!((origin(None), compiled.get()), (Origin::Compiled, 2));
+    }
+
+    #[test]
+    fn a_kept_image_that_does_not_load_is_compiled_and_kept_anew() {
+        let scratch = Scratch::new("refused");
+        let cache = Cache::at(scratch.path().to_owned());
+        let compiled = Cell::new(0);
+        cache.put(&Key::of([&b"key"[..]]), b"bad");
+        assert_eq!(make(Some(&cache), &compiled).unwrap().0, Origin::Compiled);
+        assert_eq!(make(Some(&cache), &compiled).unwrap().0, Origin::Cache);
+        assert_eq!(compiled.get(), 1);
+    }
+
+    #[test]
+    fn what_fails_to_compile_or_to_load_is_not_kept() {
+        let scratch = Scratch::new("failed");
+        let cache = Cache::at(scratch.path().to_owned());
+        let key = Key::of([&b"key"[..]]);
+        let fails = || Err(Error::internal("does not compile"));
+        made(Some(&cache), &key, fails, |_, _| Ok(())).unwrap_err();
+        let refused = |_, _: &[u8]| Err::<(), _>(Error::internal("does not load"));
+        made(Some(&cache), &key, || Ok(vec![1]), refused).unwrap_err();
+        assert_eq!(cache.get(&key), None);
+    }
+
+    #[test]
+    fn the_key_depends_on_every_file_and_on_what_it_is_compiled_by() {
+        let source = |name, text| Source { name, text };
+        let (a, header) = (source("a", "1"), source("h.cuh", "2"));
+        let name = |key: Key| format!("{key:?}");
+        let base = name(key(&a, &[header], &["sm_80", "NVRTC 12.0"]));
+        for other in [
+            key(&source("b", "1"), &[header], &["sm_80", "NVRTC 12.0"]),
+            key(&source("a", "2"), &[header], &["sm_80", "NVRTC 12.0"]),
+            key(&a, &[source("h.cuh", "3")], &["sm_80", "NVRTC 12.0"]),
+            key(&a, &[], &["sm_80", "NVRTC 12.0"]),
+            key(&a, &[header], &["sm_90a", "NVRTC 12.0"]),
+            key(&a, &[header], &["sm_80", "NVRTC 12.1"]),
+        ] {
+            assert_ne!(name(other), base);
+        }
+        assert_eq!(name(key(&a, &[header], &["sm_80", "NVRTC 12.0"])), base);
+    }
+
+    fn options(images: Option<&Path>, cache: KernelCache) -> Options {
+        Options { images: images.map(Path::to_owned), cache, ..Options::default() }
+    }
+
+    #[test]
+    fn a_directory_without_images_is_refused() {
+        let scratch = Scratch::new("no-images");
+        let error = |path: &Path| Images::new(&options(Some(path), KernelCache::None)).unwrap_err();
+        let missing = error(&scratch.path().join("missing"));
+        assert_eq!(missing.status(), Status::Io);
+        fs::write(scratch.path().join("other.fatbin"), b"").unwrap();
+        let empty = error(scratch.path());
+        assert_eq!(empty.status(), Status::Io);
+        let text = empty.to_string();
+        assert!(text.contains("expected an image NAME.fatbin, NAME.cubin, NAME.ptx"), "{text}");
+        assert!(text.contains("rows"), "{text}");
+    }
+
+    #[test]
+    fn images_of_the_hosts_directory_go_before_the_librarys_own() {
+        let Some(device) = device() else { return };
+        let scratch = Scratch::new("directory");
+        let path = scratch.path().join("rows.cubin");
+        let Ok(compiler) = Compiler::find() else { return };
+        let target = compiler.target(device.facts().capability).unwrap();
+        let source = embedded::MODULES.iter().find(|source| source.name == "rows").unwrap();
+        let image = compiler.compile(source, embedded::HEADERS, &target).unwrap();
+        fs::write(&path, &image).unwrap();
+        let images = Images::new(&options(Some(scratch.path()), KernelCache::None)).unwrap();
+        let _entered = device.enter().unwrap();
+        let module = images.load(&device, "rows").unwrap();
+        assert_eq!(origin(&[module]), "from the host's directory: rows");
+
+        fs::write(&path, b"no image").unwrap();
+        let error = images.load(&device, "rows").unwrap_err();
+        assert!(error.to_string().starts_with(path.to_str().unwrap()), "{error}");
+    }
+
+    #[test]
+    fn sources_are_compiled_where_nothing_else_is_there_and_found_in_the_cache_then() {
+        let Some(device) = device() else { return };
+        if Compiler::find().is_err() {
+            return;
+        }
+        let scratch = Scratch::new("sources");
+        let cache = KernelCache::At(scratch.path().to_owned());
+        let images = Images::new(&options(None, cache)).unwrap();
+        let _entered = device.enter().unwrap();
+        let origin = || origin(&[images.compile(&device, "rows").unwrap()]);
+        assert_eq!(origin(), "compiled: rows");
+        assert_eq!(origin(), "from the cache: rows");
+    }
+
+    /// `make kernels` runs this with the compiler that it installs; no device is needed.
+    #[test]
+    fn nvrtc_compiles_every_kernel_without_a_path_to_include_from() {
+        if std::env::var_os("SPEC_TEST_NVRTC").is_none() {
+            return;
+        }
+        let compiler = Compiler::find().unwrap();
+        for source in embedded::MODULES {
+            for capability in [(8, 0), (9, 0), (12, 0)] {
+                let target = compiler.target(capability).unwrap();
+                let image = compiler.compile(source, embedded::HEADERS, &target).unwrap();
+                assert!(image.starts_with(b"\x7fELF"), "{} {target:?}", source.name);
+            }
+        }
+        let older = Target::Virtual("compute_80".to_owned());
+        let image = compiler.compile(&embedded::MODULES[0], embedded::HEADERS, &older).unwrap();
+        let text = String::from_utf8(image).unwrap();
+        assert!(text.contains(".target sm_80") && text.ends_with('\0'), "{text}");
+    }
+
+    #[test]
+    fn nvrtc_says_where_a_source_is_wrong() {
+        if std::env::var_os("SPEC_TEST_NVRTC").is_none() {
+            return;
+        }
+        let compiler = Compiler::find().unwrap();
+        let wrong = Source { name: "wrong", text: "#include \"device.cuh\"\nnonsense" };
+        let target = compiler.target((8, 0)).unwrap();
+        let error = compiler.compile(&wrong, embedded::HEADERS, &target).unwrap_err();
+        assert!(error.to_string().contains("kernels/wrong.cu: wrong.cu(2): error"), "{error}");
+    }
 }

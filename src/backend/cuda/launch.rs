@@ -134,6 +134,12 @@ kernels! {
     ProposeAnySixteen: "propose", "propose_any_16", 256, Small;
     /// The head and the choice of draft tokens, other weights, 32 rows at a time.
     ProposeAnyThirtyTwo: "propose", "propose_any_32", 256, Small;
+    /// Reads and checks the arrays of a verification.
+    VerifyPlan: "verify", "verify_plan", 256, Small;
+    /// Decides sequences that are all greedy.
+    VerifyArgmax: "verify", "verify_argmax", 256, Small;
+    /// Decides sequences of all kinds.
+    VerifyRows: "verify", "verify_rows", 512, Large;
 }
 
 /// Which kernel a [`Kernel`] is.
@@ -182,6 +188,8 @@ struct Loaded {
     function: CUfunction,
     /// The most dynamic shared memory of a launch.
     shared: u32,
+    /// The size of the kernel's struct, where the driver tells.
+    argument_bytes: Option<usize>,
 }
 
 /// The kernels, loaded for a device: nothing is loaded in a step.
@@ -226,14 +234,12 @@ impl Kernels {
     }
 
     /// The most bytes of dynamic shared memory that the kernel can be launched with.
-    #[allow(dead_code, reason = "for kernels with dynamic shared memory")]
     pub fn dynamic_shared(&self, kernel: Kernel) -> u32 {
         self.loaded[kernel as usize].shared
     }
 
     /// The most blocks of the kernel that run at the same time: the bound of cooperative grids.
     /// Not for steps.
-    #[allow(dead_code, reason = "for cooperative kernels")]
     pub fn resident_blocks(&self, kernel: Kernel, threads: u32, shared: u32) -> Result<u32> {
         let _entered = self.device.enter()?;
         let mut blocks = 0;
@@ -266,7 +272,14 @@ impl Kernels {
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
         }
-        let function = self.loaded[kernel as usize].function;
+        let Loaded { function, argument_bytes, .. } = self.loaded[kernel as usize];
+        if argument_bytes.is_some_and(|bytes| bytes != size_of::<A>()) {
+            return Err(Error::internal(format!(
+                "{}: expected arguments of {argument_bytes:?} bytes, found {}",
+                KERNELS[kernel as usize].function,
+                size_of::<A>()
+            )));
+        }
         let argument: *const A = arguments;
         let mut list: [*mut c_void; 1] = [argument.cast_mut().cast()];
         let (list, stream) = (list.as_mut_ptr(), raw(stream));
@@ -343,5 +356,79 @@ fn resolve(device: &Device, module: &Module, entry: &Entry) -> Result<Loaded> {
             )?;
         }
     }
-    Ok(Loaded { function, shared })
+    Ok(Loaded { function, shared, argument_bytes: driver::argument_bytes(function) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::device::tests::device;
+    use crate::backend::cuda::{KernelCache, Options};
+
+    fn kernels() -> Option<Kernels> {
+        let device = device()?;
+        let options = Options { cache: KernelCache::None, ..Options::default() };
+        Some(Kernels::load(&device, &Images::new(&options).unwrap()).unwrap())
+    }
+
+    #[derive(Clone, Copy, NoUninit)]
+    #[repr(C)]
+    struct Short {
+        word: u32,
+    }
+
+    // SAFETY: it is no kernel's struct, and never gets to one.
+    unsafe impl Arguments for Short {}
+
+    const SHAPE: Launch = Launch { grid: [1, 1, 1], threads: 32, shared: 0, cooperative: false };
+
+    #[test]
+    fn a_launch_with_an_empty_grid_is_none() {
+        let Some(kernels) = kernels() else { return };
+        for dimension in 0..3 {
+            let mut shape = SHAPE;
+            shape.grid[dimension] = 0;
+            // SAFETY: nothing is launched.
+            unsafe {
+                kernels.launch(Kernel::CopyRows, Stream::NONE, &shape, &Short { word: 0 }).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn arguments_of_another_size_are_refused_where_the_driver_tells_the_size() {
+        let Some(kernels) = kernels() else { return };
+        if kernels.loaded[Kernel::CopyRows as usize].argument_bytes.is_none() {
+            return;
+        }
+        // SAFETY: nothing is launched.
+        let launched =
+            unsafe { kernels.launch(Kernel::CopyRows, Stream::NONE, &SHAPE, &Short { word: 0 }) };
+        let text = launched.unwrap_err().to_string();
+        assert!(text.contains("copy_rows: expected arguments of"), "{text}");
+    }
+
+    #[test]
+    fn as_many_blocks_are_resident_as_fit_on_the_device() {
+        let Some(kernels) = kernels() else { return };
+        let blocks = |shared| kernels.resident_blocks(Kernel::CopyRows, 256, shared).unwrap();
+        let multiprocessors = kernels.device.facts().multiprocessors;
+        assert!(blocks(0) >= multiprocessors);
+        let most = kernels.dynamic_shared(Kernel::CopyRows);
+        assert!(most >= 32 << 10 && blocks(most) >= multiprocessors && blocks(most) <= blocks(0));
+    }
+
+    #[test]
+    fn every_kernel_of_the_table_is_in_its_module() {
+        let sources = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels");
+        for entry in KERNELS {
+            let path = format!("{sources}/{}.cu", entry.module);
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(
+                text.contains(&format!(", {}, ", entry.function)),
+                "{path}: {}",
+                entry.function
+            );
+        }
+    }
 }

@@ -76,9 +76,11 @@ impl PinnedMemory {
             .map_err(|failure| Error::from(failure).within(format!("{bytes} page-locked bytes")))?;
         let device = Arc::clone(device);
         let mut memory = Self { device, host: host.cast(), address: 0, bytes };
-        // SAFETY: allocated above; `address` is writable.
-        unsafe { driver::cuMemHostGetDevicePointer_v2(&raw mut memory.address, host, 0)? };
-        memory.bytes_mut().fill(0);
+        // SAFETY: allocated above with this size; `address` is writable.
+        unsafe {
+            host.cast::<u8>().write_bytes(0, bytes);
+            driver::cuMemHostGetDevicePointer_v2(&raw mut memory.address, host, 0)?;
+        }
         Ok(memory)
     }
 
@@ -89,8 +91,7 @@ impl PinnedMemory {
 
     /// The memory, for the host. The device must be done with it.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: allocated with this size, written before it is read by the driver (which clears
-        // it) and by `allocate`, and borrowed exclusively.
+        // SAFETY: allocated with this size, initialised, and borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.host, self.bytes) }
     }
 
@@ -264,4 +265,116 @@ pub fn synchronise(stream: Stream) -> Result<()> {
 /// The two 32-bit words that a device wrote as one of 64 bits, the one at the lower address first.
 pub fn halves(word: u64) -> [i32; 2] {
     bytemuck::cast(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::device::tests::device;
+    use cudarc::driver::sys;
+    use std::sync::atomic::Ordering;
+
+    /// What is in memory of the device.
+    fn read(device: &Device, memory: Span<u8>) -> Vec<u8> {
+        let _entered = device.enter().unwrap();
+        let mut bytes = vec![0; memory.len()];
+        let to = bytes.as_mut_ptr().cast();
+        // SAFETY: the memory is valid, and as many bytes are writable.
+        let result = unsafe { sys::cuMemcpyDtoH_v2(to, memory.address(), memory.len()) };
+        assert_eq!(result as u32, 0);
+        bytes
+    }
+
+    fn pattern(place: usize) -> u8 {
+        (place % 251) as u8
+    }
+
+    #[test]
+    fn uploads_arrive_whole_in_pieces_of_whole_granules() {
+        let Some(device) = device() else { return };
+        let memory = DeviceMemory::new(Arc::clone(&device));
+        let mut staging = Staging::new(&device, 0).unwrap();
+        let sizes =
+            [(0, 1), (1, 1), (PIECE_BYTES, 4), (PIECE_BYTES + 3, 3), (3 * PIECE_BYTES / 7 * 7, 7)];
+        for (bytes, granule) in sizes {
+            let address = memory.allocate(bytes.max(1)).unwrap();
+            let destination = Span::new(address, bytes);
+            let mut next = 0;
+            let mut source = |offset: usize, piece: &mut [u8]| {
+                assert_eq!((offset, offset % granule), (next, 0));
+                next += piece.len();
+                piece.iter_mut().zip(offset..).for_each(|(byte, place)| *byte = pattern(place));
+                Ok(())
+            };
+            staging.upload(destination, granule, &mut source).unwrap();
+            assert_eq!(next, bytes);
+            let arrived = read(&device, destination);
+            assert!(
+                arrived.iter().zip(0..).all(|(&byte, place)| byte == pattern(place)),
+                "{bytes}"
+            );
+            memory.release(address);
+        }
+    }
+
+    #[test]
+    fn a_source_that_fails_ends_the_upload_and_nothing_else() {
+        let Some(device) = device() else { return };
+        let memory = DeviceMemory::new(Arc::clone(&device));
+        let mut staging = Staging::new(&device, 0).unwrap();
+        let bytes = 2 * PIECE_BYTES + 1;
+        let destination = Span::new(memory.allocate(bytes).unwrap(), bytes);
+        let mut fails = |offset: usize, _: &mut [u8]| match offset {
+            0 => Ok(()),
+            _ => Err(Error::invalid("no more")),
+        };
+        let error = staging.upload(destination, 1, &mut fails).unwrap_err();
+        assert_eq!(error.to_string(), "no more");
+        let mut ones = |_: usize, piece: &mut [u8]| {
+            piece.fill(1);
+            Ok(())
+        };
+        staging.upload(destination, 1, &mut ones).unwrap();
+        assert!(read(&device, destination).iter().all(|&byte| byte == 1));
+        memory.release(destination.address());
+    }
+
+    #[test]
+    fn a_granule_beyond_the_usual_piece_gets_staging_memory_of_its_size() {
+        let Some(device) = device() else { return };
+        let staging = Staging::new(&device, PIECE_BYTES + 5).unwrap();
+        assert!(staging.holds(PIECE_BYTES + 5));
+        assert!(!Staging::new(&device, 0).unwrap().holds(PIECE_BYTES + 5));
+    }
+
+    #[test]
+    fn pinned_memory_is_zero_at_first_and_seen_by_host_and_device() {
+        let Some(device) = device() else { return };
+        let pinned = PinnedMemory::allocate(&device, 16).unwrap();
+        assert_eq!(pinned.words().len(), 2);
+        assert!(pinned.words().iter().all(|word| word.load(Ordering::Acquire) == 0));
+        let _entered = device.enter().unwrap();
+        let high = Span::new(pinned.span().address() + 8, 8);
+        pinned.words().iter().for_each(|word| word.store(u64::MAX, Ordering::Release));
+        // SAFETY: the memory is the test's, and the context is current.
+        unsafe { clear(high, Stream::NONE).unwrap() };
+        synchronise(Stream::NONE).unwrap();
+        let found = [0, 1].map(|index| pinned.words()[index].load(Ordering::Acquire));
+        assert_eq!(found, [u64::MAX, 0]);
+    }
+
+    #[test]
+    fn memory_is_aligned_and_too_much_of_it_is_refused() {
+        let Some(device) = device() else { return };
+        let memory = DeviceMemory::new(device);
+        let addresses = [1, 64, 1000].map(|bytes| memory.allocate(bytes).unwrap());
+        assert!(addresses.iter().all(|address| address % 256 == 0), "{addresses:?}");
+        addresses.iter().for_each(|&address| memory.release(address));
+        assert_eq!(memory.allocate(1 << 46), None);
+    }
+
+    #[test]
+    fn the_first_half_of_a_word_is_the_one_at_the_lower_address() {
+        assert_eq!(halves(u64::from_le_bytes([1, 0, 0, 0, 2, 0, 0, 0])), [1, 2]);
+    }
 }

@@ -16,6 +16,7 @@ mod products;
 mod project;
 mod propose;
 mod rows;
+mod verify;
 
 pub use device::Entered;
 pub use memory::DeviceMemory;
@@ -26,7 +27,7 @@ use super::phases::{
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{Dtype, Matrix, Span};
 use device::Device;
 use images::Images;
@@ -36,6 +37,7 @@ use std::ffi::CStr;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use verify::Teams;
 
 /// Rows that are committed at a time.
 const COMMIT_ROWS: usize = 512;
@@ -72,6 +74,7 @@ pub enum KernelCache {
 pub struct CudaBackend {
     device: Arc<Device>,
     kernels: Kernels,
+    teams: Teams,
     /// Made by the first upload.
     staging: Mutex<Option<Staging>>,
 }
@@ -83,7 +86,15 @@ impl CudaBackend {
         let device = Device::open(options.ordinal, options.context)?;
         let kernels = Kernels::load(&device, &images)
             .map_err(|error| error.within(format!("CUDA device {}", options.ordinal)))?;
-        Ok(Self { device, kernels, staging: Mutex::new(None) })
+        let teams = Teams::new(&kernels)?;
+        Ok(Self { device, kernels, teams, staging: Mutex::new(None) })
+    }
+
+    /// The same, with so many blocks for each row of a verification, which read the row from where
+    /// it is whenever they need it unless they keep a copy. The decisions are the same.
+    pub fn with_verify_teams(mut self, blocks: u32, keep_copies: bool) -> Self {
+        self.teams = self.teams.of(blocks, keep_copies);
+        self
     }
 
     /// The device's memory.
@@ -140,10 +151,6 @@ fn instruction_set((major, minor): (i32, i32)) -> &'static CStr {
         121 => c"sm_121",
         _ => c"newer than sm_121",
     }
-}
-
-fn unready() -> Error {
-    Error::internal("not there yet")
 }
 
 impl Backend for CudaBackend {
@@ -266,12 +273,22 @@ impl Backend for CudaBackend {
         Fault::from_number(number).map(|fault| (fault, sequence as usize))
     }
 
-    fn verify_workspace(&self, _: &VerifyBatch, _: &dyn Rule) -> usize {
-        0
+    fn verify_workspace(&self, batch: &VerifyBatch, _: &dyn Rule) -> usize {
+        verify::workspace_bytes(&self.teams, batch)
     }
 
-    fn verify(&self, _: Stream, _: &VerifyBatch, _: &dyn Rule, _: Span<u8>) -> Result<()> {
-        Err(unready())
+    fn verify(
+        &self,
+        stream: Stream,
+        batch: &VerifyBatch,
+        rule: &dyn Rule,
+        workspace: Span<u8>,
+    ) -> Result<()> {
+        let multiprocessors = self.device.facts().multiprocessors;
+        let launcher =
+            verify::Launcher { kernels: &self.kernels, teams: &self.teams, multiprocessors };
+        // SAFETY: the contract of Backend.
+        unsafe { launcher.verify(stream, batch, rule.kind(), workspace) }
     }
 
     fn copy_rows(&self, from: &Matrix, ids: &[i32], to: &Matrix) -> Result<()> {
@@ -284,5 +301,119 @@ impl Backend for CudaBackend {
                 memory::synchronise(Stream::NONE)
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Status;
+
+    fn backend() -> Option<CudaBackend> {
+        device::tests::device()?;
+        let options = Options { cache: KernelCache::None, ..Options::default() };
+        Some(CudaBackend::new(&options).unwrap())
+    }
+
+    /// Memory that the host and the device write.
+    fn pinned(backend: &CudaBackend, bytes: impl ExactSizeIterator<Item = u8>) -> PinnedMemory {
+        let mut memory = PinnedMemory::allocate(&backend.device, bytes.len()).unwrap();
+        memory.bytes_mut().iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+        memory
+    }
+
+    #[test]
+    fn rows_are_copied_by_id_wherever_the_matrices_begin() {
+        let Some(backend) = backend() else { return };
+        const BYTES: usize = 10 << 10;
+        const UNTOUCHED: u8 = 0xee;
+        let ids = [3, 0, 3, -1, 5, 6, 2];
+        let matrix = |memory: &PinnedMemory, offset, rows, columns, row_stride| Matrix {
+            address: memory.span().address() + offset as u64,
+            dtype: Dtype::Bf16,
+            rows,
+            columns,
+            row_stride,
+        };
+        // Elements of a row, of a stride of each matrix, and bytes before the first row of each.
+        for (columns, strides, offsets) in [
+            (64, [64, 64], [0, 0]),
+            (64, [72, 80], [16, 32]),
+            (66, [66, 70], [4, 8]),
+            (64, [64, 64], [2, 0]),
+            (63, [63, 65], [0, 2]),
+            (2056, [2056 / 4, 2056], [0, 0]),
+        ] {
+            let mut from = pinned(&backend, (0..BYTES).map(|place| (place * 7 % 253) as u8));
+            let len = ids.len() * strides[1] * 2 + offsets[1] + columns * 2;
+            let mut to = pinned(&backend, std::iter::repeat_n(UNTOUCHED, len));
+            let source = matrix(&from, offsets[0], 6, columns, strides[0]);
+            let target = matrix(&to, offsets[1], ids.len(), columns, strides[1]);
+            backend.copy_rows(&source, &ids, &target).unwrap();
+
+            let mut expected = vec![UNTOUCHED; len];
+            for (row, id) in ids.iter().enumerate().filter(|(_, id)| (0..6).contains(*id)) {
+                let from_row = offsets[0] + *id as usize * strides[0] * 2;
+                let to_row = offsets[1] + row * strides[1] * 2;
+                let row = &from.bytes_mut()[from_row..][..columns * 2];
+                expected[to_row..][..columns * 2].copy_from_slice(row);
+            }
+            assert!(to.bytes_mut() == expected, "{columns} {strides:?} {offsets:?}");
+        }
+    }
+
+    #[test]
+    fn a_fault_is_taken_once() {
+        let Some(backend) = backend() else { return };
+        let words = backend.fault_words().unwrap();
+        assert_eq!(words.span.len(), 2);
+        assert_eq!(backend.take_fault(&words), None);
+        let fault: [i32; 2] = [Fault::Page as i32, 7];
+        let memory: &PinnedMemory = words.owner.downcast_ref().unwrap();
+        memory.words()[0].store(bytemuck::cast(fault), Ordering::Release);
+        assert_eq!(backend.take_fault(&words), Some((Fault::Page, 7)));
+        assert_eq!(backend.take_fault(&words), None);
+    }
+
+    #[test]
+    fn a_tensor_is_filled_and_scratch_is_prepared() {
+        let Some(backend) = backend() else { return };
+        let mut memory = pinned(&backend, std::iter::repeat_n(1, 100));
+        backend
+            .fill(memory.span(), 10, &mut |offset, bytes| {
+                bytes.iter_mut().zip(offset..).for_each(|(byte, place)| *byte = place as u8);
+                Ok(())
+            })
+            .unwrap();
+        assert!(memory.bytes_mut().iter().zip(0..).all(|(&byte, place)| byte == place));
+        backend.prepare_scratch(memory.span()).unwrap();
+        assert!(memory.bytes_mut().iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn the_log_line_says_what_the_device_is_and_where_the_kernels_came_from() {
+        let Some(backend) = backend() else { return };
+        let text = format!("{backend:?}");
+        assert!(
+            text.starts_with("CUDA device 0 (") && text.contains("driver for CUDA 1"),
+            "{text}"
+        );
+        assert!(text.contains("rows"), "{text}");
+    }
+
+    #[test]
+    fn a_missing_driver_is_an_error_that_says_what_was_looked_for() {
+        // SAFETY: the only effect is that of loading the library.
+        if unsafe { cudarc::driver::sys::is_culib_present() } {
+            return;
+        }
+        let error = CudaBackend::new(&Options::default()).unwrap_err();
+        assert_eq!(error.status(), Status::Device);
+        let text = error.to_string();
+        assert!(
+            text.starts_with("CUDA driver: expected a library, found none by the names"),
+            "{text}"
+        );
+        assert!(cfg!(not(target_os = "linux")) || text.contains("libcuda.so.1"), "{text}");
     }
 }

@@ -4,7 +4,16 @@
 namespace simt {
 namespace {
 
-thread_local std::vector<CUcontext> context_stack;
+// Without destructors: hosts call from the ends of their threads.
+constexpr int most_contexts = 64;
+thread_local CUcontext context_stack[most_contexts];
+thread_local int context_depth = 0;
+
+CUresult push(CUcontext context) {
+  if (context_depth == most_contexts) return CUDA_ERROR_OUT_OF_MEMORY;
+  context_stack[context_depth++] = context;
+  return CUDA_SUCCESS;
+}
 
 bool exists(CUcontext context) {
   if (context == &driver().primary) return driver().primary_references > 0;
@@ -17,13 +26,14 @@ CUresult create(CUcontext *context, unsigned flags, CUdevice device) {
   SIMT_REQUIRE(device == 0, CUDA_ERROR_INVALID_DEVICE);
   *context = new CUctx_st{false, flags};
   driver().contexts.insert(*context);
-  context_stack.push_back(*context);
-  return CUDA_SUCCESS;
+  return push(*context);
 }
 
 }  // namespace
 
-CUcontext current_context() { return context_stack.empty() ? nullptr : context_stack.back(); }
+CUcontext current_context() {
+  return context_depth == 0 ? nullptr : context_stack[context_depth - 1];
+}
 
 CUresult context_status() {
   const CUcontext context = current_context();
@@ -49,6 +59,12 @@ DRIVER_API cuDevicePrimaryCtxRelease_v2(CUdevice device) {
   SIMT_REQUIRE(device == 0, CUDA_ERROR_INVALID_DEVICE);
   SIMT_REQUIRE(driver().primary_references > 0, CUDA_ERROR_INVALID_CONTEXT);
   driver().primary_references--;
+  return CUDA_SUCCESS;
+}
+
+DRIVER_API cuDevicePrimaryCtxReset_v2(CUdevice device) {
+  SIMT_REQUIRE(device == 0, CUDA_ERROR_INVALID_DEVICE);
+  forget_work();
   return CUDA_SUCCESS;
 }
 
@@ -80,7 +96,7 @@ DRIVER_API cuCtxCreate_v4(CUcontext *context, void *, unsigned flags, CUdevice d
 DRIVER_API cuCtxDestroy_v2(CUcontext context) {
   std::lock_guard<std::recursive_mutex> lock(driver().mutex);
   SIMT_REQUIRE(driver().contexts.erase(context) != 0, CUDA_ERROR_INVALID_CONTEXT);
-  if (current_context() == context) context_stack.pop_back();
+  if (current_context() == context) context_depth--;
   delete context;
   return CUDA_SUCCESS;
 }
@@ -93,23 +109,21 @@ DRIVER_API cuCtxGetCurrent(CUcontext *context) {
 
 DRIVER_API cuCtxSetCurrent(CUcontext context) {
   SIMT_REQUIRE(driver().initialised, CUDA_ERROR_NOT_INITIALIZED);
-  if (!context_stack.empty()) context_stack.pop_back();
-  if (context != nullptr) context_stack.push_back(context);
-  return CUDA_SUCCESS;
+  if (context_depth != 0) context_depth--;
+  return context != nullptr ? push(context) : CUDA_SUCCESS;
 }
 
 DRIVER_API cuCtxPushCurrent_v2(CUcontext context) {
   SIMT_REQUIRE(driver().initialised, CUDA_ERROR_NOT_INITIALIZED);
   SIMT_REQUIRE(context != nullptr, CUDA_ERROR_INVALID_CONTEXT);
-  context_stack.push_back(context);
-  return CUDA_SUCCESS;
+  return push(context);
 }
 
 DRIVER_API cuCtxPopCurrent_v2(CUcontext *context) {
   SIMT_REQUIRE(driver().initialised, CUDA_ERROR_NOT_INITIALIZED);
-  SIMT_REQUIRE(!context_stack.empty(), CUDA_ERROR_INVALID_CONTEXT);
-  if (context != nullptr) *context = context_stack.back();
-  context_stack.pop_back();
+  SIMT_REQUIRE(context_depth != 0, CUDA_ERROR_INVALID_CONTEXT);
+  if (context != nullptr) *context = current_context();
+  context_depth--;
   return CUDA_SUCCESS;
 }
 

@@ -19,17 +19,7 @@ CONTROL int simt_configure(const char *name, const char *value) {
 }
 
 // Forgets a fault, and with it all work that was enqueued, so that one process can test several.
-CONTROL void simt_reset_error() {
-  std::lock_guard<std::recursive_mutex> lock(driver().mutex);
-  driver().sticky = CUDA_SUCCESS;
-  driver().legacy_stream.queue.clear();
-  for (CUstream stream : driver().streams) {
-    stream->queue.clear();
-    stream->capture.reset();
-    stream->frontier.clear();
-  }
-  for (CUevent event : driver().events) event->completed = event->recorded;
-}
+CONTROL void simt_reset_error() { forget_work(); }
 
 CONTROL void simt_statistics(uint64_t *launches, uint64_t *threads, uint64_t *switches,
                              double *seconds) {

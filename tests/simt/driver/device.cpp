@@ -140,6 +140,7 @@ DRIVER_API cuInit(unsigned flags) {
     const int64_t seed = settings().seed;
     driver().random = Random(uint64_t(seed < 0 ? 1 : seed));
     load_twins();
+    start_background();
   }
   return CUDA_SUCCESS;
 }

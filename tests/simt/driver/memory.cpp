@@ -283,6 +283,20 @@ DRIVER_API cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes) {
   return synchronous([=](CUstream stream) { return device_to_device(to, from, bytes, stream); });
 }
 
+// Whichever of the ends are on the device.
+DRIVER_API cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
+  SIMT_ENTER_CONTEXT();
+  SIMT_REQUIRE(is_stream(stream_of(stream)), CUDA_ERROR_INVALID_HANDLE);
+  if (!accessible(pointer(from), bytes)) {
+    return host_to_device(to, pointer(from), bytes, stream_of(stream));
+  }
+  return device_to_host(pointer(to), from, bytes, stream_of(stream));
+}
+DRIVER_API cuMemcpy(CUdeviceptr to, CUdeviceptr from, size_t bytes) {
+  SIMT_ENTER_CONTEXT();
+  return synchronous([=](CUstream stream) { return cuMemcpyAsync(to, from, bytes, stream); });
+}
+
 DRIVER_API cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t count, CUstream stream) {
   SIMT_ENTER_CONTEXT();
   SIMT_REQUIRE(is_stream(stream_of(stream)), CUDA_ERROR_INVALID_HANDLE);

@@ -152,6 +152,10 @@ CUresult drain(const std::function<bool()> &done);
 bool run_one();
 CUresult drain_stream(CUstream stream);
 CUresult drain_everything();
+// Forgets a fault and everything that is enqueued or captured.
+void forget_work();
+// Starts the thread that runs operations by itself, if SIMT_BACKGROUND asks for it.
+void start_background();
 
 // ---- Captures ---------------------------------------------------------------------------------------
 

@@ -114,6 +114,30 @@ CUresult drain_stream(CUstream stream) {
   return status != CUDA_SUCCESS ? status : damage_status();
 }
 
+void forget_work() {
+  std::lock_guard<std::recursive_mutex> lock(driver().mutex);
+  driver().sticky = CUDA_SUCCESS;
+  driver().legacy_stream.queue.clear();
+  for (CUstream stream : driver().streams) {
+    stream->queue.clear();
+    stream->capture.reset();
+    stream->frontier.clear();
+  }
+  for (CUevent event : driver().events) event->completed = event->recorded;
+}
+
+void start_background() {
+  const std::chrono::milliseconds pause(settings().background);
+  if (pause.count() <= 0) return;
+  std::thread([pause] {
+    for (;;) {
+      std::this_thread::sleep_for(pause);
+      std::lock_guard<std::recursive_mutex> lock(driver().mutex);
+      run_one();
+    }
+  }).detach();
+}
+
 CUresult drain_everything() {
   const CUresult status = drain([] {
     if (!driver().legacy_stream.queue.empty()) return false;
@@ -132,7 +156,6 @@ using namespace simt;
 DRIVER_API cuStreamCreateWithPriority(CUstream *stream, unsigned flags, int priority) {
   SIMT_ENTER_CONTEXT();
   SIMT_REQUIRE(stream != nullptr && flags <= CU_STREAM_NON_BLOCKING, CUDA_ERROR_INVALID_VALUE);
-  if (const CUresult status = unsafe_call_status()) return status;
   *stream = new CUstream_st;
   (*stream)->flags = flags;
   (*stream)->priority = priority;
@@ -231,7 +254,6 @@ DRIVER_API cuStreamWaitEvent(CUstream handle, CUevent event, unsigned) {
 DRIVER_API cuEventCreate(CUevent *event, unsigned flags) {
   SIMT_ENTER_CONTEXT();
   SIMT_REQUIRE(event != nullptr, CUDA_ERROR_INVALID_VALUE);
-  if (const CUresult status = unsafe_call_status()) return status;
   *event = new CUevent_st;
   (*event)->flags = flags;
   driver().events.insert(*event);

@@ -14,6 +14,10 @@ constexpr int poison = 0xff;
 
 }  // namespace
 
+bool Place::operator==(const Place &other) const {
+  return line == other.line && (file == other.file || std::strcmp(file, other.file) == 0);
+}
+
 DynamicShared::~DynamicShared() {
   if (mapped_ != nullptr) munmap(mapped_, mapped_bytes_);
 }

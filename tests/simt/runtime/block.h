@@ -24,6 +24,8 @@ enum class ThreadState : uint8_t { fresh, ready, in_meeting, at_barrier, spinnin
 struct Place {
   const char *file;
   int line;
+  const void *code;  // the instruction after the call
+  bool operator==(const Place &other) const;
 };
 
 struct Thread : simt_thread_view {

@@ -36,13 +36,13 @@ namespace {
 
 // Knowledge takes room for each warp of the grid; larger grids are not checked for races.
 constexpr uint64_t most_tracked_warps = 1 << 17;
-// Atomic loads in a row, by one thread that lets nobody else run.
+// Atomic loads while nobody gets anywhere or says that it waits.
 constexpr uint64_t most_loads_without_spin = 1 << 20;
 
 bool checking;         // the launch that runs is of a checked twin
 bool checking_races;   // and its grid is not too large
 uint64_t atomic_loads;
-uint64_t switches_at_last_load;
+uint64_t progress_at_last_load;
 
 // An address of shared memory means another word in each block.
 struct Word {
@@ -144,7 +144,7 @@ void record(Cell &cell, const Access &access, const Stamp &stamp) {
 void check_races(Shadow &shadow, const Access &access, const char *memory) {
   const Stamp stamp = stamp_of(access);
   Conflict conflict;
-  shadow.visit(access.address, access.bytes, [&](Cell &cell, uintptr_t, uint32_t) {
+  shadow.visit(access.address, access.bytes, [&](Cell &cell) {
     conflict = find_conflict(cell, access);
     if (conflict.what != nullptr) return false;
     record(cell, access, stamp);
@@ -221,10 +221,19 @@ SharedRecord *shared_record(const char *address, const char **begin) {
   return nullptr;
 }
 
+// One access in so many lets other threads run first.
+void maybe_preempt() {
+  if (execution.preempt <= 0 || execution.random.below(uint64_t(execution.preempt)) != 0) return;
+  Thread &thread = current_thread();
+  thread.owner->wake(thread.warp, 1u << thread.lane);
+  suspend();
+}
+
 void check(const Access &access) {
-  const Thread &thread = current_thread();
   const char *begin;
-  if (within(access.address, thread.stack, execution.stack_bytes)) return;
+  // Never preempted there: the operands of an atomic operation may be on the stack.
+  if (within(access.address, current_thread().stack, execution.stack_bytes)) return;
+  maybe_preempt();
   if (SharedRecord *record = shared_record(access.address, &begin)) {
     check_shared(*record, begin, access);
     return;
@@ -247,24 +256,15 @@ void check(const Access &access) {
                                         : "which is not device memory"));
 }
 
-// One access in so many lets other threads run first.
-void maybe_preempt() {
-  if (execution.preempt <= 0 || execution.random.below(uint64_t(execution.preempt)) != 0) return;
-  Thread &thread = current_thread();
-  thread.owner->wake(thread.warp, 1u << thread.lane);
-  suspend();
-}
-
 void check_plain(const void *address, size_t bytes, uint32_t kind, const void *code) {
   if (simt_current == nullptr || execution.exchanging || bytes == 0) return;
-  maybe_preempt();
   check({static_cast<const char *>(address), uint32_t(bytes), kind, false, code});
 }
 
 // A thread that only looks and never says so would hang the plain build.
 void count_atomic_load(const Access &access) {
-  if (switches_at_last_load != statistics.switches) atomic_loads = 0;
-  switches_at_last_load = statistics.switches;
+  if (progress_at_last_load != execution.progress) atomic_loads = 0;
+  progress_at_last_load = execution.progress;
   if (++atomic_loads > most_loads_without_spin) {
     fail_access(Fault::launch_failed, access, "a loop that waits without spin_hint()");
   }
@@ -273,7 +273,6 @@ void count_atomic_load(const Access &access) {
 void check_atomic(const void *address, uint32_t bytes, uint32_t kind, uint32_t order,
                   const void *code) {
   if (simt_current == nullptr) return;
-  maybe_preempt();
   const Access access{static_cast<const char *>(address), bytes, kind, true, code};
   check(access);
   if (!access.writes()) count_atomic_load(access);
@@ -288,6 +287,8 @@ void check_atomic(const void *address, uint32_t bytes, uint32_t kind, uint32_t o
 }  // namespace
 
 // ---- What the runtime tells -------------------------------------------------------------------------
+
+void note_spin() { atomic_loads = 0; }
 
 void begin_launch_checks(const Launch &launch) {
   checking = launch.twin->checked;
@@ -331,7 +332,7 @@ void check_copy(void *to, uint32_t bytes, const void *from, uint32_t source_byte
   check(access);
   std::memset(&record->initialised[size_t(access.address - begin)], 0, bytes);
   if (!checking_races) return;
-  record->shadow.visit(to, bytes, [](Cell &cell, uintptr_t, uint32_t) {
+  record->shadow.visit(to, bytes, [](Cell &cell) {
     cell.write.in_flight = 1;
     return true;
   });
@@ -344,7 +345,7 @@ void note_copy_landing(void *to, uint32_t bytes) {
   std::memset(&record->initialised[size_t(static_cast<const char *>(to) - begin)], 1, bytes);
   if (!checking_races) return;
   const Thread &thread = current_thread();
-  record->shadow.visit(to, bytes, [&](Cell &cell, uintptr_t, uint32_t) {
+  record->shadow.visit(to, bytes, [&](Cell &cell) {
     cell.write = clocks().stamp(thread, cell.write.code);
     return true;
   });

@@ -23,6 +23,9 @@ void begin_block_checks(Block &block);
 void note_warp_barrier(Block &block, uint32_t warp, uint32_t lanes);
 void note_block_barrier(Block &block, const Barrier &barrier);
 
+// A thread says that it waits.
+void note_spin();
+
 // cp.async: the destination is nobody's until the copy lands.
 void check_copy(void *to, uint32_t bytes, const void *from, uint32_t source_bytes, const void *code);
 void note_copy_landing(void *to, uint32_t bytes);

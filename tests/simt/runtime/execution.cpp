@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -132,6 +133,12 @@ std::string describe_thread(const Thread &thread) {
   return text;
 }
 
+std::string describe_place(const Place &place) {
+  const std::string code = describe_code(place.code);
+  if (!code.empty()) return code;
+  return std::string("    ") + place.file + ":" + std::to_string(place.line) + "\n";
+}
+
 std::string describe_code(const void *instruction) {
   Dl_info info;
   if (instruction == nullptr || dladdr(instruction, &info) == 0) return {};
@@ -176,9 +183,9 @@ void on_memory_fault(int signal, siginfo_t *info, void *context) {
 class FaultHandlers {
  public:
   FaultHandlers() {
-    static thread_local std::unique_ptr<char[]> memory(new char[stack_bytes]);
+    static char *memory = new char[stack_bytes];  // one launch runs at a time
     stack_t stack{};
-    stack.ss_sp = memory.get();
+    stack.ss_sp = memory;
     stack.ss_size = stack_bytes;
     sigaltstack(&stack, &old_stack_);
     struct sigaction action {};
@@ -359,27 +366,40 @@ bool Schedule::wake_spinning() {
   return any;
 }
 
+// Threads that wait for the same at the same place make one line of the report.
+struct Waiting {
+  const Thread *first;
+  uint32_t count;
+};
+
+std::string describe_waiting(const Waiting &waiting) {
+  const Thread &thread = *waiting.first;
+  const char *what = thread.state == ThreadState::in_meeting   ? "for other lanes"
+                     : thread.state == ThreadState::at_barrier ? "at a barrier"
+                                                               : "in a loop that spins";
+  std::string text = "  " + describe_thread(thread);
+  if (waiting.count > 1) text += ", and " + std::to_string(waiting.count - 1) + " more";
+  return text + ": " + what + "\n" + describe_place(thread.place);
+}
+
 void Schedule::report_stuck(bool spinning) {
+  std::vector<Waiting> groups;
+  for (const Block *block : execution.live) {
+    for (const Thread &thread : block->threads) {
+      if (thread.state == ThreadState::finished) continue;
+      const auto group = std::find_if(groups.begin(), groups.end(), [&](const Waiting &other) {
+        return other.first->state == thread.state && other.first->place == thread.place;
+      });
+      if (group != groups.end()) group->count++;
+      else groups.push_back({&thread, 1});
+    }
+  }
   execution.fault = Fault::launch_failed;
   execution.report = std::string("simulator: ") +
                      (spinning ? "livelock: nobody gives what the spinning threads wait for"
                                : "deadlock: no thread can run") +
-                     "\n  kernel " + launch_.twin->name + "; what its threads wait for:\n";
-  int lines = 0;
-  for (const Block *block : execution.live) {
-    for (const Thread &thread : block->threads) {
-      if (thread.state == ThreadState::finished || lines++ >= 12) continue;
-      const char *what = thread.state == ThreadState::in_meeting   ? "other lanes"
-                         : thread.state == ThreadState::at_barrier ? "a barrier"
-                                                                   : "spinning";
-      execution.report += "    " + describe_thread(thread) + ": " + what;
-      if (thread.place.file != nullptr) {
-        execution.report +=
-            std::string(" at ") + thread.place.file + ":" + std::to_string(thread.place.line);
-      }
-      execution.report += "\n";
-    }
-  }
+                     "\n  kernel " + launch_.twin->name + ", whose threads wait:\n";
+  for (const Waiting &group : groups) execution.report += describe_waiting(group);
 }
 
 void Schedule::run() {

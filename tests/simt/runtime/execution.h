@@ -91,6 +91,7 @@ void complete_barrier_without(Block &block);
 
 // "file:line (function)", the innermost first, of an instruction; empty if it is not known.
 std::string describe_code(const void *instruction);
+std::string describe_place(const Place &place);
 // "block (0,1,0), thread (3,0,0)"
 std::string describe_thread(const Thread &thread);
 

@@ -16,6 +16,7 @@ constexpr Number numbers[] = {
     {"SIMT_STACK", &Settings::stack},
     {"SIMT_FAIL_ALLOCATION", &Settings::fail_allocation},
     {"SIMT_TRACE", &Settings::trace},
+    {"SIMT_BACKGROUND", &Settings::background},
     {"SIMT_EAGER", &Settings::eager},
     {"SIMT_MULTIPROCESSORS", &Settings::multiprocessors},
 };

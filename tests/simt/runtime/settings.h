@@ -15,6 +15,7 @@ struct Settings {
   int64_t fault_launch = 1;     // which launch of `fault_kernel` faults
   int64_t trace = 0;            // SIMT_TRACE
   int64_t eager = 0;            // SIMT_EAGER
+  int64_t background = 0;       // SIMT_BACKGROUND, milliseconds
   int64_t multiprocessors = 0;  // SIMT_MULTIPROCESSORS; 0: as many as the device has
   std::string fault_kernel;     // SIMT_FAULT_KERNEL, "name" or "name:n"
   std::string device = "h100";  // SIMT_DEVICE

@@ -27,11 +27,9 @@ std::array<Cell, word_bytes> &Shadow::Page::bytes_of(uint32_t word) {
   return of_bytes[split[word]];
 }
 
-Shadow::Page &Shadow::page_at(uintptr_t address) {
-  std::unique_ptr<Page> &page = pages_[address / page_bytes - first_page_];
+void Shadow::renew(std::unique_ptr<Page> &page) const {
   if (page == nullptr) page = std::make_unique<Page>();
-  if (page->generation != generation_) page->clear(generation_);
-  return *page;
+  page->clear(generation_);
 }
 
 }  // namespace simt

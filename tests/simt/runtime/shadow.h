@@ -31,7 +31,7 @@ class Shadow {
   // Must be called before an access at an address for the first time, and when the memory moves.
   void cover(const void *begin, size_t bytes);
 
-  // Calls `visit(Cell &, first byte, bytes)` for the records of an access, until it returns false.
+  // Calls `visit(Cell &)` for the records of an access, until it returns false.
   template <class Visit>
   void visit(const void *address, uint32_t bytes, Visit visit_cell);
 
@@ -48,7 +48,12 @@ class Shadow {
     void clear(uint64_t new_generation);
     std::array<Cell, word_bytes> &bytes_of(uint32_t word);
   };
-  Page &page_at(uintptr_t address);
+  Page &page_at(uintptr_t address) {
+    std::unique_ptr<Page> &page = pages_[address / page_bytes - first_page_];
+    if (page == nullptr || page->generation != generation_) renew(page);
+    return *page;
+  }
+  void renew(std::unique_ptr<Page> &page) const;
 
   uintptr_t first_page_ = 0;
   uint64_t generation_ = 1;
@@ -61,18 +66,21 @@ void Shadow::visit(const void *address, uint32_t bytes, Visit visit_cell) {
   const uintptr_t end = at + bytes;
   while (at < end) {
     Page &page = page_at(at);
-    const uint32_t word = uint32_t(at % page_bytes / word_bytes);
-    const uint32_t first = uint32_t(at % word_bytes);
-    const uint32_t count = uint32_t(std::min<uintptr_t>(word_bytes - first, end - at));
-    if (count == word_bytes && page.split[word] == whole) {
-      if (!visit_cell(page.cells[word], at, count)) return;
-    } else {
-      std::array<Cell, word_bytes> &cells = page.bytes_of(word);
-      for (uint32_t i = 0; i < count; i++) {
-        if (!visit_cell(cells[first + i], at + i, 1)) return;
+    const uintptr_t end_in_page = std::min(end, (at / page_bytes + 1) * page_bytes);
+    while (at < end_in_page) {
+      const uint32_t word = uint32_t(at % page_bytes / word_bytes);
+      const uint32_t first = uint32_t(at % word_bytes);
+      const uint32_t count = uint32_t(std::min<uintptr_t>(word_bytes - first, end_in_page - at));
+      if (count == word_bytes && page.split[word] == whole) {
+        if (!visit_cell(page.cells[word])) return;
+      } else {
+        std::array<Cell, word_bytes> &cells = page.bytes_of(word);
+        for (uint32_t i = 0; i < count; i++) {
+          if (!visit_cell(cells[first + i])) return;
+        }
       }
+      at += count;
     }
-    at += count;
   }
 }
 

@@ -1,6 +1,5 @@
 // Meetings of the lanes of a warp, barriers of a block, and threads that spin.
 #include <cstdio>
-#include <cstring>
 #include <string>
 
 #include "checks.h"
@@ -9,9 +8,12 @@
 namespace simt {
 namespace {
 
-[[noreturn]] void fail_at(Place place, const std::string &what) {
+[[noreturn]] void fail_at(const Place &place, const std::string &what) {
+  fail(Fault::launch_failed, what, "  at\n" + describe_place(place));
+}
+[[noreturn]] void fail_at(const Place &place, const std::string &what, const Place &other) {
   fail(Fault::launch_failed, what,
-       std::string("  at ") + place.file + ":" + std::to_string(place.line) + "\n");
+       "  at\n" + describe_place(place) + "  and\n" + describe_place(other));
 }
 
 std::string hexadecimal(uint32_t bits) {
@@ -30,10 +32,11 @@ void hold_meeting(Thread &thread, uint32_t mask, bool orders_memory) {
     const int lane = __builtin_ctz(rest);
     const Thread &other = lanes[lane];
     if (other.meeting_mask != mask || other.meeting_function != thread.meeting_function) {
-      fail_at(thread.place, "lanes of a warp meet in different operations, or with different masks: " +
-                                hexadecimal(mask) + " here, " + hexadecimal(other.meeting_mask) +
-                                " in lane " + std::to_string(lane) + " at " + other.place.file + ":" +
-                                std::to_string(other.place.line));
+      fail_at(thread.place,
+              "lanes of a warp meet in different operations, or with different masks: " +
+                  hexadecimal(mask) + " here, " + hexadecimal(other.meeting_mask) + " in lane " +
+                  std::to_string(lane),
+              other.place);
     }
     data[lane] = other.meeting_data;
   }
@@ -62,15 +65,12 @@ void complete_barrier(Block &block, Barrier &barrier, const Thread *last) {
   barrier.arrived = barrier.votes = 0;
 }
 
-void check_arrival(const Barrier &barrier, uint32_t number, uint32_t threads, Place place) {
+void check_arrival(const Barrier &barrier, uint32_t number, uint32_t threads,
+                   const Place &place) {
   if (barrier.arrived == 0) return;
-  const bool same_place =
-      barrier.place.line == place.line &&
-      (barrier.place.file == place.file || std::strcmp(barrier.place.file, place.file) == 0);
   // Barriers of some of the warps may stand in code of their own for each.
-  if (number == 0 && !same_place) {
-    fail_at(place, std::string("divergent __syncthreads: other threads wait at ") +
-                       barrier.place.file + ":" + std::to_string(barrier.place.line));
+  if (number == 0 && !(barrier.place == place)) {
+    fail_at(place, "divergent __syncthreads: other threads wait elsewhere", barrier.place);
   }
   if (barrier.expected != threads) fail_at(place, "a barrier with different numbers of threads");
 }
@@ -95,7 +95,7 @@ RUNTIME void simt_warp_meet(uint32_t mask, simt_warp_function function, void *da
                             bool orders_memory, const char *file, int line) {
   Thread &thread = current_thread();
   Warp &warp = thread.owner->warp_of(thread);
-  thread.place = {file, line};
+  thread.place = {file, line, __builtin_return_address(0)};
   const uint32_t lane = 1u << thread.lane;
   if ((mask & lane) == 0) {
     fail_at(thread.place, "lane " + std::to_string(thread.lane) +
@@ -124,7 +124,7 @@ RUNTIME uint32_t simt_barrier(uint32_t number, uint32_t threads, bool vote, cons
                               int line) {
   Thread &thread = current_thread();
   Block &block = *thread.owner;
-  thread.place = {file, line};
+  thread.place = {file, line, __builtin_return_address(0)};
   if (number >= most_barriers) fail_at(thread.place, "there are 16 barriers");
   Barrier &barrier = block.barriers[number];
   check_arrival(barrier, number, threads, thread.place);
@@ -147,8 +147,9 @@ RUNTIME uint32_t simt_barrier(uint32_t number, uint32_t threads, bool vote, cons
 
 RUNTIME void simt_spin(const char *file, int line) {
   Thread &thread = current_thread();
-  thread.place = {file, line};
+  thread.place = {file, line, __builtin_return_address(0)};
   thread.state = ThreadState::spinning;
   thread.owner->start_spinning(thread);
+  note_spin();
   suspend();
 }

@@ -102,6 +102,28 @@ void pinned_memory_is_addressed_by_kernels() {
                 CUDA_ERROR_INVALID_VALUE);
 }
 
+// A host that polls a word without calling the driver.
+void a_background_thread_runs_work() {
+  void *done;
+  EXPECT_OK(cuMemHostAlloc(&done, sizeof(uint32_t), 0));
+  std::memset(done, 0, sizeof(uint32_t));
+  const Buffer values(std::vector<float>(count, 1.0f));
+  CUstream stream = new_stream();
+  launch("scale", {2, 128, 0, stream},
+         ScaleArguments{values.as<float>(), static_cast<uint32_t *>(done), count, 2.0f});
+  while (*static_cast<volatile uint32_t *>(done) == 0) std::this_thread::yield();
+  EXPECT_OK(cuStreamSynchronize(stream));
+}
+
+void copies_find_out_where_their_ends_are() {
+  const std::vector<float> source(count, 7.0f);
+  std::vector<float> target(count, 0.0f);
+  const Buffer values(count * sizeof(float));
+  EXPECT_OK(cuMemcpy(values.address(), reinterpret_cast<CUdeviceptr>(source.data()), count * sizeof(float)));
+  EXPECT_OK(cuMemcpy(reinterpret_cast<CUdeviceptr>(target.data()), values.address(), count * sizeof(float)));
+  EXPECT(target == source);
+}
+
 CUgraphExec instantiate(CUgraph graph) {
   CUgraphExec executable;
   EXPECT_OK(cuGraphInstantiateWithFlags(&executable, graph, 0));
@@ -326,6 +348,8 @@ const Tests tests{
     {"work runs only when awaited", work_runs_only_when_awaited, "", false},
     {"pageable sources are staged", pageable_sources_are_staged, "", false},
     {"pinned memory is addressed by kernels", pinned_memory_is_addressed_by_kernels, "", false},
+    {"a background thread runs work", a_background_thread_runs_work, "", false, "SIMT_BACKGROUND"},
+    {"copies find out where their ends are", copies_find_out_where_their_ends_are, "", false},
     {"a graph replays with copied arguments", a_graph_replays_with_copied_arguments, "", false},
     {"a graph forks and joins", a_graph_forks_and_joins, "", false},
     {"captures are violated as on hardware", captures_are_violated_as_on_hardware, "", false},

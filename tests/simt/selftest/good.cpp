@@ -66,6 +66,29 @@ void grid_barrier_holds() {
   }
 }
 
+void sums_twice() {
+  constexpr unsigned blocks = 5;
+  const std::vector<float> values(blocks * 256, 1.0f);
+  const Buffer input(values), partial(blocks * 256 * sizeof(float)), result(256 * sizeof(float));
+  const Buffer counter(std::vector<uint32_t>{0});
+  launch("sum_twice", {blocks, 256},
+         SumArguments{input.as<float>(), partial.as<float>(), result.as<float>(),
+                      counter.as<uint32_t>(), blocks * 256, 0});
+  for (float total : result.read<float>()) EXPECT(total == blocks * 256.0f * 256.0f);
+}
+
+void grid_barrier_holds_for_all_threads() {
+  constexpr unsigned blocks = 6;
+  const Buffer partial(blocks * 256 * sizeof(float)), result(blocks * 256 * sizeof(float));
+  const Buffer counter(std::vector<uint32_t>{0});
+  Shape shape{blocks, 256};
+  shape.cooperative = true;
+  launch("shift_by_a_block", shape,
+         SumArguments{nullptr, partial.as<float>(), result.as<float>(), counter.as<uint32_t>(), 0, 0});
+  const std::vector<float> found = result.read<float>();
+  for (size_t i = 0; i < found.size(); i++) EXPECT(found[i] == float((i / 256 + 1) % blocks));
+}
+
 uint16_t bf16_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
@@ -185,14 +208,67 @@ void blocks_wait_for_earlier_blocks() {
   EXPECT(output.read<uint32_t>()[blocks - 1] == 3 * blocks);
 }
 
+struct SmallArguments {
+  uint8_t *bytes;
+  uint32_t *words;
+};
+
+// What `kernel` leaves in words that were zero.
+std::vector<uint32_t> words_of(const char *kernel, unsigned blocks, unsigned threads) {
+  const Buffer bytes(std::vector<uint8_t>(1024, 0)), words(std::vector<uint32_t>(256, 0));
+  launch(kernel, {blocks, threads}, SmallArguments{bytes.as<uint8_t>(), words.as<uint32_t>()});
+  return words.read<uint32_t>();
+}
+
+void neighbours_write_bytes() {
+  const auto words = words_of("neighbouring_bytes", 3, 64);
+  for (uint32_t i = 0; i < 3 * 64; i++) EXPECT(words[i] == 3 * (63 - i % 64) + (i % 64 ^ 1));
+}
+
+void lanes_synchronise_in_groups() {
+  const auto words = words_of("partial_warps", 1, 32);
+  for (uint32_t i = 0; i < 32; i++) {
+    const uint32_t lane = 31 - i;
+    EXPECT(words[i] == (lane < 8 ? (lane ^ 7) + 1 : lane));
+  }
+}
+
+void warps_pass_stages() {
+  const auto words = words_of("pipe_between_warps", 1, 96);
+  for (uint32_t lane = 0; lane < 32; lane++) EXPECT(words[lane] == 1500 + 6 * (31 - lane));
+}
+
+void warps_pass_words() {
+  const auto words = words_of("word_between_warps", 1, 64);
+  for (uint32_t lane = 0; lane < 32; lane++) EXPECT(words[lane] == (31 - lane) * (31 - lane));
+}
+
+void shared_memory_counts() {
+  const auto words = words_of("shared_counters", 1, 64);
+  EXPECT(words[0] == 22 && words[1] == 21 && words[2] == 21 && words[3] == 0);
+}
+
+void a_lock_guards() {
+  const auto words = words_of("guarded_by_a_lock", 6, 64);
+  EXPECT(words[0] == 0 && words[1] == 12);
+}
+
 const Tests tests{
     {"sums blocks", sums_blocks, "", false},
     {"sums in the last block, acquire and release", sums_with_acquire_release, "", false},
     {"sums in the last block, fences", sums_with_fences, "", false},
     {"grid barrier", grid_barrier_holds, "", false},
+    {"sums, twice", sums_twice, "", false},
+    {"grid barrier, all threads", grid_barrier_holds_for_all_threads, "", false},
     {"matrix product", matrix_product_is_right, "", false},
     {"exchange of lanes", lanes_exchange_words, "", false},
     {"conversions", conversions_round_to_nearest_even, "", false},
+    {"neighbouring bytes", neighbours_write_bytes, "", false},
+    {"groups of lanes", lanes_synchronise_in_groups, "", false},
+    {"stages between warps", warps_pass_stages, "", false},
+    {"words between warps", warps_pass_words, "", false},
+    {"shared counters", shared_memory_counts, "", false},
+    {"lock", a_lock_guards, "", false},
     {"chain of blocks", blocks_wait_for_earlier_blocks, "", false},
 };
 

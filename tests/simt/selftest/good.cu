@@ -67,6 +67,27 @@ KERNEL(256, normalise, SumArguments) {
   grid_barrier(arguments.counter);
 }
 
+// Two sums in a row, and a last block that needs what all threads of the others wrote.
+KERNEL(256, sum_twice, SumArguments) {
+  const u32 thread = blockIdx.x * 256 + threadIdx.x;
+  const f32 value = thread < arguments.count ? arguments.input[thread] : 0.0f;
+  const f32 sum = block_sum<256>(value);
+  const f32 weighted = block_sum<256>(value * sum);
+  arguments.partial_sums[thread] = weighted;
+  if (!last_block(arguments.counter, gridDim.x)) return;
+  f32 total = 0.0f;
+  for (u32 i = 0; i < gridDim.x; i++) total += arguments.partial_sums[i * 256 + threadIdx.x];
+  arguments.result[threadIdx.x] = total;
+}
+
+// All threads of a block write what all threads of the next one read.
+KERNEL(256, shift_by_a_block, SumArguments) {
+  const u32 from = (blockIdx.x + 1) % gridDim.x;
+  arguments.partial_sums[blockIdx.x * 256 + threadIdx.x] = f32(blockIdx.x);
+  grid_barrier(arguments.counter);
+  arguments.result[blockIdx.x * 256 + threadIdx.x] = arguments.partial_sums[from * 256 + threadIdx.x];
+}
+
 struct ProductArguments {
   const bf16 *left;   // rows x inner
   const bf16 *right;  // columns x inner
@@ -196,4 +217,91 @@ KERNEL(32, pass_along, WordsArguments) {
   const u32 before = blockIdx.x == 0 ? 0 : arguments.output[blockIdx.x - 1];
   arguments.output[blockIdx.x] = before + arguments.input[blockIdx.x];
   store_release(arguments.output + gridDim.x + blockIdx.x, 1u);
+}
+
+struct SmallArguments {
+  u8 *bytes;
+  u32 *words;
+};
+static_assert(sizeof(SmallArguments) == 16, "as the host passes it");
+
+// Threads write neighbouring bytes and halves of words.
+KERNEL(64, neighbouring_bytes, SmallArguments) {
+  __shared__ u16 halves[64];
+  const u32 thread = threadIdx.x;
+  arguments.bytes[blockIdx.x * 64 + thread] = u8(thread);
+  halves[thread] = u16(3 * thread);
+  __syncthreads();
+  const u32 neighbour = arguments.bytes[blockIdx.x * 64 + (thread ^ 1)];
+  arguments.words[blockIdx.x * 64 + thread] = halves[63 - thread] + neighbour;
+}
+
+// Some lanes of a warp order their memory among themselves, and then all do.
+KERNEL(32, partial_warps, SmallArguments) {
+  __shared__ u32 values[32];
+  const u32 lane = threadIdx.x;
+  values[lane] = lane;
+  u32 sum = 0;
+  if (lane < 8) {
+    __syncwarp(0xff);
+    sum = values[lane ^ 7];
+    __syncwarp(0xff);
+    values[lane] = sum + 1;
+  }
+  __syncwarp();
+  arguments.words[lane] = values[31 - lane];
+}
+
+// One warp fills, another empties, and the third does something else.
+KERNEL(96, pipe_between_warps, SmallArguments) {
+  __shared__ u32 stage[32];
+  constexpr u32 full = 1, empty = 2, threads = 64;
+  const u32 lane = lane_index();
+  if (warp_index() == 2) return;
+  u32 sum = 0;
+  for (u32 step = 0; step < 6; step++) {
+    if (warp_index() == 0) stage[lane] = step * 100 + lane;
+    barrier_of_warps(full, threads);
+    if (warp_index() == 1) sum += stage[31 - lane];
+    barrier_of_warps(empty, threads);
+  }
+  if (warp_index() == 1) arguments.words[lane] = sum;
+}
+
+// One warp tells another through a word of global memory that shared memory is written.
+KERNEL(64, word_between_warps, SmallArguments) {
+  __shared__ u32 values[32];
+  const u32 lane = lane_index();
+  if (warp_index() == 0) {
+    values[lane] = lane * lane;
+    __syncwarp();
+    if (lane == 0) store_release(arguments.words + 32, 1u);
+  } else {
+    if (lane == 0) {
+      while (load_acquire(arguments.words + 32) == 0) spin_hint();
+    }
+    __syncwarp();
+    arguments.words[lane] = values[31 - lane];
+  }
+}
+
+// Counts in shared memory, with atomics between barriers.
+KERNEL(64, shared_counters, SmallArguments) {
+  __shared__ u32 counts[4];
+  if (threadIdx.x < 4) counts[threadIdx.x] = 0;
+  __syncthreads();
+  atomicAdd(&counts[threadIdx.x % 3], 1);
+  __syncthreads();
+  if (threadIdx.x < 4) arguments.words[threadIdx.x] = counts[threadIdx.x];
+}
+
+// Any number of threads of all blocks change a word, one after another.
+KERNEL(64, guarded_by_a_lock, SmallArguments) {
+  u32 *lock = arguments.words, *value = arguments.words + 1;
+  if (lane_index() != 0) return;
+  while (atomicCAS(lock, 0, 1) != 0) spin_hint();
+  __threadfence();
+  *value += 1;
+  __threadfence();
+  atomicExch(lock, 0);
 }

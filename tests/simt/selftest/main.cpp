@@ -33,6 +33,8 @@ Outcome run_in_child(const Test &test, int seed) {
     close(ends[0]);
     close(ends[1]);
     simt_configure("SIMT_SEED", std::to_string(seed).c_str());
+    simt_configure("SIMT_PREEMPT", seed % 3 == 2 ? "10" : "0");
+    if (test.setting != nullptr) simt_configure(test.setting, "1");
     EXPECT_OK(cuInit(0));
     CUcontext context;
     EXPECT_OK(cuDevicePrimaryCtxRetain(&context, 0));
