@@ -31,6 +31,7 @@ struct Block {
   static constexpr bool is_large = heads * elements >= 64;
   static constexpr u32 keys_of_thread = is_large ? 1 : 2;
   static constexpr u32 unrolled = is_large ? 1 : 2;
+  static constexpr u32 weights_at_once = heads < 4 ? heads : 4;
   static constexpr u32 unrolled_quads = is_large ? 1 : quads;
 
   const AttentionArguments &arguments;
@@ -211,6 +212,20 @@ struct Block {
     }
   }
 
+  DEVICE void load_weights(f32 (&weight)[weights_at_once], u32 row, u32 head) const {
+    const f32 *from = weights + row * heads + head;
+    if constexpr (weights_at_once == 4) {
+      const float4 four = *reinterpret_cast<const float4 *>(from);
+      weight[0] = four.x;
+      weight[1] = four.y;
+      weight[2] = four.z;
+      weight[3] = four.w;
+    } else {
+#pragma unroll
+      for (u32 i = 0; i < weights_at_once; i++) weight[i] = from[i];
+    }
+  }
+
   // Adds the tile's values, weighted.
   DEVICE void add_values() {
     if (!share.is_there(arguments)) return;
@@ -227,13 +242,17 @@ struct Block {
       for (u32 quad = 0; quad < quads; quad++) {
         const float4 four = quad_of(value, quad, Element());
 #pragma unroll
-        for (u32 head = 0; head < heads; head++) {
-          const f32 weight = weights[row * heads + head];
-          f32 *sum = &sums[head][4 * quad];
-          sum[0] = fused_multiply_add(weight, four.x, sum[0]);
-          sum[1] = fused_multiply_add(weight, four.y, sum[1]);
-          sum[2] = fused_multiply_add(weight, four.z, sum[2]);
-          sum[3] = fused_multiply_add(weight, four.w, sum[3]);
+        for (u32 head = 0; head < heads; head += weights_at_once) {
+          f32 weight[weights_at_once];
+          load_weights(weight, row, head);
+#pragma unroll
+          for (u32 i = 0; i < weights_at_once; i++) {
+            f32 *sum = &sums[head + i][4 * quad];
+            sum[0] = fused_multiply_add(weight[i], four.x, sum[0]);
+            sum[1] = fused_multiply_add(weight[i], four.y, sum[1]);
+            sum[2] = fused_multiply_add(weight[i], four.z, sum[2]);
+            sum[3] = fused_multiply_add(weight[i], four.w, sum[3]);
+          }
         }
       }
     }
