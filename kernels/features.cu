@@ -27,19 +27,6 @@ struct FeaturesArguments {
 };
 static_assert(sizeof(FeaturesArguments) == 3168, "as in src/backend/cuda/features.rs");
 
-DEVICE void store_piece(f32 *to, bool vectors, u32 len, const f32 (&values)[piece_elements]) {
-  if (vectors) {
-    float4 *vector = reinterpret_cast<float4 *>(to);
-    vector[0] = make_float4(values[0], values[1], values[2], values[3]);
-    vector[1] = make_float4(values[4], values[5], values[6], values[7]);
-  } else {
-#pragma unroll
-    for (u32 i = 0; i < piece_elements; i++) {
-      if (i < len) to[i] = values[i];
-    }
-  }
-}
-
 // Each block has one row of one feature.
 KERNEL(256, gather_features, FeaturesArguments) {
   const Feature &feature = arguments.features[blockIdx.y];

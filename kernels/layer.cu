@@ -62,7 +62,7 @@ typedef Shape<2, 4, 1> Linear32;
 
 KERNEL_RESIDENT(256, 2, linear_bf16_16, LinearArguments) { linear<Bf16Weights, Linear16>(arguments); }
 KERNEL_RESIDENT(256, 2, linear_bf16_32, LinearArguments) { linear<Bf16Weights, Linear32>(arguments); }
-KERNEL_RESIDENT(256, 1, linear_bf16_many, LinearArguments) { linear_many<Bf16Weights>(arguments); }
+KERNEL_RESIDENT(256, 2, linear_bf16_many, LinearArguments) { linear_many<Bf16Weights>(arguments); }
 KERNEL_RESIDENT(256, 2, linear_f16_16, LinearArguments) { linear<F16Weights, Linear16>(arguments); }
 KERNEL_RESIDENT(256, 1, linear_f16_32, LinearArguments) { linear<F16Weights, Linear32>(arguments); }
 KERNEL_RESIDENT(256, 1, linear_f16_many, LinearArguments) { linear_many<F16Weights>(arguments); }
@@ -162,12 +162,14 @@ DEVICE void gate_up_many(const GateUpArguments &arguments) {
 
 typedef Shape<2, 2, 2> GateUp16;
 typedef Shape<2, 4, 1> GateUp32;
+typedef Shape<2, 2, 4> GateUpF16x16;
+typedef Shape<2, 4, 2> GateUpF16x32;
 
 KERNEL_RESIDENT(256, 2, gate_up_bf16_16, GateUpArguments) { gate_up<Bf16Weights, GateUp16>(arguments); }
 KERNEL_RESIDENT(256, 2, gate_up_bf16_32, GateUpArguments) { gate_up<Bf16Weights, GateUp32>(arguments); }
 KERNEL_RESIDENT(256, 1, gate_up_bf16_many, GateUpArguments) { gate_up_many<Bf16Weights>(arguments); }
-KERNEL_RESIDENT(256, 1, gate_up_f16_16, GateUpArguments) { gate_up<F16Weights, GateUp16>(arguments); }
-KERNEL_RESIDENT(256, 1, gate_up_f16_32, GateUpArguments) { gate_up<F16Weights, GateUp32>(arguments); }
+KERNEL_RESIDENT(256, 1, gate_up_f16_16, GateUpArguments) { gate_up<F16Weights, GateUpF16x16>(arguments); }
+KERNEL_RESIDENT(256, 1, gate_up_f16_32, GateUpArguments) { gate_up<F16Weights, GateUpF16x32>(arguments); }
 KERNEL_RESIDENT(256, 1, gate_up_f16_many, GateUpArguments) { gate_up_many<F16Weights>(arguments); }
 KERNEL_RESIDENT(256, 1, gate_up_any_16, GateUpArguments) { gate_up<AnyWeights, GateUp16>(arguments); }
 KERNEL_RESIDENT(256, 1, gate_up_any_32, GateUpArguments) { gate_up<AnyWeights, GateUp32>(arguments); }

@@ -291,19 +291,19 @@ DEVICE void multiply(f32 (&sums)[4], const Parts<Kind::parts> &upper, const Part
 // ---- The last blocks -----------------------------------------------------------------------------
 //
 // What can only be done when all blocks are done is shared out among the last ones to come. They wait
-// for the others, which is safe as long as there are fewer of them than the device holds at a time.
+// for the others, which is safe as long as there are fewer of them than the device holds at a time: the
+// host says how many may wait.
 
-constexpr u32 most_last_blocks = 16;
-
-// How many of them there are for `work` pieces of work, if `groups` groups of blocks each have their own.
-DEVICE u32 count_last_blocks(u32 work, u32 blocks, u32 groups) {
-  return max(min(min(work, blocks), most_last_blocks / groups), 1u);
+// How many of them there are for `work` pieces of work, if each column of the grid has its own.
+DEVICE u32 count_last_blocks(u32 work, u32 most) {
+  return max(min(min(work, gridDim.y), most / gridDim.x), 1u);
 }
 
-// Waits for all of `blocks` blocks if the block is among the last `count`: these see what all have
+// Waits for all blocks of the column if the block is among the last `count`: these see what all have
 // written. Returns its number among them, `count` for other blocks. Both words are zero before.
-DEVICE u32 join_last_blocks(u32 (&words)[2], u32 blocks, u32 count) {
+DEVICE u32 join_last_blocks(u32 (&words)[2], u32 count) {
   __shared__ u32 number;
+  const u32 blocks = gridDim.y;
   __syncthreads();
   if (threadIdx.x == 0) {
     const u32 before = add_acquire_release(&words[0], 1);

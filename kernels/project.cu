@@ -60,11 +60,14 @@ struct ProjectArguments {
   HeadMap maps[head_kinds];
   Rotary rotary;
   Paging paging;
+  Matrix embedded;  // the rows of the embedding, if they have been brought together
   u32 head_dim;
   u32 residual_is_normed;
+  u32 most_last_blocks;
+  u32 padding;
 };
 static_assert(sizeof(Embedding) == 592 && sizeof(HeadMap) == 144, "as in src/backend/cuda/project.rs");
-static_assert(sizeof(ProjectArguments) == 1264, "as in src/backend/cuda/project.rs");
+static_assert(sizeof(ProjectArguments) == 1304, "as in src/backend/cuda/project.rs");
 
 DEVICE i32 entry(u64 array, u64 index) { return reinterpret_cast<const i32 *>(array)[index]; }
 
@@ -110,6 +113,21 @@ DEVICE Norms norms_of(const ProjectArguments &arguments) {
                has_embedding ? arguments.embedding.norm.epsilon : hidden, hidden};
 }
 
+// Brings the rows of the embedding together, widened: those of the host may lie in its own memory, which
+// every block of the products would read again. Each block has one row.
+KERNEL(256, embed_rows, ProjectArguments) {
+  const u32 row = blockIdx.x, columns = arguments.embedded.columns;
+  if (row >= count_rows(arguments.rows)) return;
+  const InputRow input = embedded_row(arguments.embedding, entry(arguments.token, row), columns);
+  f32 *to = f32_row(arguments.embedded, row);
+  for (u32 column = threadIdx.x * piece_elements; column < columns;
+       column += product_threads * piece_elements) {
+    f32 values[piece_elements];
+    widen(values, load_piece(input.address, input.dtype, input.vectors, column, columns));
+    store_piece(to + column, has_vectors(u64(to), columns), columns - column, values);
+  }
+}
+
 // Looks up the rows of a group; the block's threads meet.
 template <u32 rows>
 DEVICE void find_rows(InputRows<rows> &inputs, const ProjectArguments &arguments, const Norms &norms,
@@ -119,6 +137,9 @@ DEVICE void find_rows(InputRows<rows> &inputs, const ProjectArguments &arguments
     const u32 half = i / group.len, row = i % group.len;
     if (half + 1 == norms.halves) {
       const u64 address = row_address(arguments.hidden, group.begin + row);
+      inputs.halves[half][row] = InputRow{address, dtype_f32, has_vectors(address, columns)};
+    } else if (arguments.embedded.address != 0) {
+      const u64 address = row_address(arguments.embedded, group.begin + row);
       inputs.halves[half][row] = InputRow{address, dtype_f32, has_vectors(address, columns)};
     } else {
       const i32 token = entry(arguments.token, group.begin + row);
@@ -287,8 +308,8 @@ DEVICE void project(const ProjectArguments &arguments) {
   }
   if (arguments.residual_is_normed) {
     // Until all blocks are done, they read the residual stream as it was.
-    const u32 count = count_last_blocks(group.len, gridDim.y, gridDim.x);
-    const u32 number = join_last_blocks(counters.last_blocks, gridDim.y, count);
+    const u32 count = count_last_blocks(group.len, arguments.most_last_blocks);
+    const u32 number = join_last_blocks(counters.last_blocks, count);
     if (number == count) return;
     for (u32 row = number; row < group.len; row += count) {
       const f32 factor = inverse_rms(meeting, norms, norms.halves - 1, row);
@@ -300,11 +321,12 @@ DEVICE void project(const ProjectArguments &arguments) {
 
 typedef Shape<1, 2, 3> Project16;
 typedef Shape<2, 4, 1> Project32;
+typedef Shape<2, 4, 2> ProjectF16x32;
 
 KERNEL_RESIDENT(256, 2, project_bf16_16, ProjectArguments) { project<Bf16Weights, Project16>(arguments); }
 KERNEL_RESIDENT(256, 2, project_bf16_32, ProjectArguments) { project<Bf16Weights, Project32>(arguments); }
 KERNEL_RESIDENT(256, 2, project_f16_16, ProjectArguments) { project<F16Weights, Project16>(arguments); }
-KERNEL_RESIDENT(256, 1, project_f16_32, ProjectArguments) { project<F16Weights, Project32>(arguments); }
+KERNEL_RESIDENT(256, 1, project_f16_32, ProjectArguments) { project<F16Weights, ProjectF16x32>(arguments); }
 KERNEL_RESIDENT(256, 1, project_any_16, ProjectArguments) { project<AnyWeights, Project16>(arguments); }
 KERNEL_RESIDENT(256, 1, project_any_32, ProjectArguments) { project<AnyWeights, Project32>(arguments); }
 

@@ -34,7 +34,7 @@ struct ProposeArguments {
   u32 step;
   u32 max_drafts;
   u32 feeds_back_normed;
-  u32 padding;
+  u32 most_last_blocks;
 };
 static_assert(sizeof(ProposeArguments) == 800, "as in src/backend/cuda/propose.rs");
 
@@ -155,9 +155,9 @@ DEVICE void propose(const ProposeArguments &arguments) {
 
   // Only draws and norms are worth more than one block.
   const bool is_work = arguments.temperature != 0 || arguments.feeds_back_normed;
-  const u32 count = count_last_blocks(is_work ? group.len : 1, gridDim.y, gridDim.x);
+  const u32 count = count_last_blocks(is_work ? group.len : 1, arguments.most_last_blocks);
   u32(&words)[2] = record_of(arguments, blockIdx.x).last_blocks;
-  const u32 number = join_last_blocks(words, gridDim.y, count);
+  const u32 number = join_last_blocks(words, count);
   if (number == count) return;
   for (u32 row = number; row < group.len; row += count) {
     const u32 column = choose(arguments, group.begin + row, scratch);
@@ -173,10 +173,12 @@ DEVICE void propose(const ProposeArguments &arguments) {
 
 typedef Shape<2, 2, 2> Propose16;
 typedef Shape<2, 4, 1> Propose32;
+typedef Shape<2, 2, 4> ProposeF16x16;
+typedef Shape<2, 4, 2> ProposeF16x32;
 
 KERNEL_RESIDENT(256, 2, propose_bf16_16, ProposeArguments) { propose<Bf16Weights, Propose16>(arguments); }
 KERNEL_RESIDENT(256, 2, propose_bf16_32, ProposeArguments) { propose<Bf16Weights, Propose32>(arguments); }
-KERNEL_RESIDENT(256, 1, propose_f16_16, ProposeArguments) { propose<F16Weights, Propose16>(arguments); }
-KERNEL_RESIDENT(256, 1, propose_f16_32, ProposeArguments) { propose<F16Weights, Propose32>(arguments); }
+KERNEL_RESIDENT(256, 1, propose_f16_16, ProposeArguments) { propose<F16Weights, ProposeF16x16>(arguments); }
+KERNEL_RESIDENT(256, 1, propose_f16_32, ProposeArguments) { propose<F16Weights, ProposeF16x32>(arguments); }
 KERNEL_RESIDENT(256, 1, propose_any_16, ProposeArguments) { propose<AnyWeights, Propose16>(arguments); }
 KERNEL_RESIDENT(256, 1, propose_any_32, ProposeArguments) { propose<AnyWeights, Propose32>(arguments); }

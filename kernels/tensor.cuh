@@ -117,3 +117,17 @@ DEVICE void widen(f32 (&values)[piece_elements], const Piece &piece) {
     }
   }
 }
+
+// Stores as many of the values as `len` says; in vectors only where `has_vectors` is true of the row.
+DEVICE void store_piece(f32 *to, bool vectors, u32 len, const f32 (&values)[piece_elements]) {
+  if (vectors) {
+    float4 *vector = reinterpret_cast<float4 *>(to);
+    vector[0] = make_float4(values[0], values[1], values[2], values[3]);
+    vector[1] = make_float4(values[4], values[5], values[6], values[7]);
+  } else {
+#pragma unroll
+    for (u32 i = 0; i < piece_elements; i++) {
+      if (i < len) to[i] = values[i];
+    }
+  }
+}

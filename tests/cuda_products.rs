@@ -1,6 +1,7 @@
 //! The phases that are matrix products, on CUDA against the CPU.
 
 mod device;
+#[allow(dead_code)] // Each test program uses its own part.
 #[path = "host/random.rs"]
 mod random;
 
@@ -213,7 +214,8 @@ impl Place {
     }
 }
 
-const UNWRITTEN: f32 = -12345.678;
+/// Exact in all types.
+const UNWRITTEN: f32 = -12288.0;
 
 fn bytes_at<'a>(address: u64, len: usize) -> &'a [u8] {
     // SAFETY: the callers' matrices and arrays are buffers of a place that is alive.
@@ -611,8 +613,11 @@ impl ProjectCase {
         let hidden = WIDTHS[random.below(9)];
         let head_dim = [8, 20, 32, 36, 64, 80, 128][random.below(7)];
         let num_kv_heads = 1 + random.below(3);
-        let heads =
-            AttentionHeads { num_heads: num_kv_heads * (1 + random.below(3)), num_kv_heads, head_dim };
+        let heads = AttentionHeads {
+            num_heads: num_kv_heads * (1 + random.below(3)),
+            num_kv_heads,
+            head_dim,
+        };
         let embedding = optional(random, |random| Self::embedding(random, hidden));
         let inputs = if embedding.is_some() { 2 * hidden } else { hidden };
         let dtype = DTYPES[random.below(3)];
@@ -634,8 +639,8 @@ impl ProjectCase {
         let page_size = [1, 16, 37][random.below(3)].max(rows.most.div_ceil(SEQUENCES * 3));
         Self::place_rows(random, &mut rows, embedding.as_ref(), page_size);
         let half = 1 + random.below(head_dim / 2);
-        let frequencies =
-            [0, 1].map(|_| (0..half).map(|i| (-(i as f32) * 0.3).exp() * random.normal()).collect());
+        let frequencies = [0, 1]
+            .map(|_| (0..half).map(|i| (-(i as f32) * 0.3).exp() * random.normal()).collect());
         let num_pages = SEQUENCES * PAGES_OF_SEQUENCE;
         let mut table: Vec<i32> = (0..num_pages as i32).collect();
         random.shuffle(&mut table);
@@ -796,7 +801,8 @@ impl ProjectCase {
         let AttentionHeads { num_heads, num_kv_heads, head_dim } = self.heads;
         let mut rest = pages.to_vec();
         let page_columns = pages.len() / self.num_pages;
-        let part = |values: &[f32], row: usize, width: usize| values[row * width..][..width].to_vec();
+        let part =
+            |values: &[f32], row: usize, width: usize| values[row * width..][..width].to_vec();
         let mut results = Vec::new();
         for row in 0..self.rows.most {
             let mut result = part(hidden, row, self.hidden.columns);
@@ -806,7 +812,13 @@ impl ProjectCase {
             if self.kv.is_some() && row < self.rows.count {
                 let position = self.rows.position[row] as usize;
                 let first = self.page_row[self.rows.sequence[row] as usize] as usize;
-                let page = self.table[first + position / self.page_size] as usize;
+                let page = self.table[first + position / self.page_size];
+                // A page that does not exist takes nothing.
+                let page = usize::try_from(page).ok().filter(|&page| page < self.num_pages);
+                let Some(page) = page else {
+                    results.push(result);
+                    continue;
+                };
                 for head in 0..2 * num_kv_heads {
                     let plane = self.layer * 2 * num_kv_heads + head;
                     let offset = plane * self.page_size + position % self.page_size;
@@ -863,6 +875,26 @@ fn a_row_of_a_projection_does_not_depend_on_its_neighbours() {
         assert_rows_are_independent(width, |first, rows| {
             case.rows(first, rows).run(Device::Cuda)[..rows].concat()
         });
+    }
+}
+
+#[test]
+fn keys_and_values_of_pages_outside_of_the_pool_go_nowhere() {
+    let Some(_turn) = cuda_test() else { return };
+    for (number, mut random) in cases(test_cases(12)) {
+        let rows = random_rows(&mut random);
+        let case = ProjectCase::random(&mut random, rows);
+        let mut hostile = case.clone();
+        for page in &mut hostile.table {
+            if random.chance(0.5) {
+                *page = [-1, i32::MIN, case.num_pages as i32, i32::MAX][random.below(4)];
+            }
+        }
+        let (found, expected) = (hostile.run(Device::Cuda), case.run(Device::Cuda));
+        for (row, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let what = format!("case {number} row {row}");
+            assert_same_bits(found, &expected[..found.len()], &what);
+        }
     }
 }
 
@@ -970,15 +1002,14 @@ impl ProposeCase {
             let elements = vec![UNWRITTEN; rows * columns];
             place.matrix(&Values { rows, columns, dtype, layout, elements })
         });
-        let sampling = self.sampling.as_ref().map_or(SamplingArrays::default(), |sampling| {
-            SamplingArrays {
+        let sampling =
+            self.sampling.as_ref().map_or(SamplingArrays::default(), |sampling| SamplingArrays {
                 temperature: Some(place.array(&sampling.temperature)),
                 top_k: sampling.top_k.as_ref().map(|top_k| place.array(top_k)),
                 top_p: sampling.top_p.as_ref().map(|top_p| place.array(top_p)),
                 min_p: sampling.min_p.as_ref().map(|min_p| place.array(min_p)),
                 seed: sampling.seed.as_ref().map(|seed| place.array(seed)),
-            }
-        });
+            });
         let bytes = match device {
             Device::Cpu => cpu().proposal_scratch(most, columns),
             Device::Cuda => cuda().proposal_scratch(most, columns),

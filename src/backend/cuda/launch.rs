@@ -120,6 +120,8 @@ kernels! {
     ProjectAnyThirtyTwo: "project", "project_any_32", 256, Small;
     /// The maps into an attention, other weights, many rows.
     ProjectAnyMany: "project", "project_any_many", 256, Small;
+    /// The rows of the embedding, side by side.
+    EmbedRows: "project", "embed_rows", 256, Small;
     /// What follows the maps into an attention where there are many rows.
     FinishProjection: "project", "finish_projection", 256, Small;
     /// The head and the choice of draft tokens, BF16 weights, 16 rows.
@@ -224,6 +226,11 @@ impl Kernels {
         let loaded = KERNELS.iter().map(load).collect::<Result<_>>()?;
         let origin = super::images::origin(&modules);
         Ok(Self { device: Arc::clone(device), loaded, origin, _modules: modules })
+    }
+
+    /// The device that they are loaded for.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Where the kernels came from.

@@ -1,7 +1,7 @@
 //! What the launches of matrix products share: arguments, and the choice among the kernels of a
 //! product by the weights and by the number of rows (`kernels/products.cuh`).
 
-use super::launch::{Kernel, Launch};
+use super::launch::{Kernel, Kernels, Launch};
 use crate::backend::phases::{Norm, Rows};
 use crate::tensor::{Dtype, Matrix, Span};
 use bytemuck::{NoUninit, Pod, Zeroable};
@@ -189,4 +189,11 @@ pub fn shape(rows: usize, size: Size, columns: usize) -> Launch {
 /// A launch of this many blocks in each dimension.
 pub fn grid(x: usize, y: usize) -> Launch {
     Launch { grid: [x as u32, y as u32, 1], threads: THREADS, shared: 0, cooperative: false }
+}
+
+/// How many blocks of a launch may wait for its other blocks: fewer than the device holds at a time, as
+/// each multiprocessor holds one at least.
+pub fn most_last_blocks(kernels: &Kernels) -> u32 {
+    const MOST: u32 = 16;
+    (kernels.device().facts().multiprocessors / 2).clamp(1, MOST)
 }

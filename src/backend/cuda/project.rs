@@ -3,7 +3,8 @@
 use super::MAX_ROW_SEGMENTS;
 use super::launch::{Arguments, Kernel, Kernels};
 use super::products::{
-    Kind, MatrixArgument, NormArgument, RowCountArgument, Size, Variants, grid, shape,
+    Kind, MatrixArgument, NormArgument, RowCountArgument, Size, Variants, grid, most_last_blocks,
+    shape,
 };
 use crate::backend::Stream;
 use crate::backend::phases::{
@@ -150,8 +151,11 @@ struct ProjectArguments {
     maps: [HeadMapArgument; 3],
     rotary: RotaryArgument,
     paging: PagingArgument,
+    embedded: MatrixArgument,
     head_dim: u32,
     residual_is_normed: u32,
+    most_last_blocks: u32,
+    padding: u32,
 }
 
 // SAFETY: the struct of kernels/project.cu.
@@ -194,9 +198,16 @@ pub unsafe fn project(kernels: &Kernels, stream: Stream, phase: &Project<'_>) ->
         maps,
         rotary: (&phase.rotary).into(),
         paging: (&phase.paging).into(),
+        embedded: MatrixArgument::of(embedded_rows(phase).as_ref()),
         head_dim: head_dim as u32,
         residual_is_normed: phase.residual_is_normed.into(),
+        most_last_blocks: most_last_blocks(kernels),
+        padding: 0,
     };
+    if embedded_rows(phase).is_some() {
+        // SAFETY: this function's contract, here and below.
+        unsafe { kernels.launch(Kernel::EmbedRows, stream, &grid(rows, 1), &arguments)? };
+    }
     let size = Size::of(rows);
     let kernel = PROJECT.kernel(kind(phase), size);
     let heads = maps.iter().map(|map| map.heads as usize);
@@ -205,7 +216,7 @@ pub unsafe fn project(kernels: &Kernels, stream: Stream, phase: &Project<'_>) ->
         Size::ThirtyTwo => heads.clone().sum::<usize>() * head_dim.div_ceil(32),
         Size::Many => heads.clone().map(|heads| (heads * head_dim).div_ceil(128)).sum(),
     };
-    // SAFETY: this function's contract, here and below.
+    // SAFETY: as above.
     unsafe { kernels.launch(kernel, stream, &shape(rows, size, blocks), &arguments)? };
     if size != Size::Many {
         return Ok(());
@@ -213,6 +224,15 @@ pub unsafe fn project(kernels: &Kernels, stream: Stream, phase: &Project<'_>) ->
     let warps = heads.sum::<usize>().div_ceil(8);
     // SAFETY: as above.
     unsafe { kernels.launch(Kernel::FinishProjection, stream, &grid(rows, warps), &arguments) }
+}
+
+/// Where the rows of the embedding are brought together before the products. So they are where keys
+/// and values alone are asked for: only rows to commit may have embeddings of the host, and for them a
+/// launch more does not count.
+fn embedded_rows(phase: &Project<'_>) -> Option<Matrix> {
+    let embedding = phase.embedding.as_ref()?;
+    let is_commit = phase.query.is_none() && embedding.embeddings.is_some();
+    is_commit.then_some(Matrix { columns: phase.hidden.columns, ..phase.input })
 }
 
 fn kind(phase: &Project<'_>) -> Kind {

@@ -3,7 +3,8 @@
 use super::MAX_ROW_SEGMENTS;
 use super::launch::{Arguments, Kernel, Kernels};
 use super::products::{
-    Kind, MatrixArgument, NormArgument, RowCountArgument, Size, Variants, address_or_zero, shape,
+    Kind, MatrixArgument, NormArgument, RowCountArgument, Size, Variants, address_or_zero,
+    most_last_blocks, shape,
 };
 use super::project::segment_arguments;
 use crate::backend::Stream;
@@ -40,7 +41,7 @@ struct ProposeArguments {
     step: u32,
     max_drafts: u32,
     feeds_back_normed: u32,
-    padding: u32,
+    most_last_blocks: u32,
 }
 
 // SAFETY: the struct of kernels/propose.cu.
@@ -105,7 +106,7 @@ pub unsafe fn propose(kernels: &Kernels, stream: Stream, phase: &Propose<'_>) ->
         step: phase.step as u32,
         max_drafts: batch.max_drafts as u32,
         feeds_back_normed: phase.feed_back_normed.into(),
-        padding: 0,
+        most_last_blocks: most_last_blocks(kernels),
     };
     let others = std::iter::once(&phase.hidden).chain(&phase.norm.weight);
     let rows = phase.rows.len();
