@@ -72,10 +72,12 @@ struct VerifyArguments {
   u32 dtype, draft_dtype, draft_rows_per_sequence, num_stop_tokens;
   i32 padding;
   u32 rule, teams, team_size;
-  u32 slice_is_copied;  // to shared memory
-  u32 splits;           // of each row, for verify_argmax
+  u32 has_distribution;  // of drafts
+  u32 slice_is_copied;   // to shared memory
+  u32 splits;            // of each row, for verify_argmax
+  u32 unused;
 };
-static_assert(sizeof(VerifyArguments) == 42 * 8 + 14 * 4, "no padding");
+static_assert(sizeof(VerifyArguments) == 42 * 8 + 16 * 4, "as the host lays it out");
 
 DEVICE u32 nodes_of(const VerifyArguments &arguments) { return arguments.max_drafts + 1; }
 
@@ -169,7 +171,7 @@ DEVICE Sequence plan_sequence(const VerifyArguments &arguments, u32 index) {
   if (!is_greedy(sequence.target)) {
     is_valid &= plan_numbers(arguments, index, u32(num_drafts) + 1, sequence.position);
   }
-  if (arguments.draft_logits != nullptr) {
+  if (arguments.has_distribution) {
     const i64 draft_row =
         arguments.draft_row_begin != nullptr
             ? i64(arguments.draft_row_begin[index])
@@ -212,7 +214,7 @@ KERNEL(plan_threads, verify_plan, VerifyArguments) {
 // Whether a token ends the emission; for a lane alone.
 DEVICE bool is_stop_token(const VerifyArguments &arguments, i32 token) {
   bool found = false;
-#pragma unroll 1
+#pragma unroll 4
   for (u32 i = 0; i < arguments.num_stop_tokens; i++) found |= arguments.stop_tokens[i] == token;
   return found;
 }
@@ -858,7 +860,7 @@ DEVICE Choice decide(const VerifyArguments &arguments, Work &work) {
     }
     tell(is_draft ? work.q : work.p, find_law(work));
     if (!tests || is_draft) break;
-    if (arguments.draft_logits == nullptr) {
+    if (!arguments.has_distribution) {
       // A draft that was taken as given is certain; nothing is known of one that was struck out.
       const Law law{0.0f, 0.0f, 0.0f, 0.0f, work.node.token, weight_one};
       tell(work.q, Weighed{law, 0, 0, weight_one});
@@ -891,7 +893,7 @@ DEVICE Node make_node(const VerifyArguments &arguments, const Sequence &sequence
 DEVICE void carve(const VerifyArguments &arguments, u8 *memory, Work &work) {
   const u32 size = arguments.team_size, rank = blockIdx.x % size, team = blockIdx.x / size;
   const u32 tiles = tiles_of(arguments.vocabulary);
-  const u32 draft_tiles = arguments.draft_logits == nullptr ? 0 : tiles_of(arguments.candidates);
+  const u32 draft_tiles = arguments.has_distribution ? tiles_of(arguments.candidates) : 0;
   const u32 most = (tiles + size - 1) / size, draft_most = (draft_tiles + size - 1) / size;
   const u32 peak_stride = max(tiles, draft_tiles);
   work.team = Team{rank, size, 0, arguments.meetings + team,

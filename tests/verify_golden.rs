@@ -1,15 +1,18 @@
 //! Verification against recorded decisions and exact laws: all cases under the folder that
 //! `SPECULATORS_GOLDEN` names (default: the project's own copy), found from its files.
 
+mod device;
 mod verification;
 
 use safetensors::SafeTensors;
 use serde_json::Value;
-use speculators::backend::cpu::{CpuBackend, Threads};
+use speculators::backend::Backend;
 use speculators::sampling::Parameters;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use verification::{Call, DEFAULT, Ids, PLAIN, REJECTION, Request, decide, round_law, row_law};
+use verification::{
+    Call, DEFAULT, Ids, PLAIN, REJECTION, Request, backend_with, decide, round_law, row_law,
+};
 
 /// Recorded probabilities are in single precision.
 const CLOSE: f64 = 1e-5;
@@ -19,8 +22,8 @@ fn root() -> PathBuf {
     std::env::var_os("SPECULATORS_GOLDEN").map_or_else(own, PathBuf::from).join("verify")
 }
 
-fn backend() -> CpuBackend {
-    CpuBackend::new(Threads::Own(1)).unwrap()
+fn backend() -> &'static dyn Backend {
+    backend_with(1)
 }
 
 /// The JSON files of the folder.
@@ -178,7 +181,7 @@ fn check_chain(case: &Value, tensors: &Tensors) {
     }
     let ids = if kind == "reduced_vocab" { reduce(&mut requests) } else { Ids::Identity };
     let call = Call { ids, ..Call::by(if are_random { REJECTION } else { DEFAULT }) };
-    let decisions = decide(&backend(), &call, &requests);
+    let decisions = decide(backend(), &call, &requests);
     for (index, output) in case["output"].as_array().unwrap().iter().enumerate() {
         let expected: Vec<i32> =
             integers(output).into_iter().take_while(|&token| token >= 0).collect();
@@ -238,7 +241,7 @@ fn check_replacement(call: &Call, request: &Request, node: usize, recorded: i32,
     alone.draft_logits = request.draft_logits.get(node).cloned().into_iter().collect();
     let mut law = vec![0.0; p.len()];
     let mut rejected = 0.0;
-    for (tokens, probability) in round_law(&backend(), call, &alone) {
+    for (tokens, probability) in round_law(backend(), call, &alone) {
         if tokens.len() == 1 {
             law[tokens[0] as usize] += probability;
             rejected += probability;
@@ -267,7 +270,7 @@ fn check_filters(case: &Value, tensors: &Tensors) {
             min_p: 0.0,
         };
         for row in row..row + count as usize {
-            let found = row_law(&backend(), &logits[row], parameters);
+            let found = row_law(backend(), &logits[row], parameters);
             check_filtered(&logits[row], &found, &expected[row], &format!("{id}, row {row}"));
         }
         row += count as usize;
@@ -312,7 +315,7 @@ fn check_law(case: &Value) {
         chains = chains
             .into_iter()
             .flat_map(|(chain, probability)| {
-                let mut q = row_law(&backend, &logits("q", &chain), PLAIN);
+                let mut q = row_law(backend, &logits("q", &chain), PLAIN);
                 if is_one_hot {
                     let largest = (0..q.len()).max_by(|&l, &r| q[l].total_cmp(&q[r])).unwrap();
                     q = (0..q.len()).map(|token| f64::from(token == largest)).collect();
@@ -333,7 +336,7 @@ fn check_law(case: &Value) {
             request.draft_logits =
                 prefixes().take(drafts).map(|prefix| logits("q", prefix)).collect();
         }
-        for (tokens, probability) in round_law(&backend, &Call::by(REJECTION), &request) {
+        for (tokens, probability) in round_law(backend, &Call::by(REJECTION), &request) {
             let key: Vec<String> = tokens.iter().map(i32::to_string).collect();
             *found.entry(key.join(",")).or_default() += drawn * probability;
         }

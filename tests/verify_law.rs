@@ -1,18 +1,20 @@
 //! Every rule keeps its promise about the law of the text: the law is measured by running the
 //! library on the intervals between the breakpoints of its random numbers, not estimated.
 
+mod device;
 mod verification;
 
 use proptest::prelude::*;
-use speculators::backend::cpu::{CpuBackend, Threads};
+use speculators::backend::Backend;
 use speculators::sampling::Parameters;
 use std::collections::BTreeMap;
 use verification::{
-    Call, FOLLOW, Ids, PLAIN, REJECTION, Request, almost_one, decide, law, round_law, row_law,
+    Call, FOLLOW, Ids, PLAIN, REJECTION, Request, almost_one, backend_with, cases, decide, law,
+    round_law, row_law,
 };
 
-fn backend() -> CpuBackend {
-    CpuBackend::new(Threads::Own(1)).unwrap()
+fn backend() -> &'static dyn Backend {
+    backend_with(1)
 }
 
 /// Laws are measured in steps of 2^-53, one rounding for each breakpoint.
@@ -35,7 +37,7 @@ struct Proposer {
 
 impl Proposer {
     /// q over the vocabulary.
-    fn law(&self, backend: &CpuBackend, vocabulary: usize) -> Vec<f64> {
+    fn law(&self, backend: &dyn Backend, vocabulary: usize) -> Vec<f64> {
         let identity: Vec<i32> = (0..self.logits.len() as i32).collect();
         let ids = match &self.ids {
             Ids::Identity => &identity,
@@ -63,7 +65,7 @@ impl Proposer {
 
 /// The law of the token after the root, over the draws of its draft and the test.
 fn emitted_law(
-    backend: &CpuBackend,
+    backend: &dyn Backend,
     target: &[f32],
     parameters: Parameters,
     proposer: &Proposer,
@@ -132,7 +134,7 @@ fn proposer() -> impl Strategy<Value = Proposer> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..<_>::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(60, 1), failure_persistence: None, ..<_>::default() })]
 
     #[test]
     fn rejection_emits_the_targets_distribution_for_any_draft_distribution(
@@ -141,8 +143,8 @@ proptest! {
         proposer in proposer(),
     ) {
         let backend = backend();
-        let p = row_law(&backend, &target, parameters);
-        let emitted = emitted_law(&backend, &target, parameters, &proposer);
+        let p = row_law(backend, &target, parameters);
+        let emitted = emitted_law(backend, &target, parameters, &proposer);
         assert_close(&emitted, &p, &format!("{proposer:?} for {target:?}, {parameters:?}"));
     }
 
@@ -153,12 +155,12 @@ proptest! {
         draft in 0_i32..6,
     ) {
         let backend = backend();
-        let p = row_law(&backend, &target, parameters);
+        let p = row_law(backend, &target, parameters);
         let logits = vec![target.clone(), vec![0.0; 6]];
         let request = Request::new(logits, vec![draft], parameters);
         let mut emitted = vec![0.0; 6];
         let mut accepted = 0.0;
-        for (tokens, probability) in round_law(&backend, &Call::by(REJECTION), &request) {
+        for (tokens, probability) in round_law(backend, &Call::by(REJECTION), &request) {
             emitted[tokens[0] as usize] += probability;
             accepted += if tokens.len() > 1 { probability } else { 0.0 };
         }
@@ -173,8 +175,8 @@ proptest! {
         proposer in proposer(),
     ) {
         let backend = backend();
-        let p = row_law(&backend, &target, parameters);
-        let q = proposer.law(&backend, 7);
+        let p = row_law(backend, &target, parameters);
+        let q = proposer.law(backend, 7);
         let mut above: Vec<f64> = p.iter().zip(&q).map(|(p, q)| (p - q).max(0.0)).collect();
         let sum: f64 = above.iter().sum();
         // Nothing above q: the laws are equal, and the target's own is drawn from.
@@ -184,7 +186,7 @@ proptest! {
         proposer.propose(&mut request);
         let call = Call { ids: proposer.ids.clone(), ..Call::by(REJECTION) };
         let mut replaced = vec![0.0; 7];
-        for (tokens, probability) in round_law(&backend, &call, &request) {
+        for (tokens, probability) in round_law(backend, &call, &request) {
             prop_assert_eq!(tokens.len(), 1);
             replaced[tokens[0] as usize] += probability;
         }
@@ -222,7 +224,7 @@ proptest! {
         }
         // The definition in real numbers decides nothing that rounding could turn.
         prop_assume!(!is_close);
-        let p = row_law(&backend(), &target, parameters);
+        let p = row_law(backend(), &target, parameters);
         let sum: f64 = kept.iter().map(|&token| exact[token]).sum();
         for (token, p) in p.into_iter().enumerate() {
             let expected = if kept.contains(&token) { exact[token] / sum } else { 0.0 };
@@ -232,7 +234,7 @@ proptest! {
 }
 
 /// The text that sampling without speculation gives for a seed.
-fn undrafted(backend: &CpuBackend, rows: &[Vec<f32>], request: &Request) -> Vec<i32> {
+fn undrafted(backend: &dyn Backend, rows: &[Vec<f32>], request: &Request) -> Vec<i32> {
     let step = |(node, row): (usize, &Vec<f32>)| {
         let mut step = Request::new(vec![row.clone()], Vec::new(), request.parameters);
         (step.seed, step.position) = (request.seed, request.position + node as i32);
@@ -242,7 +244,7 @@ fn undrafted(backend: &CpuBackend, rows: &[Vec<f32>], request: &Request) -> Vec<
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..<_>::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(200, 20), failure_persistence: None, ..<_>::default() })]
 
     #[test]
     fn following_gives_the_text_of_sampling_without_speculation(
@@ -255,7 +257,7 @@ proptest! {
         let backend = backend();
         let mut request = Request::new(rows.clone(), Vec::new(), parameters);
         (request.seed, request.position) = (seed, position);
-        let text = undrafted(&backend, &rows, &request);
+        let text = undrafted(backend, &rows, &request);
         // Mostly right drafts, a wrong or struck-out one here and there.
         let draft = |(&token, &turn): (&i32, &usize)| match turn {
             0 => (token + 1) % 5,
@@ -264,7 +266,7 @@ proptest! {
         };
         request.drafts = text.iter().zip(&drafts).map(draft).take(rows.len() - 1).collect();
         let expected = request.drafts.iter().zip(&text).take_while(|(d, t)| d == t).count();
-        let decision = &decide(&backend, &Call::by(FOLLOW), &[request.clone()])[0];
+        let decision = &decide(backend, &Call::by(FOLLOW), &[request.clone()])[0];
         prop_assert_eq!(decision.accepted, expected);
         prop_assert_eq!(decision.tokens(), &text[..expected + 1]);
     }
@@ -291,7 +293,7 @@ proptest! {
             request.draft_logits = rows[..rows.len() - 1].to_vec();
             request.draft_parameters = PLAIN;
         }
-        let decision = &decide(&backend(), &Call::by(rule), &[request])[0];
+        let decision = &decide(backend(), &Call::by(rule), &[request])[0];
         prop_assert_eq!(decision.accepted, expected);
         prop_assert_eq!(decision.tokens(), &text[..expected + 1]);
     }
@@ -312,7 +314,7 @@ fn row_after(text: &[i32], salt: u64) -> Vec<f32> {
 
 /// The law of at least three tokens after `text`, by rounds of two drafts each.
 fn continue_text(
-    backend: &CpuBackend,
+    backend: &dyn Backend,
     rule: i32,
     text: &[i32],
     probability: f64,
@@ -343,11 +345,11 @@ fn continue_text(
 fn the_text_of_consecutive_rounds_has_the_targets_distribution() {
     let backend = backend();
     let mut laws = BTreeMap::new();
-    continue_text(&backend, REJECTION, &[], 1.0, &mut laws);
+    continue_text(backend, REJECTION, &[], 1.0, &mut laws);
     assert_eq!(laws.len(), 27);
     for (text, probability) in laws {
         let p: f64 = (0..3)
-            .map(|len| row_law(&backend, &row_after(&text[..len], 1), PLAIN)[text[len] as usize])
+            .map(|len| row_law(backend, &row_after(&text[..len], 1), PLAIN)[text[len] as usize])
             .product();
         assert!((probability - p).abs() < EXACT, "{text:?}: {probability}, expected {p}");
     }
@@ -358,7 +360,7 @@ fn laws_hold_beyond_one_block_of_the_vocabulary() {
     let backend = backend();
     let wave = |place: usize, turn: f32| (place as f32 * turn).sin() * 3.0;
     let target: Vec<f32> = (0..900).map(|place| wave(place, 1.7)).collect();
-    let p = row_law(&backend, &target, PLAIN);
+    let p = row_law(backend, &target, PLAIN);
     // A few candidates far apart, in no order, so that the law of each can be measured.
     let ids: Vec<i32> = (0..300).map(|place| (place * 577 + 13) % 900).collect();
     let few = Parameters { top_k: 3, ..PLAIN };
@@ -368,7 +370,7 @@ fn laws_hold_beyond_one_block_of_the_vocabulary() {
         Proposer { ids: Ids::Shared(ids), logits, row_ids: Vec::new(), parameters: few },
         Proposer { ids: Ids::Identity, logits: full, row_ids: Vec::new(), parameters: few },
     ] {
-        let emitted = emitted_law(&backend, &target, PLAIN, &proposer);
+        let emitted = emitted_law(backend, &target, PLAIN, &proposer);
         assert_close(&emitted, &p, "900 tokens");
     }
 }
@@ -378,14 +380,14 @@ fn the_number_of_a_test_decides_at_the_ratio_of_the_laws() {
     let backend = backend();
     let target = vec![0.0, 1.0, 2.0];
     let drafter = vec![2.0, 1.0, 0.0];
-    let (p, q) = (row_law(&backend, &target, PLAIN), row_law(&backend, &drafter, PLAIN));
+    let (p, q) = (row_law(backend, &target, PLAIN), row_law(backend, &drafter, PLAIN));
     for token in 0..3 {
         let mut request = Request::new(vec![target.clone(); 2], vec![token as i32], PLAIN);
         request.draft_logits = vec![drafter.clone()];
         let accepted = law(|uniform| {
             let mut request = request.clone();
             request.uniforms = vec![uniform, 0.0, 0.0, 0.0];
-            1 - decide(&backend, &Call::by(REJECTION), &[request])[0].accepted as i32
+            1 - decide(backend, &Call::by(REJECTION), &[request])[0].accepted as i32
         });
         let probability: f64 = accepted.iter().filter(|o| o.0 == 0).map(|o| o.1).sum();
         assert!((probability - (p[token] / q[token]).min(1.0)).abs() < EXACT);
@@ -397,6 +399,6 @@ fn a_draft_that_its_distribution_cannot_give_is_rejected() {
     let mut request = Request::new(vec![vec![0.0, 3.0]; 2], vec![1], PLAIN);
     request.draft_logits = vec![vec![0.0, f32::NEG_INFINITY]];
     request.uniforms = vec![0.0, almost_one(), 0.0, 0.0];
-    let decision = &decide(&backend(), &Call::by(REJECTION), &[request])[0];
+    let decision = &decide(backend(), &Call::by(REJECTION), &[request])[0];
     assert_eq!((decision.accepted, decision.tokens()), (0, &[1][..]));
 }

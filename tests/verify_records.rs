@@ -1,20 +1,21 @@
 //! What decision records say, and that nothing but a sequence's own rows and numbers matters for
 //! its record.
 
+mod device;
 mod verification;
 
-use speculators::backend::Stream;
 use speculators::backend::cpu::{CpuBackend, Isa, Threads};
 use speculators::backend::verify::record::{INVALID, LIMIT, NO_CANDIDATE, STOPPED};
+use speculators::backend::{Backend, Stream};
 use speculators::sampling::Parameters;
 use speculators::tensor::Dtype;
 use verification::{
-    Call, DEFAULT, Decision, FOLLOW, Ids, PLAIN, REJECTION, Request, almost_one, decide,
-    decide_counted,
+    Call, DEFAULT, Decision, FOLLOW, Ids, PLAIN, REJECTION, Request, almost_one, backend_with,
+    cuda_backend, decide, decide_counted,
 };
 
-fn backend() -> CpuBackend {
-    CpuBackend::new(Threads::Own(2)).unwrap()
+fn backend() -> &'static dyn Backend {
+    backend_with(2)
 }
 
 /// A row whose argmax is `token`.
@@ -31,7 +32,7 @@ fn greedy() -> Request {
 }
 
 fn decide_one(call: &Call, request: Request) -> Decision {
-    decide(&backend(), call, &[request]).remove(0)
+    decide(backend(), call, &[request]).remove(0)
 }
 
 #[test]
@@ -118,11 +119,11 @@ fn what_is_out_of_range_makes_its_own_sequence_invalid_and_no_other() {
         with(&|request| request.uniforms[3] = f64::NAN),
     ];
     let backend = backend();
-    let expected = decide(&backend, &Call::by(REJECTION), std::slice::from_ref(&sampled)).remove(0);
+    let expected = decide(backend, &Call::by(REJECTION), std::slice::from_ref(&sampled)).remove(0);
     assert!(expected.emitted > 0);
     for (index, request) in invalid.iter().enumerate() {
         let batch = [sampled.clone(), request.clone(), sampled.clone()];
-        let (decisions, counters) = decide_counted(&backend, &Call::by(REJECTION), &batch);
+        let (decisions, counters) = decide_counted(backend, &Call::by(REJECTION), &batch);
         assert_eq!(decisions[0], expected, "before case {index}");
         assert_eq!(decisions[2], expected, "after case {index}");
         assert_eq!(
@@ -152,7 +153,7 @@ fn draft_rows_that_are_not_there_make_a_sequence_invalid() {
 #[test]
 fn a_sequence_that_takes_no_part_leaves_its_token_and_counts_nothing() {
     let absent = Request { num_drafts: Some(-1), row_begin: Some(-9), ..greedy() };
-    let (decisions, counters) = decide_counted(&backend(), &Call::by(DEFAULT), &[absent]);
+    let (decisions, counters) = decide_counted(backend(), &Call::by(DEFAULT), &[absent]);
     assert_eq!((decisions[0].emitted, decisions[0].flags), (0, 0));
     assert_eq!((decisions[0].next_token, decisions[0].next_position), (77, 10));
     assert_eq!(counters, [0; 7]);
@@ -163,7 +164,7 @@ fn counters_add_up_over_sequences_with_different_numbers_of_drafts() {
     let none = Request { drafts: Vec::new(), ..greedy() };
     let two = Request { drafts: vec![1, 5], ..greedy() };
     let (decisions, counters) =
-        decide_counted(&backend(), &Call::by(DEFAULT), &[none, greedy(), two]);
+        decide_counted(backend(), &Call::by(DEFAULT), &[none, greedy(), two]);
     assert_eq!(decisions[0].tokens(), [1]);
     assert_eq!(decisions[1].tokens(), [1, 2, 3, 4]);
     assert_eq!(decisions[2].tokens(), [1, 2]);
@@ -264,6 +265,24 @@ fn mixed(vocabulary: usize, candidates: usize) -> Vec<Request> {
     requests
 }
 
+/// The device in all ways in which it may do its work.
+fn all_backends() -> Vec<Box<dyn Backend>> {
+    let mut all: Vec<Box<dyn Backend>> = Vec::new();
+    if device::is_cuda() {
+        for (blocks, keep_copies) in [(1, true), (5, true), (32, true), (2, false)] {
+            all.push(Box::new(cuda_backend().with_verify_teams(blocks, keep_copies)));
+        }
+        return all;
+    }
+    for isa in Isa::available() {
+        for threads in [1, 3, 20] {
+            let backend = CpuBackend::new(Threads::Own(threads)).unwrap();
+            all.push(Box::new(backend.with_instructions(isa)));
+        }
+    }
+    all
+}
+
 #[test]
 fn instructions_threads_neighbours_and_element_types_change_nothing() {
     for (vocabulary, candidates, ids) in [
@@ -274,17 +293,13 @@ fn instructions_threads_neighbours_and_element_types_change_nothing() {
         let requests = mixed(vocabulary, candidates);
         for rule in [FOLLOW, REJECTION] {
             let call = Call { ids: ids.clone(), ..Call::by(rule) };
-            let expected = decide(&backend(), &call, &requests);
+            let expected = decide(backend(), &call, &requests);
             assert!(expected.iter().any(|decision| decision.accepted > 0));
             assert!(expected.iter().all(|decision| decision.emitted > 0));
-            for isa in Isa::available() {
-                for threads in [1, 3, 20] {
-                    let backend =
-                        CpuBackend::new(Threads::Own(threads)).unwrap().with_instructions(isa);
-                    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-                        let call = Call { dtype, ..call.clone() };
-                        assert_eq!(decide(&backend, &call, &requests), expected);
-                    }
+            for backend in all_backends() {
+                for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+                    let call = Call { dtype, ..call.clone() };
+                    assert_eq!(decide(&*backend, &call, &requests), expected);
                 }
             }
             for (request, expected) in requests.iter().zip(&expected) {
@@ -320,11 +335,10 @@ fn an_empty_batch_is_decided() {
         counters: None,
     };
     let backend = backend();
-    let bytes = speculators::verify::workspace_bytes(&backend, &batch, DEFAULT).unwrap();
+    let bytes = speculators::verify::workspace_bytes(backend, &batch, DEFAULT).unwrap();
     assert_eq!(bytes, 0);
-    speculators::verify::verify((&backend, Stream::NONE), &batch, DEFAULT, Span::new(0, 0))
-        .unwrap();
-    let unknown = speculators::verify::verify((&backend, Stream::NONE), &batch, 3, Span::new(0, 0))
+    speculators::verify::verify((backend, Stream::NONE), &batch, DEFAULT, Span::new(0, 0)).unwrap();
+    let unknown = speculators::verify::verify((backend, Stream::NONE), &batch, 3, Span::new(0, 0))
         .unwrap_err();
     assert!(unknown.to_string().contains("found 3"), "{unknown}");
 }

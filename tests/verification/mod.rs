@@ -1,13 +1,20 @@
 //! Verification calls from plain vectors, and the measurement of the law that they follow.
 #![allow(dead_code)] // Each test program uses its own part.
 
+use crate::device::buffer::Buffer;
+use crate::device::memory::Memory;
+use crate::device::{Device, driver, kernel_directory};
 use half::{bf16, f16};
-use speculators::backend::Backend;
+use speculators::backend::cpu::{CpuBackend, Threads};
+use speculators::backend::cuda::{self, CudaBackend, KernelCache};
 use speculators::backend::phases::Column;
 use speculators::backend::verify::{DraftDistribution, SamplingArrays, VerifyBatch, record};
+use speculators::backend::{Backend, DeviceType};
 use speculators::sampling::Parameters;
 use speculators::tensor::{Dtype, Matrix, Span};
 use speculators::verify::{Stream, verify, workspace_bytes};
+use std::any::Any;
+use std::sync::OnceLock;
 
 pub const DEFAULT: i32 = 0;
 pub const FOLLOW: i32 = 1;
@@ -15,6 +22,33 @@ pub const REJECTION: i32 = 2;
 
 /// Drawn at temperature 1.
 pub const PLAIN: Parameters = Parameters { temperature: 1.0, ..Parameters::GREEDY };
+
+/// The backend that the tests of this process run on, with so many threads on the CPU.
+pub fn backend_with(threads: usize) -> &'static dyn Backend {
+    static BACKEND: OnceLock<Box<dyn Backend>> = OnceLock::new();
+    let create = || -> Box<dyn Backend> {
+        match Device::chosen() {
+            Device::Cpu => Box::new(CpuBackend::new(Threads::Own(threads)).unwrap()),
+            Device::Cuda => Box::new(cuda_backend()),
+        }
+    };
+    BACKEND.get_or_init(create).as_ref()
+}
+
+/// A backend of the first CUDA device.
+pub fn cuda_backend() -> CudaBackend {
+    let options = cuda::Options {
+        images: kernel_directory(),
+        cache: KernelCache::None,
+        ..cuda::Options::default()
+    };
+    CudaBackend::new(&options).unwrap()
+}
+
+/// How many cases a test of many calls makes: fewer where each takes its time.
+pub fn cases(on_cpu: u32, on_cuda: u32) -> u32 {
+    if Device::chosen() == Device::Cpu { on_cpu } else { on_cuda }
+}
 
 /// One sequence of a call.
 #[derive(Clone, Debug)]
@@ -76,6 +110,12 @@ pub struct Call {
     pub padding: i32,
     /// What stands in the records before the call.
     pub before: i32,
+    /// Elements between the rows.
+    pub gap: usize,
+    /// Whether the positions lie in the records, where the next ones are written.
+    pub chains: bool,
+    /// Whether there are no arrays of parameters, which makes all sequences greedy.
+    pub is_greedy: bool,
 }
 
 impl Call {
@@ -87,6 +127,9 @@ impl Call {
             stop_tokens: Vec::new(),
             padding: -1,
             before: 77,
+            gap: 3,
+            chains: false,
+            is_greedy: false,
         }
     }
 }
@@ -110,71 +153,133 @@ impl Decision {
     }
 }
 
-/// Rows with gaps of NaN between them, so that a reader who goes too far is found out.
-struct Rows {
-    bytes: Vec<u8>,
-    matrix: Matrix,
+/// The arrays of a call, where its device reads them.
+struct Arrays {
+    device: Device,
+    kept: Vec<Box<dyn Any>>,
 }
 
-impl Rows {
-    fn new(rows: &[&Vec<f32>], columns: usize, dtype: Dtype) -> Self {
-        let row_stride = columns + 3;
+impl Arrays {
+    fn span<T: Copy + 'static>(&mut self, elements: Vec<T>) -> Span<T> {
+        let buffer = Buffer::on(self.device, elements);
+        let span = Span::new(buffer.as_ptr() as u64, buffer.len());
+        self.kept.push(Box::new(buffer));
+        span
+    }
+
+    /// Rows with gaps of NaN between them, so that a reader who goes too far is found out.
+    fn matrix(&mut self, rows: &[&Vec<f32>], columns: usize, call: &Call) -> Matrix {
+        let row_stride = columns + call.gap;
+        let gap = vec![f32::NAN; call.gap];
         let mut bytes = Vec::new();
         for row in rows {
             assert_eq!(row.len(), columns);
-            for &value in row.iter().chain(&[f32::NAN; 3]) {
-                match dtype {
+            for &value in row.iter().chain(&gap) {
+                match call.dtype {
                     Dtype::F32 => bytes.extend(value.to_ne_bytes()),
                     Dtype::F16 => bytes.extend(f16::from_f32(value).to_ne_bytes()),
                     Dtype::Bf16 => bytes.extend(bf16::from_f32(value).to_ne_bytes()),
                 }
             }
         }
-        let address = bytes.as_ptr() as u64;
-        Self { bytes, matrix: Matrix { address, dtype, rows: rows.len(), columns, row_stride } }
+        let address = self.span(bytes).address();
+        Matrix { address, dtype: call.dtype, rows: rows.len(), columns, row_stride }
     }
-}
 
-fn span<T>(values: &[T]) -> Span<T> {
-    Span::new(values.as_ptr() as u64, values.len())
-}
-
-struct SamplingColumns {
-    temperature: Vec<f32>,
-    top_k: Vec<i32>,
-    top_p: Vec<f32>,
-    min_p: Vec<f32>,
-    seed: Vec<u64>,
-}
-
-impl SamplingColumns {
-    fn new<'a>(
+    fn sampling<'a>(
+        &mut self,
         parameters: impl Iterator<Item = &'a Parameters> + Clone,
         seeds: impl Iterator<Item = u64>,
-    ) -> Self {
-        Self {
-            temperature: parameters.clone().map(|parameters| parameters.temperature).collect(),
-            top_k: parameters.clone().map(|parameters| parameters.top_k).collect(),
-            top_p: parameters.clone().map(|parameters| parameters.top_p).collect(),
-            min_p: parameters.map(|parameters| parameters.min_p).collect(),
-            seed: seeds.collect(),
+    ) -> SamplingArrays {
+        let all = parameters;
+        SamplingArrays {
+            temperature: Some(self.span(all.clone().map(|one| one.temperature).collect())),
+            top_k: Some(self.span(all.clone().map(|one| one.top_k).collect())),
+            top_p: Some(self.span(all.clone().map(|one| one.top_p).collect())),
+            min_p: Some(self.span(all.map(|one| one.min_p).collect())),
+            seed: Some(self.span(seeds.collect())),
         }
     }
 
-    fn arrays(&self) -> SamplingArrays {
-        SamplingArrays {
-            temperature: Some(span(&self.temperature)),
-            top_k: Some(span(&self.top_k)),
-            top_p: Some(span(&self.top_p)),
-            min_p: Some(span(&self.min_p)),
-            seed: Some(span(&self.seed)),
+    /// What the drafts were drawn from: all draft rows one after the other.
+    fn distribution(&mut self, call: &Call, requests: &[Request]) -> Option<DraftDistribution> {
+        let rows: Vec<&Vec<f32>> = requests.iter().flat_map(|r| &r.draft_logits).collect();
+        let candidates = rows.first()?.len();
+        let mut begin = Vec::new();
+        let mut before = 0;
+        for request in requests {
+            begin.push(before);
+            before += request.draft_logits.len() as i32;
         }
+        let (ids, token_ids_stride) = match &call.ids {
+            Ids::Identity => (None, 0),
+            Ids::Shared(ids) => (Some(ids.clone()), 0),
+            Ids::PerRow => {
+                (Some(requests.iter().flat_map(|r| r.draft_ids.concat()).collect()), candidates)
+            }
+        };
+        let parameters = requests.iter().map(|request| &request.draft_parameters);
+        Some(DraftDistribution {
+            logits: self.matrix(&rows, candidates, call),
+            token_ids: ids.map(|ids| self.span(ids)),
+            token_ids_stride,
+            row_begin: Some(self.span(begin)),
+            rows_per_sequence: 0,
+            sampling: Some(self.sampling(parameters, requests.iter().map(|_| 0))),
+        })
+    }
+
+    /// The uniform numbers, if they are given.
+    fn uniforms(&mut self, requests: &[Request], drafts: usize) -> Option<Span<f64>> {
+        if requests.iter().all(|request| request.uniforms.is_empty()) {
+            return None;
+        }
+        let mut uniforms = vec![f64::NAN; requests.len() * 2 * (drafts + 1)];
+        for (numbers, request) in uniforms.chunks_mut(2 * (drafts + 1)).zip(requests) {
+            numbers[..request.uniforms.len()].copy_from_slice(&request.uniforms);
+        }
+        Some(self.span(uniforms))
+    }
+
+    /// The logits with an unused row before those of each sequence, and where these begin.
+    fn logits(&mut self, call: &Call, requests: &[Request]) -> (Matrix, Span<i32>) {
+        let columns = requests[0].logits[0].len();
+        let unused = vec![f32::NAN; columns];
+        let (mut rows, mut row_begin) = (Vec::new(), Vec::new());
+        for request in requests {
+            rows.push(&unused);
+            row_begin.push(request.row_begin.unwrap_or(rows.len() as i32));
+            rows.extend(&request.logits);
+        }
+        (self.matrix(&rows, columns, call), self.span(row_begin))
     }
 }
 
-#[derive(Clone)]
-#[repr(align(64))]
-struct Line(#[allow(dead_code)] [u8; 64]);
+/// What the call with these requests writes; the positions stand in the records if they are there.
+struct Outputs {
+    records: Buffer<i32>,
+    counters: Buffer<u64>,
+    stride: usize,
+}
+
+impl Outputs {
+    fn new(device: Device, call: &Call, requests: &[Request], drafts: usize) -> Self {
+        let stride = record::len(drafts) + 2;
+        let mut records = vec![call.before; requests.len() * stride];
+        if call.chains {
+            for (record, request) in records.chunks_mut(stride).zip(requests) {
+                record[record::NEXT_POSITION] = request.position;
+            }
+        }
+        let counters = Buffer::on(device, vec![0; 3 + drafts]);
+        Self { records: Buffer::on(device, records), counters, stride }
+    }
+
+    fn column(&self, field: usize) -> Column {
+        let address = self.records[field..].as_ptr() as u64;
+        Column { span: Span::new(address, self.records.len() - field), stride: self.stride }
+    }
+}
 
 /// Makes a call; the counters come with the decisions.
 pub fn decide_counted(
@@ -182,88 +287,60 @@ pub fn decide_counted(
     call: &Call,
     requests: &[Request],
 ) -> (Vec<Decision>, Vec<u64>) {
-    let columns = requests[0].logits[0].len();
+    let device = match backend.description().device_type {
+        DeviceType::Cpu => Device::Cpu,
+        DeviceType::Cuda => Device::Cuda,
+    };
+    let mut arrays = Arrays { device, kept: Vec::new() };
     let drafts = requests.iter().map(|request| request.drafts.len()).max().unwrap_or(0);
-    let unused = vec![f32::NAN; columns];
-    let (mut rows, mut row_begin) = (Vec::new(), Vec::new());
-    for request in requests {
-        rows.push(&unused);
-        row_begin.push(request.row_begin.unwrap_or(rows.len() as i32));
-        rows.extend(&request.logits);
-    }
-    let logits = Rows::new(&rows, columns, call.dtype);
-    let parameters = requests.iter().map(|request| &request.parameters);
-    let seeds = requests.iter().map(|request| request.seed);
-    let sampling = SamplingColumns::new(parameters, seeds);
-    let draft_parameters = requests.iter().map(|request| &request.draft_parameters);
-    let draft_sampling = SamplingColumns::new(draft_parameters, requests.iter().map(|_| 0));
+    let (logits, row_begin) = arrays.logits(call, requests);
     let draft_stride = drafts + 1;
     let mut tokens = vec![1 << 30; requests.len() * draft_stride];
     for (tokens, request) in tokens.chunks_mut(draft_stride).zip(requests) {
         tokens[..request.drafts.len()].copy_from_slice(&request.drafts);
     }
-    let position: Vec<i32> = requests.iter().map(|request| request.position).collect();
-    let limit: Vec<i32> = requests.iter().map(|request| request.limit).collect();
     let num_drafts = requests.iter().map(|r| r.num_drafts.unwrap_or(r.drafts.len() as i32));
-    let num_drafts: Vec<i32> = num_drafts.collect();
-    let given = requests.iter().any(|request| !request.uniforms.is_empty());
-    let mut uniforms = vec![f64::NAN; if given { requests.len() * 2 * (drafts + 1) } else { 0 }];
-    for (numbers, request) in uniforms.chunks_mut(2 * (drafts + 1)).zip(requests) {
-        numbers[..request.uniforms.len()].copy_from_slice(&request.uniforms);
-    }
-    // The distribution: all draft rows one after the other.
-    let draft_rows: Vec<&Vec<f32>> = requests.iter().flat_map(|r| &r.draft_logits).collect();
-    let candidates = draft_rows.first().map_or(columns, |row| row.len());
-    let q = Rows::new(&draft_rows, candidates, call.dtype);
-    let mut draft_begin = Vec::new();
-    let mut before = 0;
-    for request in requests {
-        draft_begin.push(before);
-        before += request.draft_logits.len() as i32;
-    }
-    let (ids, ids_stride): (Vec<i32>, usize) = match &call.ids {
-        Ids::Identity => (Vec::new(), 0),
-        Ids::Shared(ids) => (ids.clone(), 0),
-        Ids::PerRow => (requests.iter().flat_map(|r| r.draft_ids.concat()).collect(), candidates),
+    let outputs = Outputs::new(device, call, requests, drafts);
+    let position = if call.chains {
+        outputs.column(record::NEXT_POSITION)
+    } else {
+        let positions = requests.iter().map(|request| request.position).collect();
+        Column { span: arrays.span(positions), stride: 1 }
     };
-    let draft = (!draft_rows.is_empty()).then(|| DraftDistribution {
-        logits: q.matrix,
-        token_ids: (!ids.is_empty()).then(|| span(&ids)),
-        token_ids_stride: ids_stride,
-        row_begin: Some(span(&draft_begin)),
-        rows_per_sequence: 0,
-        sampling: Some(draft_sampling.arrays()),
-    });
-    let stride = record::len(drafts) + 2;
-    let mut records = vec![call.before; requests.len() * stride];
-    let mut counters = vec![0_u64; 3 + drafts];
+    let parameters = requests.iter().map(|request| &request.parameters);
+    let seeds = requests.iter().map(|request| request.seed);
     let batch = VerifyBatch {
         num_sequences: requests.len(),
         max_drafts: drafts,
-        logits: logits.matrix,
-        row_begin: Some(span(&row_begin)),
-        num_drafts: Some(span(&num_drafts)),
-        draft_tokens: Column { span: span(&tokens), stride: draft_stride },
-        position: Column { span: span(&position), stride: 1 },
-        limit: Some(span(&limit)),
-        sampling: sampling.arrays(),
-        draft,
-        uniforms: given.then(|| span(&uniforms)),
-        stop_tokens: span(&call.stop_tokens),
+        logits,
+        row_begin: Some(row_begin),
+        num_drafts: Some(arrays.span(num_drafts.collect())),
+        draft_tokens: Column { span: arrays.span(tokens), stride: draft_stride },
+        position,
+        limit: Some(arrays.span(requests.iter().map(|request| request.limit).collect())),
+        sampling: if call.is_greedy {
+            SamplingArrays::default()
+        } else {
+            arrays.sampling(parameters, seeds)
+        },
+        draft: arrays.distribution(call, requests),
+        uniforms: arrays.uniforms(requests, drafts),
+        stop_tokens: arrays.span(call.stop_tokens.clone()),
         padding: call.padding,
-        decisions: Column { span: span(&records), stride },
-        counters: Some(span(&counters)),
+        decisions: outputs.column(0),
+        counters: Some(Span::new(outputs.counters.as_ptr() as u64, outputs.counters.len())),
     };
     let bytes = workspace_bytes(backend, &batch, call.rule).unwrap();
-    let mut workspace = vec![Line([0xA5; 64]); bytes.div_ceil(64)];
-    let workspace = Span::new(workspace.as_mut_ptr() as u64, bytes);
+    let workspace = Memory::filled_on(device, bytes as u64, 0xA5);
+    let workspace = Span::new(workspace.address() as u64, bytes);
     verify((backend, Stream::NONE), &batch, call.rule, workspace).unwrap();
+    if device == Device::Cuda {
+        driver::synchronize();
+    }
     // Written through their addresses.
-    let records = std::hint::black_box(&mut records);
-    let counters = std::hint::black_box(&mut counters).clone();
-    assert!(logits.bytes.len() + q.bytes.len() > 0);
+    let Outputs { records, counters, stride } = std::hint::black_box(outputs);
     let decisions = records.chunks(stride).map(|record| parse(record, drafts, call.before));
-    (decisions.collect(), counters)
+    (decisions.collect(), counters.to_vec())
 }
 
 fn parse(fields: &[i32], drafts: usize, before: i32) -> Decision {

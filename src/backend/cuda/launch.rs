@@ -134,6 +134,12 @@ kernels! {
     ProposeAnySixteen: "propose", "propose_any_16", 256, Small;
     /// The head and the choice of draft tokens, other weights, 32 rows at a time.
     ProposeAnyThirtyTwo: "propose", "propose_any_32", 256, Small;
+    /// Reads and checks the arrays of a verification.
+    VerifyPlan: "verify", "verify_plan", 256, Small;
+    /// Decides sequences that are all greedy.
+    VerifyArgmax: "verify", "verify_argmax", 256, Small;
+    /// Decides sequences of all kinds.
+    VerifyRows: "verify", "verify_rows", 512, Large;
 }
 
 /// Which kernel a [`Kernel`] is.
@@ -228,14 +234,12 @@ impl Kernels {
     }
 
     /// The most bytes of dynamic shared memory that the kernel can be launched with.
-    #[allow(dead_code, reason = "for kernels with dynamic shared memory")]
     pub fn dynamic_shared(&self, kernel: Kernel) -> u32 {
         self.loaded[kernel as usize].shared
     }
 
     /// The most blocks of the kernel that run at the same time: the bound of cooperative grids.
     /// Not for steps.
-    #[allow(dead_code, reason = "for cooperative kernels")]
     pub fn resident_blocks(&self, kernel: Kernel, threads: u32, shared: u32) -> Result<u32> {
         let _entered = self.device.enter()?;
         let mut blocks = 0;

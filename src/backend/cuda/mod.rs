@@ -16,6 +16,7 @@ mod products;
 mod project;
 mod propose;
 mod rows;
+mod verify;
 
 pub use device::Entered;
 pub use memory::DeviceMemory;
@@ -36,6 +37,7 @@ use std::ffi::CStr;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use verify::Teams;
 
 /// Rows that are committed at a time.
 const COMMIT_ROWS: usize = 512;
@@ -72,6 +74,7 @@ pub enum KernelCache {
 pub struct CudaBackend {
     device: Arc<Device>,
     kernels: Kernels,
+    teams: Teams,
     /// Made by the first upload.
     staging: Mutex<Option<Staging>>,
 }
@@ -83,7 +86,15 @@ impl CudaBackend {
         let device = Device::open(options.ordinal, options.context)?;
         let kernels = Kernels::load(&device, &images)
             .map_err(|error| error.within(format!("CUDA device {}", options.ordinal)))?;
-        Ok(Self { device, kernels, staging: Mutex::new(None) })
+        let teams = Teams::new(&kernels)?;
+        Ok(Self { device, kernels, teams, staging: Mutex::new(None) })
+    }
+
+    /// The same, with so many blocks for each row of a verification, which read the row from where
+    /// it is whenever they need it unless they keep a copy. The decisions are the same.
+    pub fn with_verify_teams(mut self, blocks: u32, keep_copies: bool) -> Self {
+        self.teams = self.teams.of(blocks, keep_copies);
+        self
     }
 
     /// The device's memory.
@@ -266,12 +277,22 @@ impl Backend for CudaBackend {
         Fault::from_number(number).map(|fault| (fault, sequence as usize))
     }
 
-    fn verify_workspace(&self, _: &VerifyBatch, _: &dyn Rule) -> usize {
-        0
+    fn verify_workspace(&self, batch: &VerifyBatch, _: &dyn Rule) -> usize {
+        verify::workspace_bytes(&self.teams, batch)
     }
 
-    fn verify(&self, _: Stream, _: &VerifyBatch, _: &dyn Rule, _: Span<u8>) -> Result<()> {
-        Err(unready())
+    fn verify(
+        &self,
+        stream: Stream,
+        batch: &VerifyBatch,
+        rule: &dyn Rule,
+        workspace: Span<u8>,
+    ) -> Result<()> {
+        let multiprocessors = self.device.facts().multiprocessors;
+        let launcher =
+            verify::Launcher { kernels: &self.kernels, teams: &self.teams, multiprocessors };
+        // SAFETY: the contract of Backend.
+        unsafe { launcher.verify(stream, batch, rule.kind(), workspace) }
     }
 
     fn copy_rows(&self, from: &Matrix, ids: &[i32], to: &Matrix) -> Result<()> {

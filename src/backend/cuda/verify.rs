@@ -1,0 +1,471 @@
+//! The launch code of `kernels/verify.cu`: two launches for each verification, one that reads the
+//! host's arrays and one that decides.
+
+use super::launch::{Arguments, Kernel, Kernels, Launch};
+use crate::backend::Stream;
+use crate::backend::phases::Column;
+use crate::backend::verify::{RuleKind, SamplingArrays, VerifyBatch};
+use crate::error::{Error, Result};
+use crate::tensor::{Carver, Dtype, Matrix, Span};
+use bytemuck::NoUninit;
+
+/// Logits that are looked at as a whole, as in the kernels.
+const TILE: usize = 256;
+
+/// The most blocks of a team, as in the kernels.
+const MOST_MEMBERS: usize = 32;
+
+/// A block of fewer tiles is not worth a place at the meetings.
+const LEAST_TILES: usize = 8;
+
+/// Threads of a block that decides sequences of all kinds.
+const ROWS_THREADS: u32 = 512;
+
+/// Threads of a block that decides greedy sequences; each warp has a tile at a time.
+const ARGMAX_THREADS: u32 = 256;
+
+/// Blocks of greedy sequences for each multiprocessor, so that the last ones are short.
+const ARGMAX_BLOCKS: usize = 32;
+
+/// Threads of a block that plans; each warp has a sequence.
+const PLAN_THREADS: u32 = 256;
+
+/// Bytes of the kernels' `Board`, `Sequence` and `Emission`.
+const BOARD_BYTES: usize = 64 + 1024 * 4 + 1024 * 8;
+const SEQUENCE_BYTES: usize = 64;
+const EMISSION_BYTES: usize = 8;
+
+/// Blocks that run at the same time if each has so much shared memory.
+#[derive(Clone, Copy, Debug)]
+struct Residence {
+    blocks: usize,
+    shared: usize,
+}
+
+/// How rows are shared out between the blocks of a device.
+#[derive(Clone, Debug)]
+pub struct Teams {
+    /// With more blocks and less shared memory first.
+    residences: Vec<Residence>,
+    /// Blocks for each row and whether they copy it, instead of what suits.
+    fixed: Option<(usize, bool)>,
+}
+
+/// How a batch is shared out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    teams: usize,
+    team_size: usize,
+    /// Bytes of dynamic shared memory.
+    shared: usize,
+    slice_is_copied: bool,
+}
+
+impl Teams {
+    /// What the device has. Not for steps.
+    pub fn new(kernels: &Kernels) -> Result<Self> {
+        let kernel = Kernel::VerifyRows;
+        let most = kernels.dynamic_shared(kernel);
+        let blocks = |shared| kernels.resident_blocks(kernel, ROWS_THREADS, shared);
+        let (one, many) = (blocks(most)?, blocks(0)?);
+        let mut residences = Vec::new();
+        if many > one {
+            // The most shared memory with which more blocks fit.
+            let (mut fits, mut does_not) = (0, most);
+            while does_not - fits > 256 {
+                let middle = fits + (does_not - fits) / 2;
+                *(if blocks(middle)? > one { &mut fits } else { &mut does_not }) = middle;
+            }
+            let shared = fits / 16 * 16;
+            residences
+                .push(Residence { blocks: blocks(shared)? as usize, shared: shared as usize });
+        }
+        residences.push(Residence { blocks: one as usize, shared: most as usize });
+        if one == 0 {
+            return Err(Error::unsupported(format!(
+                "expected a device with room for a block of {ROWS_THREADS} threads"
+            )));
+        }
+        Ok(Self { residences, fixed: None })
+    }
+
+    /// The same with so many blocks for each row.
+    pub fn of(self, blocks: u32, slice_is_copied: bool) -> Self {
+        let most = self.most_blocks().min(MOST_MEMBERS);
+        let blocks = (blocks as usize).clamp(1, most);
+        Self { fixed: Some((blocks, slice_is_copied)), ..self }
+    }
+
+    fn most_blocks(&self) -> usize {
+        self.residences.iter().map(|residence| residence.blocks).max().unwrap_or(0)
+    }
+
+    /// Teams for as many rows as the batch has at most.
+    fn shape(&self, sizes: &Sizes) -> Result<Shape> {
+        if let Some((team_size, copies)) = self.fixed {
+            let fits = |residence: &&Residence| {
+                sizes.shared(team_size, copies) <= residence.shared && team_size <= residence.blocks
+            };
+            if let Some(residence) = self.residences.iter().find(fits) {
+                return Ok(sizes.shape(residence, team_size, copies));
+            }
+        }
+        // Copies that fit are worth more than blocks.
+        for copies in [true, false] {
+            for residence in &self.residences {
+                let fits = |&size: &usize| sizes.shared(size, copies) <= residence.shared;
+                let Some(least) = (1..=MOST_MEMBERS.min(residence.blocks)).find(fits) else {
+                    continue;
+                };
+                let most = MOST_MEMBERS.min(sizes.tiles / LEAST_TILES).max(least);
+                let team_size = (residence.blocks / sizes.rows).clamp(least, most);
+                return Ok(sizes.shape(residence, team_size, copies));
+            }
+        }
+        Err(Error::unsupported("logits: their rows are too long for so small a device"))
+    }
+}
+
+/// What shapes depend on.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    /// Rows at most, at least 1.
+    rows: usize,
+    tiles: usize,
+    draft_tiles: usize,
+    tile_bytes: usize,
+}
+
+impl Sizes {
+    fn of(batch: &VerifyBatch) -> Self {
+        Self {
+            rows: batch.num_sequences.saturating_mul(batch.max_drafts + 1).max(1),
+            tiles: batch.logits.columns.div_ceil(TILE),
+            draft_tiles: batch.draft.map_or(0, |draft| draft.logits.columns.div_ceil(TILE)),
+            tile_bytes: TILE * batch.logits.dtype.size(),
+        }
+    }
+
+    /// Bytes of shared memory of a block, as the kernel carves it: what is kept of each tile, and a
+    /// copy of the slice with room for what precedes it in 16 bytes.
+    fn shared(&self, team_size: usize, copies: bool) -> usize {
+        let (tiles, draft_tiles) =
+            (self.tiles.div_ceil(team_size), self.draft_tiles.div_ceil(team_size));
+        let kept = (tiles * 28 + draft_tiles * 4).next_multiple_of(16);
+        kept + if copies { tiles * self.tile_bytes + 16 } else { 0 }
+    }
+
+    fn shape(&self, residence: &Residence, team_size: usize, slice_is_copied: bool) -> Shape {
+        Shape {
+            teams: self.rows.min(residence.blocks / team_size),
+            team_size,
+            shared: self.shared(team_size, slice_is_copied),
+            slice_is_copied,
+        }
+    }
+}
+
+/// The pieces of a workspace, as the kernels name them.
+#[derive(Clone, Copy, Debug)]
+struct Workspace {
+    sequences: u64,
+    drafts: u64,
+    numbers: u64,
+    outcomes: u64,
+    emissions: u64,
+    arrivals: u64,
+    records: u64,
+    meetings: u64,
+    boards: u64,
+    peaks: u64,
+    draft_sums: u64,
+    overlaps: u64,
+}
+
+impl Workspace {
+    /// For any batch of at most such sizes, however its rows are shared out: the pieces must not
+    /// grow when a size shrinks.
+    fn carve(carver: &mut Carver, teams: &Teams, batch: &VerifyBatch) -> Self {
+        let sizes = Sizes::of(batch);
+        let (sequences, rows) = (batch.num_sequences, sizes.rows);
+        let most_teams = rows.min(teams.most_blocks());
+        let most_blocks = rows.saturating_mul(MOST_MEMBERS).min(teams.most_blocks());
+        let mut piece =
+            |count: usize, bytes: usize| carver.span::<u8>(count.saturating_mul(bytes)).address();
+        Self {
+            sequences: piece(sequences, SEQUENCE_BYTES),
+            drafts: piece(sequences.saturating_mul(batch.max_drafts), size_of::<i32>()),
+            numbers: piece(rows, 2 * size_of::<u64>()),
+            outcomes: piece(rows, size_of::<u64>()),
+            emissions: piece(sequences, EMISSION_BYTES),
+            arrivals: piece(sequences, size_of::<u32>()),
+            records: piece(1, size_of::<u32>()),
+            meetings: piece(most_teams, size_of::<u32>()),
+            boards: piece(most_blocks, 2 * BOARD_BYTES),
+            peaks: piece(most_teams, 2 * size_of::<f32>() * sizes.tiles.max(sizes.draft_tiles)),
+            draft_sums: piece(most_teams, size_of::<u64>() * sizes.draft_tiles),
+            overlaps: piece(most_teams, size_of::<u128>() * sizes.tiles),
+        }
+    }
+}
+
+/// Bytes of workspace that a verification needs; the rule does not matter.
+pub fn workspace_bytes(teams: &Teams, batch: &VerifyBatch) -> usize {
+    if batch.num_sequences == 0 {
+        return 0;
+    }
+    let mut carver = Carver::counting();
+    Workspace::carve(&mut carver, teams, batch);
+    carver.used()
+}
+
+/// `VerifyArguments` of the kernels.
+#[derive(Clone, Copy, Debug, NoUninit)]
+#[repr(C)]
+struct VerifyArguments {
+    logits: u64,
+    draft_logits: u64,
+    token_ids: u64,
+    row_begin: u64,
+    draft_row_begin: u64,
+    num_drafts: u64,
+    draft_tokens: u64,
+    position: u64,
+    limit: u64,
+    sampling: SamplingAddresses,
+    seed: u64,
+    draft_sampling: SamplingAddresses,
+    uniforms: u64,
+    stop_tokens: u64,
+    decisions: u64,
+    counters: u64,
+    sequences: u64,
+    drafts: u64,
+    numbers: u64,
+    outcomes: u64,
+    emissions: u64,
+    arrivals: u64,
+    records: u64,
+    meetings: u64,
+    boards: u64,
+    peaks: u64,
+    draft_sums: u64,
+    overlaps: u64,
+    rows: u64,
+    row_stride: u64,
+    draft_rows: u64,
+    draft_row_stride: u64,
+    token_ids_stride: u64,
+    draft_tokens_stride: u64,
+    position_stride: u64,
+    decision_stride: u64,
+    num_sequences: u32,
+    max_drafts: u32,
+    vocabulary: u32,
+    candidates: u32,
+    dtype: u32,
+    draft_dtype: u32,
+    draft_rows_per_sequence: u32,
+    num_stop_tokens: u32,
+    padding: i32,
+    rule: u32,
+    teams: u32,
+    team_size: u32,
+    has_distribution: u32,
+    slice_is_copied: u32,
+    splits: u32,
+    unused: u32,
+}
+
+// SAFETY: the struct of kernels/verify.cu.
+unsafe impl Arguments for VerifyArguments {}
+
+/// The arrays of parameters; 0 is absent.
+#[derive(Clone, Copy, Debug, Default, NoUninit)]
+#[repr(C)]
+struct SamplingAddresses {
+    temperature: u64,
+    top_k: u64,
+    top_p: u64,
+    min_p: u64,
+}
+
+impl SamplingAddresses {
+    fn of(arrays: &SamplingArrays) -> Self {
+        Self {
+            temperature: address(arrays.temperature),
+            top_k: address(arrays.top_k),
+            top_p: address(arrays.top_p),
+            min_p: address(arrays.min_p),
+        }
+    }
+}
+
+fn address<T>(array: Option<Span<T>>) -> u64 {
+    array.map_or(0, |array| array.address())
+}
+
+fn dtype_number(dtype: Dtype) -> u32 {
+    match dtype {
+        Dtype::F32 => 0,
+        Dtype::F16 => 1,
+        Dtype::Bf16 => 2,
+    }
+}
+
+fn rule_number(rule: RuleKind) -> u32 {
+    match rule {
+        RuleKind::Greedy => 0,
+        RuleKind::Follow => 1,
+        RuleKind::Rejection => 2,
+    }
+}
+
+fn row_bytes(matrix: &Matrix) -> u64 {
+    (matrix.row_stride * matrix.dtype.size()) as u64
+}
+
+/// What a verification is launched with.
+pub struct Launcher<'a> {
+    /// The kernels.
+    pub kernels: &'a Kernels,
+    /// How rows are shared out.
+    pub teams: &'a Teams,
+    /// Multiprocessors of the device.
+    pub multiprocessors: u32,
+}
+
+impl Launcher<'_> {
+    /// Enqueues the decisions of a batch.
+    ///
+    /// # Safety
+    ///
+    /// The contract of [`crate::backend::Backend`]; the workspace has [`workspace_bytes`] bytes.
+    pub unsafe fn verify(
+        &self,
+        stream: Stream,
+        batch: &VerifyBatch,
+        rule: RuleKind,
+        workspace: Span<u8>,
+    ) -> Result<()> {
+        if batch.num_sequences == 0 {
+            return Ok(());
+        }
+        let mut carver = Carver::of_block(workspace.address());
+        let pieces = Workspace::carve(&mut carver, self.teams, batch);
+        let mut arguments = arguments(batch, rule, &pieces);
+        let (kernel, shape) = if rule == RuleKind::Greedy || batch.sampling.temperature.is_none() {
+            (Kernel::VerifyArgmax, self.argmax(batch, &mut arguments)?)
+        } else {
+            (Kernel::VerifyRows, self.rows(batch, &mut arguments)?)
+        };
+        let sequences_per_block = (PLAN_THREADS / 32) as usize;
+        let plan = Launch {
+            grid: [batch.num_sequences.div_ceil(sequences_per_block) as u32, 1, 1],
+            threads: PLAN_THREADS,
+            shared: 0,
+            cooperative: false,
+        };
+        // SAFETY: this function's contract.
+        unsafe {
+            self.kernels.launch(Kernel::VerifyPlan, stream, &plan, &arguments)?;
+            self.kernels.launch(kernel, stream, &shape, &arguments)
+        }
+    }
+
+    /// Several blocks for each row, one after the other.
+    fn argmax(&self, batch: &VerifyBatch, arguments: &mut VerifyArguments) -> Result<Launch> {
+        let sizes = Sizes::of(batch);
+        let tiles_at_a_time = (ARGMAX_THREADS / 32) as usize;
+        let wanted = (self.multiprocessors as usize * ARGMAX_BLOCKS).div_ceil(sizes.rows);
+        let splits = wanted.min(sizes.tiles.div_ceil(tiles_at_a_time));
+        let blocks = i32::try_from(splits.saturating_mul(sizes.rows)).map_err(|_| {
+            Error::unsupported(format!(
+                "num_sequences, max_drafts: expected fewer rows than 2^31, found {}",
+                sizes.rows
+            ))
+        })?;
+        arguments.splits = splits as u32;
+        let grid = [blocks as u32, 1, 1];
+        Ok(Launch { grid, threads: ARGMAX_THREADS, shared: 0, cooperative: false })
+    }
+
+    /// Teams of blocks, which have one row after the other.
+    fn rows(&self, batch: &VerifyBatch, arguments: &mut VerifyArguments) -> Result<Launch> {
+        let shape = self.teams.shape(&Sizes::of(batch))?;
+        arguments.teams = shape.teams as u32;
+        arguments.team_size = shape.team_size as u32;
+        arguments.slice_is_copied = shape.slice_is_copied.into();
+        Ok(Launch {
+            grid: [(shape.teams * shape.team_size) as u32, 1, 1],
+            threads: ROWS_THREADS,
+            shared: shape.shared as u32,
+            cooperative: shape.team_size > 1,
+        })
+    }
+}
+
+/// The arguments but for how rows are shared out.
+fn arguments(batch: &VerifyBatch, rule: RuleKind, pieces: &Workspace) -> VerifyArguments {
+    let Column { span: draft_tokens, stride: draft_tokens_stride } = batch.draft_tokens;
+    let Column { span: position, stride: position_stride } = batch.position;
+    let Column { span: decisions, stride: decision_stride } = batch.decisions;
+    let draft = batch.draft.as_ref();
+    // Without a distribution its sizes are not looked at.
+    let candidates = draft.map_or(&batch.logits, |draft| &draft.logits);
+    let draft_sampling = draft.and_then(|draft| draft.sampling).unwrap_or(batch.sampling);
+    VerifyArguments {
+        logits: batch.logits.address,
+        draft_logits: candidates.address,
+        token_ids: address(draft.and_then(|draft| draft.token_ids)),
+        row_begin: address(batch.row_begin),
+        draft_row_begin: address(draft.and_then(|draft| draft.row_begin)),
+        num_drafts: address(batch.num_drafts),
+        draft_tokens: draft_tokens.address(),
+        position: position.address(),
+        limit: address(batch.limit),
+        sampling: SamplingAddresses::of(&batch.sampling),
+        seed: address(batch.sampling.seed),
+        draft_sampling: SamplingAddresses::of(&draft_sampling),
+        uniforms: address(batch.uniforms),
+        stop_tokens: batch.stop_tokens.address(),
+        decisions: decisions.address(),
+        counters: address(batch.counters),
+        sequences: pieces.sequences,
+        drafts: pieces.drafts,
+        numbers: pieces.numbers,
+        outcomes: pieces.outcomes,
+        emissions: pieces.emissions,
+        arrivals: pieces.arrivals,
+        records: pieces.records,
+        meetings: pieces.meetings,
+        boards: pieces.boards,
+        peaks: pieces.peaks,
+        draft_sums: pieces.draft_sums,
+        overlaps: pieces.overlaps,
+        rows: batch.logits.rows as u64,
+        row_stride: row_bytes(&batch.logits),
+        draft_rows: candidates.rows as u64,
+        draft_row_stride: row_bytes(candidates),
+        token_ids_stride: draft.map_or(0, |draft| draft.token_ids_stride) as u64,
+        draft_tokens_stride: draft_tokens_stride as u64,
+        position_stride: position_stride as u64,
+        decision_stride: decision_stride as u64,
+        num_sequences: batch.num_sequences as u32,
+        max_drafts: batch.max_drafts as u32,
+        vocabulary: batch.logits.columns as u32,
+        candidates: candidates.columns as u32,
+        dtype: dtype_number(batch.logits.dtype),
+        draft_dtype: dtype_number(candidates.dtype),
+        draft_rows_per_sequence: draft.map_or(0, |draft| draft.rows_per_sequence) as u32,
+        num_stop_tokens: batch.stop_tokens.len() as u32,
+        padding: batch.padding,
+        rule: rule_number(rule),
+        teams: 0,
+        team_size: 1,
+        has_distribution: draft.is_some().into(),
+        slice_is_copied: 0,
+        splits: 1,
+        unused: 0,
+    }
+}
