@@ -205,6 +205,7 @@ struct Block {
       sum = add_rn(sum, weight);
     }
     sum = warp_sum(sum);
+    __syncwarp();  // all lanes have read what stands here
     if (lane_index() == 0) {
       const f32 factor = exp2f(before.maximum - shift);
       scratch.chunk[head] = Total{maximum, fused_multiply_add(before.sum, factor, sum)};

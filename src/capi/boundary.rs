@@ -88,7 +88,7 @@ macro_rules! sized {
 // First sizes are literals: they stay when a struct grows.
 sized! {
     spec_allocator: 32,
-    spec_context_options: 80,
+    spec_context_options: 56,
     spec_context_info: 24,
     spec_model_options: 64,
     spec_model_info: 72,
