@@ -63,9 +63,7 @@ fn embed_kernels() {
     let directory = Path::new(&env::var_os("CARGO_MANIFEST_DIR").expect("cargo names the package"))
         .join("kernels");
     let (modules, headers) = (files(&directory, "cu"), files(&directory, "cuh"));
-    // Cargo marks the target directory, which is somewhere above.
-    let target = output.ancestors().find(|directory| directory.join("CACHEDIR.TAG").exists());
-    let local = target.unwrap_or(&output).join("cuda");
+    let local = local_directory(&output);
     let nvcc = Nvcc::find(&local);
     if let Some(nvcc) = &nvcc {
         nvcc.compile(&modules, &headers, &local.join("images"), &output);
@@ -87,6 +85,16 @@ fn embed_kernels() {
     let compiler = nvcc.map_or_else(String::new, |nvcc| nvcc.name());
     writeln!(text, "pub(super) const COMPILER: &str = {compiler:?};").expect("a string");
     fs::write(output.join("kernels.rs"), text).expect("OUT_DIR is writable");
+}
+
+/// `cuda` of the target directory, where `make kernels` installs an nvcc. The output lies in
+/// `PROFILE/build/PACKAGE/out` of the target directory, or of one that is named after a target below
+/// it. Cargo's own marks do not tell it, as they are absent where somebody else made the directory.
+fn local_directory(output: &Path) -> PathBuf {
+    let mut above = output.ancestors().skip(4).take(2).map(|directory| directory.join("cuda"));
+    let nearest = above.next().unwrap_or_else(|| output.join("cuda"));
+    let has_compiler = |directory: &PathBuf| nvcc_in(&directory.join("bin")).is_file();
+    if has_compiler(&nearest) { nearest } else { above.find(has_compiler).unwrap_or(nearest) }
 }
 
 /// Writes a constant that is a list of what `item` makes of each file.
@@ -221,14 +229,17 @@ impl Nvcc {
     }
 }
 
+fn nvcc_in(directory: &Path) -> PathBuf {
+    directory.join("nvcc").with_extension(env::consts::EXE_EXTENSION)
+}
+
 /// Where an nvcc may be, the preferred one first.
 fn candidates(local: &Path) -> Vec<PathBuf> {
-    let name = format!("nvcc{}", env::consts::EXE_SUFFIX);
     let named = env::var_os("NVCC").filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin"));
     let path = env::var_os("PATH").unwrap_or_default();
     let directories = [local.join("bin")].into_iter().chain(home).chain(env::split_paths(&path));
-    let found = directories.map(|directory| directory.join(&name)).filter(|path| path.is_file());
+    let found = directories.map(|directory| nvcc_in(&directory)).filter(|path| path.is_file());
     named.into_iter().chain(found).collect()
 }
 
