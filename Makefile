@@ -92,6 +92,12 @@ uninstall:
 	rm -f "$(DESTDIR)$(LIBDIR)/$(REAL_NAME)" "$(DESTDIR)$(LIBDIR)/$(SONAME)"
 	rm -f "$(DESTDIR)$(LIBDIR)/$(LINK_NAME)" "$(DESTDIR)$(LIBDIR)/pkgconfig/speculators.pc"
 
+# Breaks the CUDA kernels in one place at a time and reports where no test on the simulator notices, in a
+# random order. MUTATE takes options of the program, such as MUTATE="--seed 7 --seconds 300".
+mutate:
+	$(MAKE) --silent -C tests/simt checked
+	CARGO="$(CARGO)" $(CARGO) run --quiet --example mutate -- $(MUTATE)
+
 # Collects what tools/gpu/run.sh needs on a machine with a GPU, in gpu-pack.tar.gz of the target folder.
 gpu-pack: build
 	CARGO="$(CARGO)" MAKE="$(MAKE)" LIBRARY="$(RELEASE)" TARGET="$(CARGO_TARGET_DIR)" tools/gpu/pack.sh

@@ -194,7 +194,7 @@ fn thousands_of_rounds_of_drafting_and_verification_allocate_nothing() {
     context.stream.synchronize();
     std::thread::sleep(Duration::from_millis(200));
     counters.fill(0);
-    let rounds = device::repeats(10_000, 5 * ROUNDS);
+    let rounds = device::amount(10_000, 5 * ROUNDS);
     let counted = allocations(|| (0..rounds).for_each(step));
     assert_eq!(counted, 0, "allocations or releases in {rounds} rounds");
     context.stream.synchronize();

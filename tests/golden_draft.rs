@@ -199,6 +199,19 @@ fn for_each_case(compare: impl Fn(&Stage) -> Coverage) -> Coverage {
     all
 }
 
+/// So many of a run's generations, those with the shortest prompts.
+fn shortest_of(run: &Run, generations: usize) -> Run {
+    let mut part = run.clone();
+    part.generations.sort_by_key(|generation| generation.prompt_len);
+    part.generations.truncate(generations);
+    part
+}
+
+/// The run with the most drafts in a round.
+fn longest_run(stage: &Stage) -> &Run {
+    stage.record.runs.iter().max_by_key(|run| run.drafts).expect("a run")
+}
+
 /// Pages of a pool, handed out in random order.
 struct Pages {
     free: Vec<i32>,
@@ -270,7 +283,13 @@ fn name(stage: &Stage, run: &Run, generation: &Generation, proposal: &Proposal) 
 fn drafts_equal_the_reference_round_by_round() {
     let coverage = for_each_case(|stage| {
         let mut coverage = Coverage::default();
-        stage.record.runs.iter().for_each(|run| coverage.add(follow_rounds(stage, run)));
+        for run in &stage.record.runs {
+            let mut run = shortest_of(run, device::amount(usize::MAX, 3));
+            for generation in &mut run.generations {
+                generation.trace.truncate(device::amount(usize::MAX, 5));
+            }
+            coverage.add(follow_rounds(stage, &run));
+        }
         coverage
     });
     assert!(coverage.logit_rows > 0, "no recorded logits were compared");
@@ -280,11 +299,9 @@ fn drafts_equal_the_reference_round_by_round() {
 #[test]
 fn the_first_drafts_of_one_prompt_equal_the_reference() {
     for_each_case(|stage| {
-        let most = stage.record.runs.iter().max_by_key(|run| run.drafts).expect("a run");
-        let shortest = most.generations.iter().min_by_key(|generation| generation.prompt_len);
-        let mut generation = shortest.expect("a generation").clone();
-        generation.trace.truncate(2);
-        follow_rounds(stage, &Run { drafts: most.drafts, generations: vec![generation] })
+        let mut run = shortest_of(longest_run(stage), 1);
+        run.generations[0].trace.truncate(2);
+        follow_rounds(stage, &run)
     });
 }
 
@@ -326,8 +343,13 @@ fn commit_anew(stage: &Stage, run: &Run) -> Coverage {
 #[test]
 fn drafts_equal_the_reference_after_a_commit_in_chunks() {
     let coverage = for_each_case(|stage| {
-        let longest = stage.record.runs.iter().max_by_key(|run| run.drafts);
-        commit_anew(stage, longest.expect("a run"))
+        let mut run = shortest_of(longest_run(stage), device::amount(usize::MAX, 2));
+        for generation in &mut run.generations {
+            // Rounds from all of the text, and none twice.
+            let step = device::amount(1, generation.trace.len().div_ceil(4));
+            generation.trace = generation.trace.iter().step_by(step).cloned().collect();
+        }
+        commit_anew(stage, &run)
     });
     assert!(coverage.logit_rows > 0, "no recorded logits were compared");
 }
@@ -555,6 +577,9 @@ impl<'a> Loop<'a> {
 #[test]
 fn whole_generations_equal_the_target_with_the_recorded_acceptance() {
     for_each_case(|stage| {
+        if device::is_shortened() {
+            return Loop::new(stage, &shortest_of(longest_run(stage), 1)).finish();
+        }
         let mut coverage = Coverage::default();
         let runs = stage.record.runs.iter();
         runs.for_each(|run| coverage.add(Loop::new(stage, run).finish()));

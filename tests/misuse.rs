@@ -663,7 +663,7 @@ fn whatever_the_arrays_hold_a_step_leaves_the_others_alone() {
     good.rope_position = Some((0..39).map(|row| row % 13).collect());
     let expected = good.run(&fixture.session).expect("a call");
     let mut faults = 0;
-    let steps = device::repeats(3000, 150);
+    let steps = device::amount(3000, 150);
     for _ in 0..steps {
         let mut bad = good.clone();
         let table = &mut bad.block_table.as_mut().expect("a table").elements[8..16];
@@ -1228,7 +1228,7 @@ fn eight_threads_share_a_context() {
         rounds.collect()
     };
     let alone: Vec<_> = texts.iter().map(work).collect();
-    let (work, times) = (&work, device::repeats(5, 2));
+    let (work, times) = (&work, device::amount(5, 2));
     let together: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = texts
             .iter()
@@ -1255,7 +1255,7 @@ fn a_second_thread_in_a_session_is_busy_or_right() {
         for (call, expected) in calls.iter().zip(&expected) {
             scope.spawn(move || {
                 let mut right = 0;
-                while right < device::repeats(100, 10) {
+                while right < device::amount(100, 10) {
                     let prepared = call.prepare(session.draft_vocabulary);
                     match session.draft(&prepared.args) {
                         Ok(()) => {

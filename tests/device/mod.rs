@@ -92,9 +92,19 @@ pub fn is_cpu_or_skipped(why: &str) -> bool {
     is_cpu
 }
 
-/// How often a test repeats what it does: `on_cpu` times, or `on_cuda` times, as a simulated device is slow.
-pub fn repeats(on_cpu: usize, on_cuda: usize) -> usize {
-    if is_cuda() { on_cuda } else { on_cpu }
+/// Whether the device is a simulated one, on which a test takes a hundred times as long as on the CPU.
+pub fn is_simulated() -> bool {
+    is_cuda() && simulator::is_present()
+}
+
+/// Whether tests do less than they could: on a simulated device, unless `SPEC_TEST_FULL` is set.
+pub fn is_shortened() -> bool {
+    is_simulated() && std::env::var_os("SPEC_TEST_FULL").is_none()
+}
+
+/// How much a test does: `full` of it, or `simulated` where tests are shortened.
+pub fn amount<Amount>(full: Amount, simulated: Amount) -> Amount {
+    if is_shortened() { simulated } else { full }
 }
 
 /// Waits for all work of the device; on the CPU there is none to wait for.
