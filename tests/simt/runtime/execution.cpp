@@ -99,9 +99,12 @@ void switch_to(void **saved, Thread &thread) {
 
 }  // namespace
 
-// Where threads are drawn, so are the moments at which another block goes on.
+// Where threads are drawn, so are the moments at which another block goes on. They are rarer where much
+// static shared memory must be copied to and fro for it.
 bool leaves_block() {
-  return execution.live.size() > 1 && execution.draw->below(16) == 0;
+  if (execution.live.size() <= 1) return false;
+  const uint64_t pages = execution.launch.twin->shared_bytes() / 4096;
+  return execution.draw->below(16 + 8 * pages) == 0;
 }
 
 void start_or_leave(Thread &thread, Thread *next) {
