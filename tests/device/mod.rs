@@ -97,6 +97,16 @@ pub fn repeats(on_cpu: usize, on_cuda: usize) -> usize {
     if is_cuda() { on_cuda } else { on_cpu }
 }
 
+/// Whether the tests of this process run on a simulated device, which is slow.
+pub fn is_simulated() -> bool {
+    is_cuda() && simulator::is_present()
+}
+
+/// How much of something a test does: `full` on the CPU and on a real GPU.
+pub fn amount<T>(full: T, simulated: T) -> T {
+    if is_simulated() { simulated } else { full }
+}
+
 /// Waits for all work of the device; on the CPU there is none to wait for.
 pub fn synchronize() {
     if is_cuda() {
