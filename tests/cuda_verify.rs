@@ -197,8 +197,8 @@ fn any_request(
         };
         let draft = any_draft(random, &request.logits[node], &ids);
         request.drafts.push(draft);
-        if draft >= 0 && random.chance(0.4) {
-            request.logits[node][draft as usize] += 5.0;
+        if draft >= 0 && random.chance(0.5) {
+            request.logits[node][draft as usize] += 12.0;
         }
         if matches!(call.ids, Ids::PerRow) {
             request.draft_ids.push(ids);
@@ -208,8 +208,9 @@ fn any_request(
         request.draft_parameters = parameters(random, columns.max(1));
     }
     (request.seed, request.position) = (random.bits(), random.below(1 << 20) as i32);
-    let limits = [i32::MAX, i32::MAX, i32::MAX, 0, -3, 1, drafts as i32, drafts as i32 + 1];
-    request.limit = limits[random.below(limits.len())];
+    if random.chance(0.2) {
+        request.limit = [0, -3, 1, drafts as i32, drafts as i32 + 1][random.below(5)];
+    }
     request.num_drafts = match random.below(12) {
         0 => Some(-1),
         1 => Some(random.below(drafts + 1) as i32),
@@ -251,6 +252,7 @@ fn compare_any(sides: &mut Sides, seed: u64, calls: usize, all: &[Sizes]) {
         }
         sides.compare(&format!("call {index}"), &call, &requests);
     }
+    println!("{} tokens, {} drafts accepted", sides.emitted, sides.accepted);
 }
 
 fn sizes(vocabularies: &[usize], sequences: usize, drafts: usize) -> Vec<Sizes> {
