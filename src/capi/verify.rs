@@ -22,9 +22,12 @@ const VOCABULARY_END: usize = 1 << 21;
 ///
 /// Of `args` only the flags, the rule, `num_sequences`, `max_drafts` and the shapes of `logits` and
 /// `draft` are looked at: the data and the arrays may be NULL. `size` is not NULL. The answer is 0
-/// for 0 sequences. It depends neither on K nor on the number of rows, and is enough for any batch
-/// on this context of at most as many sequences, of the same V and C or smaller ones; with `draft`
-/// it is enough without it, too. Errors: INVALID_ARGUMENT, UNSUPPORTED.
+/// for 0 sequences. It depends on V, on C where there is a `draft`, and on how many threads (CPU) or
+/// blocks (CUDA) work at a time; on CUDA on the number of sequences and K, too, and for short rows
+/// or few of them it is far less than for many long ones. It depends neither on the rows that there
+/// are nor on the type of the logits, and is enough for any batch on this context with as many
+/// sequences, K, V and C or fewer; with `draft` it is enough without it, too. Errors:
+/// INVALID_ARGUMENT, UNSUPPORTED.
 ///
 /// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]

@@ -89,13 +89,14 @@ pub fn whole(relative: f32) -> u64 {
     (f64::from(relative) + ONES).to_bits() - ONES.to_bits()
 }
 
-/// A number whose order is that of the floats, from -inf to +inf.
+/// A number whose order is that of the floats, from -inf to +inf; both zeros have the same.
 pub const fn order(value: f32) -> u32 {
-    let bits = value.to_bits();
+    // The sum of zeros of both signs has none.
+    let bits = (value + 0.0).to_bits();
     if bits >> 31 == 0 { bits | 1 << 31 } else { !bits }
 }
 
-/// The float with this [`order`].
+/// The float with this [`order`]. The number that no float has, below that of the zeros, is -0.
 pub const fn from_order(order: u32) -> f32 {
     f32::from_bits(if order >> 31 == 1 { order & !(1 << 31) } else { !order })
 }
@@ -137,6 +138,7 @@ mod tests {
         let values = [f32::NEG_INFINITY, f32::MIN, -1.0, -1e-40, 0.0, 1e-40, 2.0, f32::INFINITY];
         assert!(values.windows(2).all(|pair| order(pair[0]) < order(pair[1])));
         assert!(values.iter().all(|&value| from_order(order(value)) == value));
+        assert_eq!(order(-0.0), order(0.0));
     }
 
     #[test]

@@ -100,11 +100,26 @@ pub enum Ids {
     PerRow,
 }
 
+/// Where the rows of the sequences are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowOrder {
+    /// Those of the first sequence first, each after an unused row.
+    Forward,
+    /// Those of the last sequence first, each after an unused row.
+    Backward,
+    /// As many for each sequence, so that nothing says where they are. All arrays are absent that
+    /// would say what their absence says.
+    Implied,
+}
+
 /// What the sequences of a call share.
 #[derive(Clone, Debug)]
 pub struct Call {
     pub rule: i32,
     pub dtype: Dtype,
+    /// The type of the draft logits; `None` is that of the others.
+    pub draft_dtype: Option<Dtype>,
+    pub order: RowOrder,
     pub ids: Ids,
     pub stop_tokens: Vec<i32>,
     pub padding: i32,
@@ -123,6 +138,8 @@ impl Call {
         Self {
             rule,
             dtype: Dtype::F32,
+            draft_dtype: None,
+            order: RowOrder::Forward,
             ids: Ids::Identity,
             stop_tokens: Vec::new(),
             padding: -1,
@@ -131,6 +148,15 @@ impl Call {
             chains: false,
             is_greedy: false,
         }
+    }
+
+    /// The sequences in the order of their rows.
+    fn places(&self, sequences: usize) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..sequences).collect();
+        if self.order == RowOrder::Backward {
+            places.reverse();
+        }
+        places
     }
 }
 
@@ -156,6 +182,8 @@ impl Decision {
 /// The arrays of a call, where its device reads them.
 struct Arrays {
     device: Device,
+    /// Whether arrays are left out that hold nothing but what their absence means.
+    are_implied: bool,
     kept: Vec<Box<dyn Any>>,
 }
 
@@ -167,15 +195,26 @@ impl Arrays {
         span
     }
 
+    fn optional<T: Copy + PartialEq + 'static>(
+        &mut self,
+        elements: impl IntoIterator<Item = T>,
+        default: T,
+    ) -> Option<Span<T>> {
+        let elements: Vec<T> = elements.into_iter().collect();
+        let is_absent = self.are_implied && elements.iter().all(|element| *element == default);
+        (!is_absent).then(|| self.span(elements))
+    }
+
     /// Rows with gaps of NaN between them, so that a reader who goes too far is found out.
-    fn matrix(&mut self, rows: &[&Vec<f32>], columns: usize, call: &Call) -> Matrix {
-        let row_stride = columns + call.gap;
-        let gap = vec![f32::NAN; call.gap];
+    fn matrix(&mut self, rows: &[&Vec<f32>], dtype: Dtype, gap: usize) -> Matrix {
+        let columns = rows[0].len();
+        let row_stride = columns + gap;
+        let gap = vec![f32::NAN; gap];
         let mut bytes = Vec::new();
         for row in rows {
             assert_eq!(row.len(), columns);
             for &value in row.iter().chain(&gap) {
-                match call.dtype {
+                match dtype {
                     Dtype::F32 => bytes.extend(value.to_ne_bytes()),
                     Dtype::F16 => bytes.extend(f16::from_f32(value).to_ne_bytes()),
                     Dtype::Bf16 => bytes.extend(bf16::from_f32(value).to_ne_bytes()),
@@ -183,7 +222,7 @@ impl Arrays {
             }
         }
         let address = self.span(bytes).address();
-        Matrix { address, dtype: call.dtype, rows: rows.len(), columns, row_stride }
+        Matrix { address, dtype, rows: rows.len(), columns, row_stride }
     }
 
     fn sampling<'a>(
@@ -193,39 +232,46 @@ impl Arrays {
     ) -> SamplingArrays {
         let all = parameters;
         SamplingArrays {
-            temperature: Some(self.span(all.clone().map(|one| one.temperature).collect())),
-            top_k: Some(self.span(all.clone().map(|one| one.top_k).collect())),
-            top_p: Some(self.span(all.clone().map(|one| one.top_p).collect())),
-            min_p: Some(self.span(all.map(|one| one.min_p).collect())),
-            seed: Some(self.span(seeds.collect())),
+            temperature: self.optional(all.clone().map(|one| one.temperature), 0.0),
+            top_k: self.optional(all.clone().map(|one| one.top_k), 0),
+            top_p: self.optional(all.clone().map(|one| one.top_p), 1.0),
+            min_p: self.optional(all.map(|one| one.min_p), 0.0),
+            seed: self.optional(seeds, 0),
         }
     }
 
-    /// What the drafts were drawn from: all draft rows one after the other.
+    /// What the drafts were drawn from.
     fn distribution(&mut self, call: &Call, requests: &[Request]) -> Option<DraftDistribution> {
-        let rows: Vec<&Vec<f32>> = requests.iter().flat_map(|r| &r.draft_logits).collect();
-        let candidates = rows.first()?.len();
-        let mut begin = Vec::new();
-        let mut before = 0;
-        for request in requests {
-            begin.push(before);
-            before += request.draft_logits.len() as i32;
+        let candidates = requests.iter().flat_map(|request| &request.draft_logits).next()?.len();
+        let most = requests.iter().map(|request| request.drafts.len()).max().unwrap_or(0);
+        let unused = (vec![f32::NAN; candidates], vec![-1; candidates]);
+        let (mut rows, mut ids) = (Vec::new(), Vec::new());
+        let mut begin = vec![0; requests.len()];
+        for index in call.places(requests.len()) {
+            let request = &requests[index];
+            begin[index] = rows.len() as i32;
+            rows.extend(&request.draft_logits);
+            ids.extend(&request.draft_ids);
+            if self.are_implied {
+                rows.resize((begin[index] as usize + most).max(rows.len()), &unused.0);
+                ids.resize(rows.len(), &unused.1);
+            }
         }
         let (ids, token_ids_stride) = match &call.ids {
             Ids::Identity => (None, 0),
             Ids::Shared(ids) => (Some(ids.clone()), 0),
-            Ids::PerRow => {
-                (Some(requests.iter().flat_map(|r| r.draft_ids.concat()).collect()), candidates)
-            }
+            Ids::PerRow => (Some(ids.into_iter().flatten().copied().collect()), candidates),
         };
+        let is_alike = requests.iter().all(|r| r.draft_parameters == r.parameters);
         let parameters = requests.iter().map(|request| &request.draft_parameters);
         Some(DraftDistribution {
-            logits: self.matrix(&rows, candidates, call),
+            logits: self.matrix(&rows, call.draft_dtype.unwrap_or(call.dtype), call.gap),
             token_ids: ids.map(|ids| self.span(ids)),
             token_ids_stride,
-            row_begin: Some(self.span(begin)),
-            rows_per_sequence: 0,
-            sampling: Some(self.sampling(parameters, requests.iter().map(|_| 0))),
+            row_begin: (!self.are_implied).then(|| self.span(begin)),
+            rows_per_sequence: if self.are_implied { most } else { 0 },
+            sampling: (!self.are_implied || !is_alike)
+                .then(|| self.sampling(parameters, requests.iter().map(|_| 0))),
         })
     }
 
@@ -241,17 +287,26 @@ impl Arrays {
         Some(self.span(uniforms))
     }
 
-    /// The logits with an unused row before those of each sequence, and where these begin.
-    fn logits(&mut self, call: &Call, requests: &[Request]) -> (Matrix, Span<i32>) {
-        let columns = requests[0].logits[0].len();
-        let unused = vec![f32::NAN; columns];
-        let (mut rows, mut row_begin) = (Vec::new(), Vec::new());
-        for request in requests {
-            rows.push(&unused);
-            row_begin.push(request.row_begin.unwrap_or(rows.len() as i32));
+    /// The logits, and where those of each sequence begin.
+    fn logits(&mut self, call: &Call, requests: &[Request]) -> (Matrix, Option<Span<i32>>) {
+        let unused = vec![f32::NAN; requests[0].logits[0].len()];
+        let most = requests.iter().map(|request| request.drafts.len()).max().unwrap_or(0);
+        let mut rows = Vec::new();
+        let mut row_begin = vec![0; requests.len()];
+        for index in call.places(requests.len()) {
+            let request = &requests[index];
+            if !self.are_implied {
+                rows.push(&unused);
+            }
+            let begin = rows.len();
+            row_begin[index] = request.row_begin.unwrap_or(begin as i32);
             rows.extend(&request.logits);
+            if self.are_implied {
+                rows.resize(begin + most + 1, &unused);
+            }
         }
-        (self.matrix(&rows, columns, call), self.span(row_begin))
+        let row_begin = (!self.are_implied).then(|| self.span(row_begin));
+        (self.matrix(&rows, call.dtype, call.gap), row_begin)
     }
 }
 
@@ -291,7 +346,8 @@ pub fn decide_counted(
         DeviceType::Cpu => Device::Cpu,
         DeviceType::Cuda => Device::Cuda,
     };
-    let mut arrays = Arrays { device, kept: Vec::new() };
+    let are_implied = call.order == RowOrder::Implied;
+    let mut arrays = Arrays { device, are_implied, kept: Vec::new() };
     let drafts = requests.iter().map(|request| request.drafts.len()).max().unwrap_or(0);
     let (logits, row_begin) = arrays.logits(call, requests);
     let draft_stride = drafts + 1;
@@ -313,11 +369,11 @@ pub fn decide_counted(
         num_sequences: requests.len(),
         max_drafts: drafts,
         logits,
-        row_begin: Some(row_begin),
-        num_drafts: Some(arrays.span(num_drafts.collect())),
+        row_begin,
+        num_drafts: arrays.optional(num_drafts, drafts as i32),
         draft_tokens: Column { span: arrays.span(tokens), stride: draft_stride },
         position,
-        limit: Some(arrays.span(requests.iter().map(|request| request.limit).collect())),
+        limit: arrays.optional(requests.iter().map(|request| request.limit), i32::MAX),
         sampling: if call.is_greedy {
             SamplingArrays::default()
         } else {

@@ -998,6 +998,30 @@ mod tests {
     }
 
     #[test]
+    fn zeros_of_both_signs_are_equal_logits() {
+        // Few logits are sorted, many are counted; zeros are the largest, or some lie above them.
+        for (len, above) in [(6, 0), (6, 2), (700, 0), (700, 3), (6000, 0), (6000, 700)] {
+            for first_sign in [0.0_f32, -0.0] {
+                let logit = |place: usize| match place * 7 % len {
+                    turn if turn < above => 0.5,
+                    turn if turn % 5 == 3 => -1.0,
+                    turn if turn % 2 == 0 => first_sign,
+                    _ => -first_sign,
+                };
+                let logits: Vec<f32> = (0..len).map(logit).collect();
+                for top_k in [1, 2, 3, above + 1, len / 4, len * 3 / 5, len - 1] {
+                    let top_k = top_k as i32;
+                    for (top_p, min_p) in [(1.0, 0.0), (0.6, 0.0), (1.0, 0.9)] {
+                        let parameters = Parameters { temperature: 1.0, top_k, top_p, min_p };
+                        check(&logits, Dtype::F32, &parameters);
+                    }
+                }
+                check(&logits, Dtype::F16, &Parameters::GREEDY);
+            }
+        }
+    }
+
+    #[test]
     fn negative_ids_are_no_candidates() {
         let logits = [9.0_f32, 1.0, 2.0, 8.0, 1.0];
         let ids = [-1, 4, 0, -7, 2];

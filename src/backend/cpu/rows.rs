@@ -308,7 +308,7 @@ unsafe fn count<L: Lanes>(
                 Measure::Count => (order(value), 1),
                 Measure::Weight => (value.to_bits(), whole(value)),
             };
-            // Zeros of both signs are equal, but not their keys: hence both comparisons.
+            // The bounds of logits may let some in whose keys lie beside: hence both comparisons.
             if key >= low && key <= high {
                 *histogram.add(((key - low) >> shift) as usize) += mass;
             }

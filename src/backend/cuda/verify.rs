@@ -113,17 +113,45 @@ impl Teams {
         // Copies that fit are worth more than blocks.
         for copies in [true, false] {
             for residence in &self.residences {
-                let fits = |&size: &usize| sizes.shared(size, copies) <= residence.shared;
-                let Some(least) = (1..=MOST_MEMBERS.min(residence.blocks)).find(fits) else {
+                let Some(least) = sizes.least_members(residence, copies) else {
                     continue;
                 };
-                let most = MOST_MEMBERS.min(sizes.tiles / LEAST_TILES).max(least);
-                let team_size = (residence.blocks / sizes.rows).clamp(least, most);
+                let team_size =
+                    (residence.blocks / sizes.rows).clamp(least, sizes.most_members(least));
                 return Ok(sizes.shape(residence, team_size, copies));
             }
         }
         Err(Error::unsupported("logits: their rows are too long for so small a device"))
     }
+
+    /// Room for the shape of any batch of at most such sizes and logits of any type: it does not
+    /// grow when a size shrinks.
+    fn room(&self, sizes: &Sizes) -> Room {
+        let sizes = Sizes { tile_bytes: TILE * size_of::<f32>(), ..*sizes };
+        // The first way that fits is taken. With larger sizes the first of all needs more blocks, up
+        // to where it fits no more and others may need as many as there can be.
+        let first = self.residences.first();
+        let least = first.and_then(|residence| sizes.least_members(residence, true));
+        let most = sizes.most_members(least.unwrap_or(MOST_MEMBERS));
+        let members = most.max(self.fixed.map_or(1, |(team_size, _)| team_size));
+        let (rows, blocks) = (sizes.rows, self.most_blocks());
+        let teams = rows.min(blocks);
+        if members == 1 {
+            return Room { teams, boards: 0, meeting_teams: 0 };
+        }
+        let boards = rows.saturating_mul(members).min(blocks);
+        Room { teams, boards, meeting_teams: rows.min(blocks / 2) }
+    }
+}
+
+/// What shapes need at most.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    teams: usize,
+    /// Pairs of boards: one for each block of a team of several.
+    boards: usize,
+    /// Teams of several.
+    meeting_teams: usize,
 }
 
 /// What shapes depend on.
@@ -153,6 +181,17 @@ impl Sizes {
             (self.tiles.div_ceil(team_size), self.draft_tiles.div_ceil(team_size));
         let kept = (tiles * 28 + draft_tiles * 4).next_multiple_of(16);
         kept + if copies { tiles * self.tile_bytes + 16 } else { 0 }
+    }
+
+    /// The smallest team whose blocks have room for their shares, if there is one.
+    fn least_members(&self, residence: &Residence, copies: bool) -> Option<usize> {
+        let fits = |&size: &usize| self.shared(size, copies) <= residence.shared;
+        (1..=MOST_MEMBERS.min(residence.blocks)).find(fits)
+    }
+
+    /// The largest team that is worth it, at least of `least` blocks.
+    fn most_members(&self, least: usize) -> usize {
+        MOST_MEMBERS.min(self.tiles / LEAST_TILES).max(least)
     }
 
     fn shape(&self, residence: &Residence, team_size: usize, slice_is_copied: bool) -> Shape {
@@ -188,8 +227,9 @@ impl Workspace {
     fn carve(carver: &mut Carver, teams: &Teams, batch: &VerifyBatch) -> Self {
         let sizes = Sizes::of(batch);
         let (sequences, rows) = (batch.num_sequences, sizes.rows);
-        let most_teams = rows.min(teams.most_blocks());
-        let most_blocks = rows.saturating_mul(MOST_MEMBERS).min(teams.most_blocks());
+        let Room { teams, boards, meeting_teams } = teams.room(&sizes);
+        // Without a distribution nothing is added up over the tiles.
+        let overlaps = if sizes.draft_tiles == 0 { 0 } else { teams };
         let mut piece =
             |count: usize, bytes: usize| carver.span::<u8>(count.saturating_mul(bytes)).address();
         Self {
@@ -200,11 +240,11 @@ impl Workspace {
             emissions: piece(sequences, EMISSION_BYTES),
             arrivals: piece(sequences, size_of::<u32>()),
             records: piece(1, size_of::<u32>()),
-            meetings: piece(most_teams, size_of::<u32>()),
-            boards: piece(most_blocks, 2 * BOARD_BYTES),
-            peaks: piece(most_teams, 2 * size_of::<f32>() * sizes.tiles.max(sizes.draft_tiles)),
-            draft_sums: piece(most_teams, size_of::<u64>() * sizes.draft_tiles),
-            overlaps: piece(most_teams, size_of::<u128>() * sizes.tiles),
+            meetings: piece(teams, size_of::<u32>()),
+            boards: piece(boards, 2 * BOARD_BYTES),
+            peaks: piece(meeting_teams, 2 * size_of::<f32>() * sizes.tiles.max(sizes.draft_tiles)),
+            draft_sums: piece(teams, size_of::<u64>() * sizes.draft_tiles),
+            overlaps: piece(overlaps, size_of::<u128>() * sizes.tiles),
         }
     }
 }
@@ -467,5 +507,75 @@ fn arguments(batch: &VerifyBatch, rule: RuleKind, pieces: &Workspace) -> VerifyA
         slice_is_copied: 0,
         splits: 1,
         unused: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn teams() -> impl Strategy<Value = Teams> {
+        let residence = |blocks, shared| Residence { blocks, shared };
+        let residences = (1_usize..300, 1_usize..300, 4096_usize..200_000, 0_usize..200_000)
+            .prop_map(move |(one, more, most, less)| {
+                let largest = residence(one, most);
+                match less < most {
+                    true => vec![residence(one + more, less), largest],
+                    false => vec![largest],
+                }
+            });
+        let fixed = prop::option::weighted(0.3, (1_usize..=MOST_MEMBERS, any::<bool>()));
+        (residences, fixed).prop_map(|(residences, fixed)| {
+            let teams = Teams { residences, fixed: None };
+            match fixed {
+                Some((blocks, copies)) => teams.of(blocks as u32, copies),
+                None => teams,
+            }
+        })
+    }
+
+    fn sizes() -> impl Strategy<Value = Sizes> {
+        let tiles = || prop_oneof![1_usize..40, 1_usize..1000];
+        let bytes = prop_oneof![Just(2 * TILE), Just(4 * TILE)];
+        let rows = prop_oneof![1_usize..20, 1_usize..2000];
+        (rows, tiles(), prop_oneof![Just(0), tiles()], bytes).prop_map(
+            |(rows, tiles, draft_tiles, tile_bytes)| Sizes { rows, tiles, draft_tiles, tile_bytes },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..<_>::default() })]
+
+        #[test]
+        fn the_room_for_a_batch_is_enough_for_smaller_ones(
+            teams in teams(),
+            large in sizes(),
+            small in sizes(),
+        ) {
+            let small = Sizes {
+                rows: small.rows.min(large.rows),
+                tiles: small.tiles.min(large.tiles),
+                draft_tiles: small.draft_tiles.min(large.draft_tiles),
+                ..small
+            };
+            let room = teams.room(&large);
+            for sizes in [small, large] {
+                let Ok(shape) = teams.shape(&sizes) else { continue };
+                prop_assert!(shape.teams <= room.teams);
+                if shape.team_size > 1 {
+                    prop_assert!(shape.teams <= room.meeting_teams, "{shape:?} in {room:?}");
+                    prop_assert!(shape.teams * shape.team_size <= room.boards, "{shape:?} in {room:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_that_work_alone_need_no_boards() {
+        let residences = vec![Residence { blocks: 264, shared: 100_000 }];
+        let teams = Teams { residences, fixed: None };
+        let sizes = Sizes { rows: 20, tiles: 4, draft_tiles: 4, tile_bytes: 2 * TILE };
+        assert_eq!(teams.room(&sizes).boards, 0);
     }
 }
