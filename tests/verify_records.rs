@@ -4,6 +4,7 @@
 mod device;
 mod verification;
 
+use device::amount;
 use speculators::backend::cpu::{CpuBackend, Isa, Threads};
 use speculators::backend::verify::record::{INVALID, LIMIT, NO_CANDIDATE, STOPPED};
 use speculators::backend::{Backend, Stream};
@@ -227,9 +228,9 @@ fn rows_behind_the_decision_are_not_looked_at() {
     assert_eq!((decision.tokens(), decision.flags), (&[1, 2][..], 0));
 }
 
-/// Sequences of all kinds over `vocabulary` tokens, with `candidates` draft candidates, in values
-/// that all element types hold.
-fn mixed(vocabulary: usize, candidates: usize) -> Vec<Request> {
+/// So many sequences of all kinds over `vocabulary` tokens, with `candidates` draft candidates, in
+/// values that all element types hold.
+fn mixed(sequences: usize, vocabulary: usize, candidates: usize, ids: &Ids) -> Vec<Request> {
     let mut state = 5_u64;
     let mut next = || {
         state =
@@ -248,16 +249,23 @@ fn mixed(vocabulary: usize, candidates: usize) -> Vec<Request> {
         Parameters::GREEDY,
     ];
     let mut requests = Vec::new();
-    for (index, &parameters) in kinds.iter().cycle().take(15).enumerate() {
+    for (index, &parameters) in kinds.iter().cycle().take(sequences).enumerate() {
         let drafts = index % 4;
         let logits = rows(drafts + 1, vocabulary);
-        let tokens = (0..drafts).map(|draft| ((index * 31 + draft * 7) % candidates) as i32);
+        let place = |draft| (index * 31 + draft * 7) % candidates;
+        let token = |draft| match ids {
+            Ids::Shared(ids) => ids[place(draft)],
+            _ => place(draft) as i32,
+        };
+        let tokens = (0..drafts).map(token);
         let mut request = Request::new(logits, tokens.collect(), parameters);
-        // Drafts that the target thinks likely, so that some are accepted.
-        for draft in 0..drafts {
-            request.logits[draft][request.drafts[draft] as usize] += 10.0;
-        }
         request.draft_logits = rows(drafts, candidates);
+        // Drafts that the drafter and the target think likely, so that some are accepted.
+        for draft in 0..drafts {
+            let likely = if (index + draft) % 2 == 0 { 16.0 } else { 12.0 };
+            request.logits[draft][request.drafts[draft] as usize] = likely;
+            request.draft_logits[draft][place(draft)] = 14.0;
+        }
         request.draft_parameters = kinds[(index + index / 5) % kinds.len()];
         (request.seed, request.position) = (index as u64 * 77, index as i32 * 1000);
         requests.push(request);
@@ -269,8 +277,9 @@ fn mixed(vocabulary: usize, candidates: usize) -> Vec<Request> {
 fn all_backends() -> Vec<Box<dyn Backend>> {
     let mut all: Vec<Box<dyn Backend>> = Vec::new();
     if device::is_cuda() {
-        for (blocks, keep_copies) in [(1, true), (5, true), (32, true), (2, false)] {
-            all.push(Box::new(cuda_backend().with_verify_teams(blocks, keep_copies)));
+        let teams = [(5, true), (2, false), (1, true), (32, true)];
+        for (blocks, keep_copies) in &teams[..amount(teams.len(), 2)] {
+            all.push(Box::new(cuda_backend().with_verify_teams(*blocks, *keep_copies)));
         }
         return all;
     }
@@ -285,12 +294,13 @@ fn all_backends() -> Vec<Box<dyn Backend>> {
 
 #[test]
 fn instructions_threads_neighbours_and_element_types_change_nothing() {
+    let long = amount(9000, 2300);
     for (vocabulary, candidates, ids) in [
         (17, 17, Ids::Identity),
-        (9000, 9000, Ids::Identity),
-        (9000, 700, Ids::Shared((0..700).map(|place| place * 577 % 9000).collect())),
+        (long, long, Ids::Identity),
+        (long, 700, Ids::Shared((0..700).map(|place| place * 577 % long as i32).collect())),
     ] {
-        let requests = mixed(vocabulary, candidates);
+        let requests = mixed(amount(15, 5), vocabulary, candidates, &ids);
         for rule in [FOLLOW, REJECTION] {
             let call = Call { ids: ids.clone(), ..Call::by(rule) };
             let expected = decide(backend(), &call, &requests);

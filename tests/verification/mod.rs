@@ -45,11 +45,6 @@ pub fn cuda_backend() -> CudaBackend {
     CudaBackend::new(&options).unwrap()
 }
 
-/// How many cases a test of many calls makes: fewer where each takes its time.
-pub fn cases(on_cpu: u32, on_cuda: u32) -> u32 {
-    if Device::chosen() == Device::Cpu { on_cpu } else { on_cuda }
-}
-
 /// One sequence of a call.
 #[derive(Clone, Debug)]
 pub struct Request {
