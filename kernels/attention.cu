@@ -1,17 +1,30 @@
 // Attention, one block for a group of query heads of a row and some of the row's chunks. While the
 // scores of a tile of keys are computed, its values are copied to shared memory; while its values are
 // summed up, the next keys are.
+//
+// What bounds the registers of a thread are its weighted sums, heads * elements, which live all the time,
+// and beside them the products and vectors of scoring. There is room for three blocks' on a
+// multiprocessor, and for two blocks' where a thread has 64 sums, as nothing else lives from phase to
+// phase: what all threads know is in shared memory, and so is what each of them has to do; what is
+// computed from the thread's index is computed where it is used.
 #include "attention.cuh"
 
 // Shared memory of a block; the rest is of dynamic size.
 template <u32 heads>
 struct AttentionScratch {
   Unit unit;
-  Place places[2];              // a tile and the next one, by turns
-  u64 addresses[largest_tile];  // of the keys of a tile; 0 where a position is not seen
-  f32 factors[heads];           // what turns sums before a tile to its maximum
-  Total chunk[heads];           // of the chunk so far
-  Total before[heads];          // of the chunks before
+  Place place, next;                // a tile, and the one after it
+  Share shares[attention_threads];  // what each thread does
+  u64 addresses[largest_tile];      // of the keys of a tile; 0 where a position is not seen
+  f32 factors[heads];               // what turns sums before a tile to its maximum
+  Total chunk[heads];               // of the chunk so far
+  Total before[heads];              // of the chunks before
+
+  // By one thread.
+  DEVICE void move_on(u32 tile) {
+    place = next;
+    next = next_place(place, unit, tile);
+  }
 };
 
 DEVICE f32 add_product(const float4 &left, const float4 &right, f32 sum) {
@@ -32,11 +45,11 @@ struct Block {
   static constexpr u32 keys_of_thread = is_large ? 1 : 2;
   static constexpr u32 unrolled = is_large ? 1 : 2;
   static constexpr u32 weights_at_once = heads < 4 ? heads : 4;
+  static constexpr u32 unrolled_vectors = heads * elements >= 32 ? 1 : 2;
   static constexpr u32 unrolled_quads = is_large ? 1 : quads;
 
   const AttentionArguments &arguments;
   const Unit &unit;
-  const Share share;
   uint4 *keys;
   uint4 *values;
   f32 *queries;  // [vectors][query_stride], of which [heads][elements] are used
@@ -49,14 +62,16 @@ struct Block {
                AttentionScratch<heads> &scratch)
       : arguments(arguments),
         unit(scratch.unit),
-        share(share_of_thread(arguments)),
         scratch(scratch) {
     keys = reinterpret_cast<uint4 *>(shared);
     values = reinterpret_cast<uint4 *>(shared + arguments.tile_bytes);
     queries = reinterpret_cast<f32 *>(shared + 2 * arguments.tile_bytes);
     weights = queries + arguments.vectors * query_stride;
+    scratch.shares[threadIdx.x] = share_of_thread(arguments, parts());
     begin_chunk();
   }
+
+  DEVICE Share own_share() const { return scratch.shares[thread_index()]; }
 
   DEVICE u32 row_elements() const { return arguments.vectors * elements; }
 
@@ -82,9 +97,10 @@ struct Block {
   }
 
   DEVICE void find_keys(const Place &place) {
-    if (threadIdx.x >= arguments.tile) return;
-    const u32 position = place.position + threadIdx.x;
-    scratch.addresses[threadIdx.x] =
+    const u32 row = thread_index();
+    if (row >= arguments.tile) return;
+    const u32 position = place.position + row;
+    scratch.addresses[row] =
         unit.mask.sees(position)
             ? key_place(arguments.paging, unit.first_entry, position, unit.kv_head)
             : 0;
@@ -92,6 +108,9 @@ struct Block {
 
   // Threads that share the keys of a thread.
   DEVICE u32 parts() const { return keys_of_thread * arguments.key_threads; }
+  // Rows from one key of a thread to its next. As many times parts() is a multiple of 8, so that
+  // vectors of the same columns lie in the same banks in both.
+  DEVICE u32 rows_apart() const { return arguments.tile / keys_of_thread; }
 
   // Where a vector of a row of a tile lies. Those of the same columns of neighbouring keys, which are
   // read at the same time, lie in different banks.
@@ -103,6 +122,7 @@ struct Block {
   // Begins to copy the rows whose keys are at the addresses, from `offset` behind; zeros where a
   // position is not seen.
   DEVICE void copy_tile(u64 offset, uint4 *to) {
+    const Share share = own_share();
     if (share.is_there(arguments)) {
 #pragma unroll unrolled
       for (u32 row = share.phase; row < arguments.tile; row += arguments.phases) {
@@ -125,21 +145,17 @@ struct Block {
 
   // The scores of the tile's keys.
   DEVICE void score() {
-    const u32 part = threadIdx.x % parts();
-    u32 rows[keys_of_thread];
-#pragma unroll
-    for (u32 k = 0; k < keys_of_thread; k++) {
-      rows[k] = threadIdx.x / parts() + k * (arguments.tile / keys_of_thread);
-    }
     f32 products[keys_of_thread][heads] = {};
-#pragma unroll unrolled
-    for (u32 vector = part; vector < arguments.vectors; vector += parts()) {
+    const u32 first_key = own_share().first_key;
+#pragma unroll unrolled_vectors
+    for (u32 vector = own_share().part; vector < arguments.vectors; vector += parts()) {
       const float4 *queries_of_vector =
           reinterpret_cast<const float4 *>(queries + vector * query_stride);
+      const uint4 *vector_of_keys = keys + vector_place(first_key, vector);
       uint4 key[keys_of_thread];
 #pragma unroll
       for (u32 k = 0; k < keys_of_thread; k++) {
-        key[k] = keys[vector_place(rows[k], vector)];
+        key[k] = vector_of_keys[k * rows_apart() * arguments.vectors];
       }
 #pragma unroll unrolled_quads
       for (u32 quad = 0; quad < quads; quad++) {
@@ -158,6 +174,7 @@ struct Block {
         }
       }
     }
+#pragma unroll 1
     for (u32 distance = parts() / 2; distance != 0; distance /= 2) {
 #pragma unroll
       for (u32 k = 0; k < keys_of_thread; k++) {
@@ -168,14 +185,16 @@ struct Block {
         }
       }
     }
+    const Share share = own_share();
 #pragma unroll
     for (u32 k = 0; k < keys_of_thread; k++) {
-      const bool is_seen = scratch.addresses[rows[k]] != 0;
+      const u32 row = share.first_key + k * rows_apart();
+      const bool is_seen = scratch.addresses[row] != 0;
 #pragma unroll
       for (u32 head = 0; head < heads; head++) {
-        if ((k * heads + head) % parts() != part) continue;
+        if ((k * heads + head) % parts() != share.part) continue;
         const f32 score = multiply_rn(products[k][head], arguments.scale);
-        weights[rows[k] * heads + head] = is_seen ? score : -infinity();
+        weights[row * heads + head] = is_seen ? score : -infinity();
       }
     }
   }
@@ -183,13 +202,13 @@ struct Block {
   // Turns the scores of a head into weights below the running maximum; a warp for each head.
   DEVICE void weigh() {
     constexpr u32 most = largest_tile / warp_lanes;
-    const u32 head = warp_index();
+    const u32 thread = thread_index(), lane = thread % warp_lanes, head = thread / warp_lanes;
     if (head >= heads) return;
     f32 scores[most];
     f32 largest = -infinity();
 #pragma unroll
     for (u32 i = 0; i < most; i++) {
-      const u32 row = lane_index() + i * warp_lanes;
+      const u32 row = lane + i * warp_lanes;
       scores[i] = row < arguments.tile ? weights[row * heads + head] : -infinity();
       largest = fmaxf(largest, scores[i]);
     }
@@ -199,14 +218,14 @@ struct Block {
     f32 sum = 0.0f;
 #pragma unroll
     for (u32 i = 0; i < most; i++) {
-      const u32 row = lane_index() + i * warp_lanes;
+      const u32 row = lane + i * warp_lanes;
       const f32 weight = exp2f(scores[i] - shift);
       if (row < arguments.tile) weights[row * heads + head] = weight;
       sum = add_rn(sum, weight);
     }
     sum = warp_sum(sum);
     __syncwarp();  // all lanes have read what stands here
-    if (lane_index() == 0) {
+    if (lane == 0) {
       const f32 factor = exp2f(before.maximum - shift);
       scratch.chunk[head] = Total{maximum, fused_multiply_add(before.sum, factor, sum)};
       scratch.factors[head] = factor;
@@ -229,6 +248,7 @@ struct Block {
 
   // Adds the tile's values, weighted.
   DEVICE void add_values() {
+    const Share share = own_share();
     if (!share.is_there(arguments)) return;
 #pragma unroll
     for (u32 head = 0; head < heads; head++) {
@@ -277,6 +297,7 @@ struct Block {
   // Adds up the sums of all phases, in their order. The tile of values is free, and serves for as many
   // heads at a time as it has room for.
   DEVICE void finish_chunk(u32 chunk) {
+    const Share share = own_share();
     f32 *of_phases = reinterpret_cast<f32 *>(values);
     const u32 stride = arguments.phases * row_elements();  // of a head
     const u32 at_once = min(heads, arguments.tile_bytes / u32(stride * sizeof(f32)));
@@ -315,20 +336,20 @@ struct Block {
   }
 
   DEVICE void run() {
-    if (threadIdx.x == 0) scratch.places[0] = first_place(unit, blockIdx.z, arguments.tile);
+    if (threadIdx.x == 0) scratch.next = first_place(unit, blockIdx.z, arguments.tile);
     if (threadIdx.x < heads) scratch.before[threadIdx.x] = no_total();
     load_queries();
     __syncthreads();
-    find_keys(scratch.places[0]);
+    find_keys(scratch.next);
     __syncthreads();
     copy_keys();
     copy_values();
-    for (u32 turn = 0;; turn ^= 1) {
-      const Place &place = scratch.places[turn];
-      Place &next = scratch.places[turn ^ 1];
+    const Place &place = scratch.place, &next = scratch.next;
+#pragma unroll 1
+    for (;;) {
       cp_async_wait<1>();
       __syncthreads();  // the keys are there
-      if (threadIdx.x == 0) next = next_place(place, unit, arguments.tile);
+      if (threadIdx.x == 0) scratch.move_on(arguments.tile);
       score();
       __syncthreads();  // the scores and the next place are there, the keys are done with
       weigh();
@@ -354,24 +375,22 @@ DEVICE void attend(const AttentionArguments &arguments) {
   DYNAMIC_SHARED(unsigned char, shared);
   __shared__ AttentionScratch<heads> scratch;
   if (blockIdx.x >= count_rows(arguments.rows)) return;
-  // What all threads know is kept in shared memory: registers are for what each of them sums up.
   if (threadIdx.x == 0) scratch.unit = unit_of_block(arguments);
   __syncthreads();
   if (blockIdx.z >= scratch.unit.helpers) return;
   Block<Element, heads>(arguments, shared, scratch).run();
 }
 
-// By the elements of keys and values, and the most query heads of a group. The bounds are twice the
-// threads of a block: so two blocks' registers fit.
-KERNEL(256, attend_f32_1, AttentionArguments) { attend<f32, 1>(arguments); }
-KERNEL(256, attend_f32_2, AttentionArguments) { attend<f32, 2>(arguments); }
-KERNEL(256, attend_f32_4, AttentionArguments) { attend<f32, 4>(arguments); }
-KERNEL(256, attend_f32_8, AttentionArguments) { attend<f32, 8>(arguments); }
-KERNEL(256, attend_f16_1, AttentionArguments) { attend<f16, 1>(arguments); }
-KERNEL(256, attend_f16_2, AttentionArguments) { attend<f16, 2>(arguments); }
-KERNEL(256, attend_f16_4, AttentionArguments) { attend<f16, 4>(arguments); }
-KERNEL(512, attend_f16_8, AttentionArguments) { attend<f16, 8>(arguments); }
-KERNEL(256, attend_bf16_1, AttentionArguments) { attend<bf16, 1>(arguments); }
-KERNEL(256, attend_bf16_2, AttentionArguments) { attend<bf16, 2>(arguments); }
-KERNEL(256, attend_bf16_4, AttentionArguments) { attend<bf16, 4>(arguments); }
-KERNEL(512, attend_bf16_8, AttentionArguments) { attend<bf16, 8>(arguments); }
+// By the elements of keys and values, and the most query heads of a group.
+KERNEL_RESIDENT(attention_threads, 3, attend_f32_1, AttentionArguments) { attend<f32, 1>(arguments); }
+KERNEL_RESIDENT(attention_threads, 3, attend_f32_2, AttentionArguments) { attend<f32, 2>(arguments); }
+KERNEL_RESIDENT(attention_threads, 3, attend_f32_4, AttentionArguments) { attend<f32, 4>(arguments); }
+KERNEL_RESIDENT(attention_threads, 3, attend_f32_8, AttentionArguments) { attend<f32, 8>(arguments); }
+KERNEL_RESIDENT(attention_threads, 3, attend_f16_1, AttentionArguments) { attend<f16, 1>(arguments); }
+KERNEL_RESIDENT(attention_threads, 3, attend_f16_2, AttentionArguments) { attend<f16, 2>(arguments); }
+KERNEL_RESIDENT(attention_threads, 3, attend_f16_4, AttentionArguments) { attend<f16, 4>(arguments); }
+KERNEL_RESIDENT(attention_threads, 2, attend_f16_8, AttentionArguments) { attend<f16, 8>(arguments); }
+KERNEL_RESIDENT(attention_threads, 3, attend_bf16_1, AttentionArguments) { attend<bf16, 1>(arguments); }
+KERNEL_RESIDENT(attention_threads, 3, attend_bf16_2, AttentionArguments) { attend<bf16, 2>(arguments); }
+KERNEL_RESIDENT(attention_threads, 3, attend_bf16_4, AttentionArguments) { attend<bf16, 4>(arguments); }
+KERNEL_RESIDENT(attention_threads, 2, attend_bf16_8, AttentionArguments) { attend<bf16, 8>(arguments); }

@@ -229,17 +229,20 @@ DEVICE float4 quad_of(const uint4 &vector, u32 quad, f16) {
   return make_float4(f16_low(first), f16_high(first), f16_low(second), f16_high(second));
 }
 
-// What a thread copies and sums up of a tile: a vector of the rows phase, phase + phases and so on.
-struct Share {
-  u32 phase, vector;
+// What a thread does of each tile. It copies and sums up a vector of the rows phase, phase + phases and
+// so on. Of its first key and the others it multiplies the vectors part, part + parts and so on.
+struct alignas(8) Share {
+  u16 phase, vector;
+  u16 first_key, part;
 
   DEVICE bool is_there(const AttentionArguments &arguments) const {
     return phase < arguments.phases;
   }
 };
 
-DEVICE Share share_of_thread(const AttentionArguments &arguments) {
-  return Share{threadIdx.x / arguments.vectors, threadIdx.x % arguments.vectors};
+DEVICE Share share_of_thread(const AttentionArguments &arguments, u32 parts) {
+  return Share{u16(threadIdx.x / arguments.vectors), u16(threadIdx.x % arguments.vectors),
+               u16(threadIdx.x / parts), u16(threadIdx.x % parts)};
 }
 
 // Copies a vector of a row that cannot be copied as one; zeros where there is no row, and behind its

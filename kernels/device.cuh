@@ -48,6 +48,18 @@ typedef unsigned __int128 u128;  // NVRTC: --device-int128
 constexpr u32 warp_lanes = 32;
 constexpr u32 all_lanes = 0xffffffff;
 
+// threadIdx.x, read anew. What is computed from threadIdx.x the compiler moves out of loops and keeps, a
+// register for each; where a loop has none to spare, it is computed from this.
+DEVICE u32 thread_index() {
+#ifdef SIMT
+  return threadIdx.x;
+#else
+  u32 index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+#endif
+}
+
 DEVICE u32 lane_index() { return threadIdx.x % warp_lanes; }
 DEVICE u32 warp_index() { return threadIdx.x / warp_lanes; }
 

@@ -292,6 +292,7 @@ struct alignas(16) LawScratch {
   u32 keys[few];
   u64 of_warp[warps];
   Peaks peaks;
+  Law law;  // that is being found
   u64 above;
   u32 bucket;
   u32 count;
@@ -319,10 +320,11 @@ DEVICE u128 shuffle_up(u128 value, u32 distance) {
 // The sum of the values of the lanes up to this one.
 template <class Value>
 DEVICE Value warp_prefix(Value value) {
+  const u32 lane = thread_index() % warp_lanes;
 #pragma unroll
   for (u32 distance = 1; distance < warp_lanes; distance *= 2) {
     const Value below = shuffle_up(value, distance);
-    if (lane_index() >= distance) value += below;
+    if (lane >= distance) value += below;
   }
   return value;
 }
@@ -447,6 +449,7 @@ DEVICE bool find_bucket(u64 limit, LawScratch<threads> &scratch) {
   if (threadIdx.x == 0) scratch.bucket = buckets;
   __syncthreads();
   u64 above = prefix - mass;
+#pragma unroll 4
   for (u32 warp = 0; warp < warp_index(); warp++) above += scratch.of_warp[warp];
   if (above < limit && above + mass >= limit) {
     u32 i = 0;
@@ -498,8 +501,9 @@ DEVICE void note(u32 key, const Search &search, LawScratch<threads> &scratch) {
 // Goes over the slice. `weighs`: writes the sum of each tile and returns that of the slice, by
 // weights. `notes`: notes the keys that are searched for; the histogram was cleared.
 template <u32 threads>
-DEVICE u64 pass(const Row &row, const Slice &slice, Law law, bool weighs, bool notes, Search search,
+DEVICE u64 pass(const Row &row, const Slice &slice, bool weighs, bool notes, const Search &search,
                 LawScratch<threads> &scratch) {
+  const Law &law = scratch.law;
   u64 sum = 0;
 #pragma unroll 1
   for (u32 tile = slice.begin + warp_index(); tile < slice.end; tile += threads / warp_lanes) {
@@ -603,13 +607,13 @@ DEVICE void merge_histograms(const Team &team, LawScratch<threads> &scratch) {
 
 // Searches the row. By weights, the limit is that of top-p for the sum of the row. The team meets.
 template <u32 threads>
-DEVICE Boundary search_row(const Row &row, const Slice &slice, const Law &law, Search search,
-                           f32 top_p, Team &team, LawScratch<threads> &scratch) {
+DEVICE Boundary search_row(const Row &row, const Slice &slice, Search search, f32 top_p, Team &team,
+                           LawScratch<threads> &scratch) {
   bool weighs = search.measure == Measure::weight;
 #pragma unroll 1
   for (;;) {
     clear_histogram(scratch);
-    u64 sum = pass(row, slice, law, weighs, true, search, scratch);
+    u64 sum = pass(row, slice, weighs, true, search, scratch);
     const u32 count = tell_keys(team, sum, scratch);
     if (weighs) search.limit = top_p_limit(top_p, sum);
     weighs = false;
@@ -706,12 +710,11 @@ DEVICE Search search_of_top_k(u32 k, LawScratch<threads> &scratch) {
 
 // The search for the least relative weight that top-p keeps.
 template <u32 threads>
-DEVICE Search search_of_top_p(f32 top_p, u32 columns, const Law &law,
-                              LawScratch<threads> &scratch) {
+DEVICE Search search_of_top_p(f32 top_p, u32 columns, LawScratch<threads> &scratch) {
   const Peaks &peaks = scratch.peaks;
   u64 of_peaks = 0;
   for (u32 tile = threadIdx.x; tile < peaks.tiles; tile += threads) {
-    of_peaks += whole(relative(peaks.of_tile[tile], law));
+    of_peaks += whole(relative(peaks.of_tile[tile], scratch.law));
   }
   of_peaks = sum_of_warps(shuffle(warp_prefix(of_peaks), warp_lanes - 1), scratch);
   // The weights below `cut` cannot sum to more than what top-p leaves out, as the peaks alone weigh
@@ -748,31 +751,37 @@ DEVICE Weighed weigh_certain(u32 certain, const Slice &slice, u32 column) {
 template <u32 threads>
 DEVICE Weighed weigh(const Row &row, const Slice &slice, const Parameters &parameters, u32 column,
                      Team &team, LawScratch<threads> &scratch) {
-  Law law = unfiltered(from_order(scratch.peaks.highest), parameters.temperature);
-  f32 least = 0.0f;
+  if (threadIdx.x == 0) {
+    scratch.law = unfiltered(from_order(scratch.peaks.highest), parameters.temperature);
+  }
+  __syncthreads();
 #pragma unroll 1
   for (u32 filter = 0; filter < 2; filter++) {
     const bool is_top_k = filter == 0;
     const u32 k = u32(max(parameters.top_k, 0));
     if (is_top_k ? k == 0 || k >= row.columns : !(parameters.top_p < 1.0f)) continue;
-    const Search search =
-        is_top_k ? search_of_top_k(k, scratch)
-                 : search_of_top_p(parameters.top_p, row.columns, law, scratch);
-    const Boundary found = search_row(row, slice, law, search, parameters.top_p, team, scratch);
-    if (!found.is_there) continue;
-    if (is_top_k) {
-      law.floor = fmaxf(law.floor, from_order(found.key));
-    } else {
-      least = __uint_as_float(found.key);
+    const Search search = is_top_k ? search_of_top_k(k, scratch)
+                                   : search_of_top_p(parameters.top_p, row.columns, scratch);
+    const Boundary found = search_row(row, slice, search, parameters.top_p, team, scratch);
+    if (found.is_there && threadIdx.x == 0) {
+      if (is_top_k) {
+        scratch.law.floor = fmaxf(scratch.law.floor, from_order(found.key));
+      } else {
+        scratch.law.least = __uint_as_float(found.key);
+      }
     }
+    __syncthreads();
   }
   // Min-p leaves tokens out only after top-p has taken its share of the sum.
-  if (parameters.min_p > 0.0f) {
-    least = fmaxf(least, multiply_rn(fminf(parameters.min_p, 1.0f), largest_weight));
+  if (threadIdx.x == 0 && parameters.min_p > 0.0f) {
+    const f32 least = multiply_rn(fminf(parameters.min_p, 1.0f), largest_weight);
+    scratch.law.least = fmaxf(scratch.law.least, least);
   }
-  law.least = least;
+  __syncthreads();
   const Search none{Measure::weight, Keys{0, 0, 0}, 0};
-  law.sum = pass(row, slice, law, true, false, none, scratch);
+  const u64 sum = pass(row, slice, true, false, none, scratch);
+  Law law = scratch.law;
+  law.sum = sum;
   u64 weight = 0;
   if (column < row.columns && slice.has(column)) {
     weight = weight_of(law, candidate_at(row, column), column);
@@ -814,26 +823,30 @@ DEVICE u32 seek(const Value *values, u32 count, Value &target) {
 }
 
 // The column of a tile that `target` falls on, for a warp, given the weight of each column;
-// no_column if they do not exceed it.
+// no_column if they do not exceed it. What `weight` needs of shared memory is read anew for each column:
+// the barriers see to that, as there are no registers to keep it.
 template <class Value, class Weight>
 DEVICE u32 seek_in_tile(u32 tile, Value target, Weight weight) {
   const u32 first = tile * tile_logits + lane_index() * lane_logits;
   Value sum = 0;
 #pragma unroll 1
-  for (u32 i = 0; i < lane_logits; i++) sum += weight(first + i);
+  for (u32 i = 0; i < lane_logits; i++) {
+    __syncwarp();
+    sum += weight(first + i);
+  }
   const Value prefix = warp_prefix(sum);
   const u32 lanes = __ballot_sync(all_lanes, target < prefix);
   if (lanes == 0) return no_column;
+  // Each lane looks among its own columns, and the first of those lanes is right.
+  target -= prefix - sum;
   u32 column = first;
-  if (lane_index() == u32(__ffs(lanes)) - 1) {
-    target -= prefix - sum;
 #pragma unroll 1
-    for (u32 i = 0; i + 1 < lane_logits; i++) {
-      const Value own = weight(column);
-      if (target < own) break;
-      target -= own;
-      column++;
-    }
+  for (u32 i = 0; i + 1 < lane_logits; i++) {
+    __syncwarp();
+    const Value own = weight(first + i);
+    if (column != first + i || target < own) continue;
+    target -= own;
+    column++;
   }
   return shuffle(column, __ffs(lanes) - 1);
 }

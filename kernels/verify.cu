@@ -630,11 +630,13 @@ DEVICE void scatter_overlaps(Work &work) {
   }
 }
 
-// The sum of min(p, q) over a tile of the vocabulary that is the same tile of q's row; for a warp.
+// The sum of min(p, q) over a tile of the vocabulary that is the same tile of q's row; for a warp. The
+// barriers are as in seek_in_tile.
 DEVICE u128 tile_overlap(const Work &work, u32 tile) {
   u128 sum = 0;
 #pragma unroll 1
   for (u32 i = 0; i < lane_logits; i++) {
+    __syncwarp();
     const u32 column = tile * tile_logits + i * warp_lanes + lane_index();
     const u64 ours = weight_of(work.p.law, candidate_at(work.target, column), column);
     const u64 theirs = weight_of(work.q.law, candidate_at(work.candidates, column), column);
@@ -930,8 +932,9 @@ DEVICE bool decide_node(const VerifyArguments &arguments, Work &work) {
   return settle(arguments, work.node.index, work.node.node, outcome, rows);
 }
 
-// `teams` teams of `team_size` blocks, all of them resident. A team has a row at a time.
-KERNEL(rows_threads, verify_rows, VerifyArguments) {
+// `teams` teams of `team_size` blocks, all of them resident. A team has a row at a time. The registers of
+// two blocks fit a multiprocessor: what all threads of a block know stays in its shared memory.
+KERNEL_RESIDENT(rows_threads, 2, verify_rows, VerifyArguments) {
   __shared__ Work work;
   DYNAMIC_SHARED(u8, memory);
   const u32 nodes = nodes_of(arguments), team = blockIdx.x / arguments.team_size;

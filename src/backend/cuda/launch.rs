@@ -53,7 +53,7 @@ kernels! {
     /// Attention over keys and values in F16, for groups of up to 4 heads.
     AttendF16By4: "attention", "attend_f16_4", 256, Large;
     /// Attention over keys and values in F16, for groups of up to 8 heads.
-    AttendF16By8: "attention", "attend_f16_8", 512, Large;
+    AttendF16By8: "attention", "attend_f16_8", 256, Large;
     /// Attention over keys and values in BF16, for groups of one head.
     AttendBf16By1: "attention", "attend_bf16_1", 256, Large;
     /// Attention over keys and values in BF16, for groups of up to 2 heads.
@@ -61,7 +61,7 @@ kernels! {
     /// Attention over keys and values in BF16, for groups of up to 4 heads.
     AttendBf16By4: "attention", "attend_bf16_4", 256, Large;
     /// Attention over keys and values in BF16, for groups of up to 8 heads.
-    AttendBf16By8: "attention", "attend_bf16_8", 512, Large;
+    AttendBf16By8: "attention", "attend_bf16_8", 256, Large;
     /// The host's features side by side.
     GatherFeatures: "features", "gather_features", 256, Small;
     /// The norm of all features together.
