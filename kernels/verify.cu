@@ -874,21 +874,21 @@ DEVICE Choice decide(const VerifyArguments &arguments, Work &work) {
   return choose(arguments, work);
 }
 
-// A node, as the plan has it.
-DEVICE Node make_node(const VerifyArguments &arguments, const Sequence &sequence, u32 index,
-                      u32 place) {
-  Node node{index, place, nothing, no_column, 0, 0};
-  if (place < u32(sequence.num_drafts)) {
-    const i32 draft = arguments.drafts[u64(index) * arguments.max_drafts + place];
+// Adds to a node's place what the plan has of it.
+DEVICE void fill_node(const VerifyArguments &arguments, const Sequence &sequence, Node &node) {
+  node.proposal = nothing;
+  node.token = no_column;
+  node.test = node.emission = 0;
+  if (node.node < u32(sequence.num_drafts)) {
+    const i32 draft = arguments.drafts[u64(node.index) * arguments.max_drafts + node.node];
     node.proposal = draft < 0 ? struck_out : given;
     if (draft >= 0) node.token = u32(draft);
   }
   if (!is_greedy(sequence.target)) {
-    const u64 *numbers = arguments.numbers + (u64(index) * nodes_of(arguments) + place) * 2;
+    const u64 *numbers = arguments.numbers + (u64(node.index) * nodes_of(arguments) + node.node) * 2;
     node.test = numbers[0];
     node.emission = numbers[1];
   }
-  return node;
 }
 
 // Carves what the block works with from its shared memory and its team's workspace.
@@ -919,7 +919,7 @@ DEVICE void carve(const VerifyArguments &arguments, u8 *memory, Work &work) {
 DEVICE bool decide_node(const VerifyArguments &arguments, Work &work) {
   if (threadIdx.x == 0) {
     const Sequence &sequence = arguments.sequences[work.node.index];
-    work.node = make_node(arguments, sequence, work.node.index, work.node.node);
+    fill_node(arguments, sequence, work.node);
     work.whole = target_row(arguments, sequence, work.node.node);
   }
   __syncthreads();
