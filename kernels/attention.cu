@@ -16,9 +16,9 @@ struct AttentionScratch {
   Place place, next;                // a tile, and the one after it
   Share shares[attention_threads];  // what each thread does
   u64 addresses[largest_tile];      // of the keys of a tile; 0 where a position is not seen
-  f32 factors[heads];               // what turns sums before a tile to its maximum
   Total chunk[heads];               // of the chunk so far
   Total before[heads];              // of the chunks before
+  f32 factors[heads];               // what turns sums before a tile to its maximum
 
   // By one thread.
   DEVICE void move_on(u32 tile) {

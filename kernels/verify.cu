@@ -878,14 +878,14 @@ DEVICE Choice decide(const VerifyArguments &arguments, Work &work) {
 DEVICE void fill_node(const VerifyArguments &arguments, const Sequence &sequence, Node &node) {
   node.proposal = nothing;
   node.token = no_column;
+  node.test = node.emission = 0;
   if (node.node < u32(sequence.num_drafts)) {
     const i32 draft = arguments.drafts[u64(node.index) * arguments.max_drafts + node.node];
     node.proposal = draft < 0 ? struck_out : given;
     if (draft >= 0) node.token = u32(draft);
   }
   if (!is_greedy(sequence.target)) {
-    const u64 *numbers =
-        arguments.numbers + (u64(node.index) * nodes_of(arguments) + node.node) * 2;
+    const u64 *numbers = arguments.numbers + (u64(node.index) * nodes_of(arguments) + node.node) * 2;
     node.test = numbers[0];
     node.emission = numbers[1];
   }

@@ -280,7 +280,8 @@ fn assert_current_stays(name: &str, current: driver::CUcontext) {
     let wrong = spec_draft_args { num_rows: -1, ..prepared.args };
     let stream = fixture.session.stream.handle();
     let (mut context, mut model, mut session) = (null_mut(), null_mut(), null_mut());
-    let verify = spec_verify_args::blank();
+    let logits = Matrix::filled(8, VOCABULARY, Dtype::F32, 0.0);
+    let verify = spec_verify_args { logits: logits.tensor(), ..Versioned::blank() };
     let wrong_verify = spec_verify_args { num_sequences: -1, ..verify };
     let mut needs = spec_session_requirements::blank();
     let (nothing, size) = (null_mut::<spec_error>(), &mut 0);
@@ -525,8 +526,9 @@ fn kernels() -> Vec<String> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(directory).expect("the kernels") {
         let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("a text");
-        for definition in text.lines().filter_map(|line| line.strip_prefix("KERNEL(")) {
-            let name = definition.split(',').nth(1).expect("threads, name, arguments");
+        for definition in text.lines().filter_map(|line| line.strip_prefix("KERNEL")) {
+            let (arguments, _) = definition.split_once(')').expect("the end of the arguments");
+            let name = arguments.rsplit(',').nth(1).expect("the name, then the arguments' type");
             names.push(name.trim().to_owned());
         }
     }
