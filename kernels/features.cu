@@ -7,13 +7,11 @@ constexpr u32 max_features = 64;  // of a launch
 struct Feature {
   u64 address;
   u64 row_stride;
-  u64 gain;  // 0: all ones
-  u32 gain_dtype;
+  Norm norm;
   u32 dtype;
   u32 columns;
   u32 first_column;  // in the output
-  f32 epsilon;
-  u32 is_normed;
+  u32 padding;
 };
 
 struct FeaturesArguments {
@@ -25,7 +23,7 @@ struct FeaturesArguments {
   u32 padding;
   Feature features[max_features];
 };
-static_assert(sizeof(FeaturesArguments) == 3168, "as in src/backend/cuda/features.rs");
+static_assert(sizeof(FeaturesArguments) == 4704, "as in src/backend/cuda/features.rs");
 
 // Each block has one row of one feature.
 KERNEL(256, gather_features, FeaturesArguments) {
@@ -35,29 +33,7 @@ KERNEL(256, gather_features, FeaturesArguments) {
   const u64 source = u64(reinterpret_cast<const i32 *>(arguments.source)[row]);
   const u64 from = feature.address + source * feature.row_stride * dtype_bytes(feature.dtype);
   f32 *to = f32_row(arguments.output, row) + feature.first_column;
-  const bool from_vectors = has_vectors(from, columns), to_vectors = has_vectors(u64(to), columns);
-  f32 squares = 0.0f;
-  for (u32 column = threadIdx.x * piece_elements; column < columns;
-       column += product_threads * piece_elements) {
-    f32 values[piece_elements];
-    widen(values, load_piece(from, feature.dtype, from_vectors, column, columns));
-    squares = add_squares(squares, values);
-    store_piece(to + column, to_vectors, columns - column, values);
-  }
-  if (!feature.is_normed) return;
-  const f32 factor = inverse_rms(block_sum<product_threads>(squares), columns, feature.epsilon);
-  const Gain gain = {feature.gain, feature.gain_dtype, has_vectors(feature.gain, columns)};
-  for (u32 column = threadIdx.x * piece_elements; column < columns;
-       column += product_threads * piece_elements) {
-    f32 values[piece_elements], gains[piece_elements];
-    widen(values, load_piece(u64(to), dtype_f32, to_vectors, column, columns));
-    widen(gains, gain.load(column, columns));
-#pragma unroll
-    for (u32 i = 0; i < piece_elements; i++) {
-      values[i] = multiply_rn(multiply_rn(values[i], factor), gains[i]);
-    }
-    store_piece(to + column, to_vectors, columns - column, values);
-  }
+  widen_normed(from, feature.dtype, has_vectors(from, columns), columns, feature.norm, to);
 }
 
 // The norm of all features of a row together, in place.

@@ -214,7 +214,8 @@ DEVICE ScratchRows scratch_rows(const Matrix &matrix, u32 first) {
                      Kind::vectors || vectors};
 }
 
-// A norm of rows; the gain of all ones where there is no weight.
+// A norm of rows; the gain of all ones where there is no weight. Where epsilon is negative, rows are not
+// normed at all.
 struct Norm {
   Matrix weight;
   f32 epsilon;
@@ -242,6 +243,7 @@ DEVICE Gain gain_of(const Norm &norm) {
 }
 
 DEVICE f32 inverse_rms(f32 squares, u32 columns, f32 epsilon) {
+  if (epsilon < 0.0f) return 1.0f;
   return divide_rn(1.0f, __fsqrt_rn(add_rn(divide_rn(squares, f32(columns)), epsilon)));
 }
 
@@ -326,6 +328,33 @@ DEVICE void norm_in_place(const Matrix &matrix, u32 row, const Matrix &gain, f32
   f32 *values = f32_row(matrix, row);
   for (u32 column = threadIdx.x; column < matrix.columns; column += product_threads) {
     values[column] = multiply_rn(multiply_rn(values[column], factor), element_or(gain, column, 1.0f));
+  }
+}
+
+// Writes a row of any type as f32, normed, by all threads of the block.
+DEVICE void widen_normed(u64 from, u32 dtype, bool from_vectors, u32 columns, const Norm &norm, f32 *to) {
+  const bool to_vectors = has_vectors(u64(to), columns);
+  f32 squares = 0.0f;
+  for (u32 column = threadIdx.x * piece_elements; column < columns;
+       column += product_threads * piece_elements) {
+    f32 values[piece_elements];
+    widen(values, load_piece(from, dtype, from_vectors, column, columns));
+    squares = add_squares(squares, values);
+    store_piece(to + column, to_vectors, columns - column, values);
+  }
+  if (norm.epsilon < 0.0f) return;
+  const f32 factor = inverse_rms(block_sum<product_threads>(squares), columns, norm.epsilon);
+  const Gain gain = {norm.weight.address, norm.weight.dtype, has_vectors(norm.weight.address, columns)};
+  for (u32 column = threadIdx.x * piece_elements; column < columns;
+       column += product_threads * piece_elements) {
+    f32 values[piece_elements], gains[piece_elements];
+    widen(values, load_piece(u64(to), dtype_f32, to_vectors, column, columns));
+    widen(gains, gain.load(column, columns));
+#pragma unroll
+    for (u32 i = 0; i < piece_elements; i++) {
+      values[i] = multiply_rn(multiply_rn(values[i], factor), gains[i]);
+    }
+    store_piece(to + column, to_vectors, columns - column, values);
   }
 }
 

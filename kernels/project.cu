@@ -3,18 +3,7 @@
 //
 // With few rows this is one launch. Each block has a few rows of one head's weights, and the last block
 // of a head finishes it. With many rows the products come first and the heads in a second launch.
-#include "products.cuh"
-
-constexpr u32 max_row_segments = 16;
-
-// The half of the first layer's input that comes from the token.
-struct Embedding {
-  Matrix segments[max_row_segments];
-  Matrix given;  // rows of the host, for rows without a token
-  Norm norm;
-  u32 num_segments;  // 0: there is no such half
-  u32 padding;
-};
+#include "embedding.cuh"
 
 // The map to the heads of queries, keys or values.
 struct HeadMap {
@@ -66,18 +55,10 @@ struct ProjectArguments {
   u32 most_last_blocks;
   u32 padding;
 };
-static_assert(sizeof(Embedding) == 592 && sizeof(HeadMap) == 144, "as in src/backend/cuda/project.rs");
+static_assert(sizeof(HeadMap) == 144, "as in src/backend/cuda/project.rs");
 static_assert(sizeof(ProjectArguments) == 1304, "as in src/backend/cuda/project.rs");
 
-DEVICE i32 entry(u64 array, u64 index) { return reinterpret_cast<const i32 *>(array)[index]; }
-
 // ---- The input -----------------------------------------------------------------------------------
-
-struct InputRow {
-  u64 address;
-  u32 dtype;
-  u32 vectors;
-};
 
 template <u32 rows>
 struct InputRows {
@@ -88,23 +69,6 @@ struct InputRows {
     return load_piece(input.address, input.dtype, input.vectors, column, end);
   }
 };
-
-DEVICE u64 segment_row(const Embedding &embedding, u32 row) {
-  u32 segment = 0;
-  while (segment + 1 < embedding.num_segments && row >= embedding.segments[segment].rows) {
-    row -= embedding.segments[segment].rows;
-    segment++;
-  }
-  return row_address(embedding.segments[segment], row);
-}
-
-DEVICE InputRow embedded_row(const Embedding &embedding, i32 token, u32 columns) {
-  const bool is_token = token >= 0;
-  const u64 address = is_token ? segment_row(embedding, u32(token))
-                               : row_address(embedding.given, u32(-1 - token));
-  const u32 dtype = is_token ? embedding.segments[0].dtype : embedding.given.dtype;
-  return InputRow{address, dtype, has_vectors(address, columns)};
-}
 
 DEVICE Norms norms_of(const ProjectArguments &arguments) {
   const bool has_embedding = arguments.embedding.num_segments > 0;

@@ -178,24 +178,12 @@ fn next_rows(end: &mut usize, random: &mut Random) -> Range<usize> {
     start..*end
 }
 
-/// The checkpoints of the reference data that the library supports.
-fn supported_cases() -> Vec<Case> {
-    let mut cases = golden::cases();
-    cases.retain(|case| {
-        let kind = CString::new(case.kind.as_str()).expect("a kind");
-        // SAFETY: a string that ends with NUL.
-        unsafe { spec_feature(kind.as_ptr()) == 1 }
-    });
-    assert!(!cases.is_empty(), "no case under {}", golden::root().display());
-    cases
-}
-
 #[test]
 fn recorded_checkpoints_draft_the_same_on_both_devices() {
     if !device::is_cuda_or_skipped() {
         return;
     }
-    for case in supported_cases() {
+    for case in golden::supported_cases() {
         compare_drafts(&case.name, &case.directory, Some(&case.target), 12);
     }
 }

@@ -533,7 +533,7 @@ impl GateCase {
         let phase = GateUp {
             rows: self.rows.lend(&mut place),
             hidden: place.matrix(&self.hidden),
-            norm: place.norm(&self.gain),
+            norm: Some(place.norm(&self.gain)),
             gate: place.linear(&self.gate.0, &self.gate.1),
             up: place.linear(&self.up.0, &self.up.1),
             activation: self.activation,
@@ -733,7 +733,7 @@ impl ProjectCase {
         let phase = Project {
             rows: self.rows.lend(&mut place),
             hidden: place.matrix(&self.hidden),
-            norm: place.norm(&self.gain),
+            norm: Some(place.norm(&self.gain)),
             residual_is_normed: self.residual_is_normed,
             embedding: embedding.as_ref().map(|(segments, embeddings, norm)| EmbeddingInput {
                 table: RowSegments { segments },
@@ -1044,7 +1044,7 @@ impl ProposeCase {
             step: self.step,
             batch,
             hidden: place.matrix(&self.hidden),
-            norm: place.norm(&self.gain),
+            norm: Some(place.norm(&self.gain)),
             feed_back_normed: self.feed_back_normed,
             head: RowSegments { segments: &head },
             target_ids: self.target_ids.as_ref().map(|ids| place.array(ids)),

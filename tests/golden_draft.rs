@@ -11,7 +11,6 @@ use host::target::{Position, Target};
 use host::verify::{Decisions, VerifyCall};
 use host::{Context, Model, Session, session_options};
 use speculators::capi::*;
-use std::ffi::CString;
 use std::path::Path;
 
 /// Below this lead of the best logit, another order of summation may choose another token.
@@ -33,33 +32,11 @@ struct Stage {
     scripts: Vec<(String, Script)>,
 }
 
-/// The cases of kinds that the library supports.
-fn supported_cases() -> Vec<Case> {
-    let cases = golden::cases();
-    assert!(!cases.is_empty(), "no case under {}", golden::root().display());
-    let supported: Vec<Case> = cases.into_iter().filter(is_supported).collect();
-    assert!(!supported.is_empty(), "the library supports none of the cases");
-    supported
-}
-
-/// Whether the library has the kind; then it must be able to load every checkpoint of that kind.
-fn is_supported(case: &Case) -> bool {
-    let kind = CString::new(case.kind.as_str()).expect("a kind");
-    // SAFETY: a string that ends with NUL.
-    if unsafe { spec_feature(kind.as_ptr()) } == 0 {
-        return false;
-    }
-    let description = host::inspect(&case.directory).expect("a description");
-    assert_eq!(description["kind"], case.kind.as_str(), "{}", case.name);
-    assert_eq!(description["supported"], true, "{}: {}", case.name, description["reason"]);
-    true
-}
-
 impl Stage {
     fn new(case: Case) -> Self {
         let context = Context::with_threads(1);
-        let model = Model::load(&context, &case.directory, Some(&case.target))
-            .unwrap_or_else(|failure| panic!("{}: {failure:?}", case.name));
+        let model =
+            case.load(&context).unwrap_or_else(|failure| panic!("{}: {failure:?}", case.name));
         let record = case.record();
         let prompts = record.runs.iter().flat_map(|run| &run.generations);
         let mut names: Vec<&str> = prompts.map(|generation| generation.prompt.as_str()).collect();
@@ -188,7 +165,7 @@ fn assert_close(what: &str, ours: &[f32], theirs: &[f32]) {
 /// Runs a comparison of each supported case and sees to it that every one of them counts.
 fn for_each_case(compare: impl Fn(&Stage) -> Coverage) -> Coverage {
     let mut all = Coverage::default();
-    for case in supported_cases() {
+    for case in golden::supported_cases() {
         let stage = Stage::new(case);
         let coverage = compare(&stage);
         assert!(coverage.compared > 0, "{}: nothing was compared", stage.case.name);
@@ -360,7 +337,7 @@ fn drafts_are_compared_after_prefill_and_after_no_some_and_full_acceptance() {
         return;
     }
     let mut seen = std::collections::BTreeSet::new();
-    for case in supported_cases() {
+    for case in golden::supported_cases() {
         let record = case.record();
         let generations = record.runs.iter().flat_map(|run| &run.generations);
         let proposals = generations.flat_map(|generation| &generation.trace);
@@ -593,7 +570,8 @@ fn the_target_of_the_tests_computes_the_recorded_activations() {
     if !device::is_cpu_or_skipped("the target is always on the CPU") {
         return;
     }
-    let mut targets: Vec<_> = supported_cases().into_iter().map(|case| case.target).collect();
+    let mut targets: Vec<_> =
+        golden::supported_cases().into_iter().map(|case| case.target).collect();
     targets.sort();
     targets.dedup();
     for directory in targets {

@@ -9,8 +9,8 @@ pub mod verify;
 use crate::error::Result;
 use crate::tensor::{Dtype, Matrix, Span};
 use phases::{
-    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, GateUp, Gather, KvPool,
-    Limits, Plan, Project, Propose,
+    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateUp,
+    Gather, KvPool, Limits, Plan, Project, Propose,
 };
 use std::any::Any;
 use std::ffi::CStr;
@@ -147,6 +147,9 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// Features to hidden state.
     fn fuse_features(&self, stream: Stream, phase: &FuseFeatures<'_>) -> Result<()>;
+
+    /// Token and hidden state to hidden state.
+    fn fuse_token(&self, stream: Stream, phase: &FuseToken<'_>) -> Result<()>;
 
     /// Norm, query / key / value maps, rotary embedding, append.
     fn project(&self, stream: Stream, phase: &Project<'_>) -> Result<()>;

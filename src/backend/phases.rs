@@ -247,6 +247,35 @@ pub struct FuseFeatures<'a> {
     pub hidden: Matrix,
 }
 
+/// Where the hidden state of rows comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum HiddenSource {
+    /// A feature of the host, of which a row has the row `source`.
+    Feature(Matrix),
+    /// The rows themselves, one for each.
+    Rows(Matrix),
+}
+
+/// Token and hidden state to hidden state: norms, the embedding and the hidden state side by side,
+/// linear map.
+#[derive(Clone, Copy, Debug)]
+pub struct FuseToken<'a> {
+    /// The rows.
+    pub rows: Rows,
+    /// The half that comes from the token.
+    pub embedding: EmbeddingInput<'a>,
+    /// The other half.
+    pub from: HiddenSource,
+    /// Its norm.
+    pub norm: Option<Norm>,
+    /// The map.
+    pub linear: Linear,
+    /// Scratch for both halves.
+    pub input: Matrix,
+    /// The hidden state, written; it may be what the rows come from.
+    pub hidden: Matrix,
+}
+
 /// The rotary embedding's tables.
 #[derive(Clone, Copy, Debug)]
 pub struct Rotary {
@@ -267,7 +296,7 @@ pub struct RowSegments<'a> {
     pub segments: &'a [Matrix],
 }
 
-/// The half of the first layer's input that comes from the embedded token.
+/// The half of an input that comes from the embedded token.
 #[derive(Clone, Copy, Debug)]
 pub struct EmbeddingInput<'a> {
     /// The embedding table.
@@ -275,7 +304,7 @@ pub struct EmbeddingInput<'a> {
     /// The host's embeddings, for rows without a token.
     pub embeddings: Option<Matrix>,
     /// The norm of this half.
-    pub norm: Norm,
+    pub norm: Option<Norm>,
 }
 
 /// The query half of an attention's projections.
@@ -323,7 +352,7 @@ pub struct Project<'a> {
     /// The residual stream.
     pub hidden: Matrix,
     /// Its norm.
-    pub norm: Norm,
+    pub norm: Option<Norm>,
     /// Whether the residual stream goes on as its normed form (not where only keys and values are
     /// asked for).
     pub residual_is_normed: bool,
@@ -456,7 +485,7 @@ pub struct Propose<'a> {
     /// The residual stream.
     pub hidden: Matrix,
     /// Its norm.
-    pub norm: Norm,
+    pub norm: Option<Norm>,
     /// Whether the next step continues from the normed form.
     pub feed_back_normed: bool,
     /// The rows of the head.

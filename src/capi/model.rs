@@ -4,8 +4,8 @@ use super::boundary::{self, Handle, borrow, call, hand_out, write_text};
 use super::context::spec_context;
 use super::tensors::{self, Home};
 use super::types::{
-    SPEC_MODEL_MAP_FILES, SPEC_STAGE_LAYER_INPUT, spec_error, spec_feature_layer, spec_model_info,
-    spec_model_options, spec_status,
+    SPEC_MODEL_MAP_FILES, SPEC_STAGE_FINAL_NORM, SPEC_STAGE_LAYER_INPUT, spec_error,
+    spec_feature_layer, spec_model_info, spec_model_options, spec_status,
 };
 use crate::error::{Error, Result};
 use crate::model::{FeatureStage, Lent, LoadOptions, Model};
@@ -104,6 +104,7 @@ unsafe fn load(
         layer: feature.layer,
         stage: match feature.stage {
             FeatureStage::LayerInput => SPEC_STAGE_LAYER_INPUT,
+            FeatureStage::FinalNorm => SPEC_STAGE_FINAL_NORM,
         },
         width: feature.width as i32,
         reserved: 0,

@@ -272,8 +272,8 @@ pub struct spec_model_options {
 /// norm; the number of layers stands for the stream that leaves the last one, before the final
 /// norm.
 pub const SPEC_STAGE_LAYER_INPUT: i32 = 0;
-/// `spec_feature_layer.stage`: the output of the target's final norm, which its head reads. No
-/// kind of speculator of this version asks for it.
+/// `spec_feature_layer.stage`: the output of the target's final norm, which its head reads; `layer` is
+/// 0.
 pub const SPEC_STAGE_FINAL_NORM: i32 = 1;
 
 /// A hidden state of the target that a speculator reads. The struct never grows.

@@ -25,7 +25,8 @@ pub extern "C" fn spec_version() -> *const c_char {
 }
 
 /// The features of this build that hosts can ask for by name.
-const FEATURES: [&str; 5] = ["cpu", "cuda", "eagle3", "verify.chain", "draft.sampling"];
+const FEATURES: [&str; 7] =
+    ["cpu", "cuda", "eagle", "eagle3", "mtp", "verify.chain", "draft.sampling"];
 
 /// Says whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
 ///

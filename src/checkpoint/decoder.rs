@@ -24,13 +24,13 @@ pub enum Activation {
     Relu,
 }
 
-/// A decoder layer. Layer 0 attends to the normed embedding and the normed hidden state side by
-/// side, the embedding first; the others to their normed input.
+/// A decoder layer. It attends to its normed input; layer 0 of EAGLE-3 to the normed embedding and the
+/// normed hidden state side by side, the embedding first.
 #[derive(Clone, Debug)]
 pub struct DecoderLayer {
-    /// The norm of the embedding in layer 0, of the residual stream in the others.
-    pub input_norm: Tensor,
-    /// The norm of the hidden state: in layer 0 only.
+    /// The norm of what it attends to, if there is one: where that is two, of the embedding.
+    pub input_norm: Option<Tensor>,
+    /// The norm of the hidden state, where the layer attends to an embedding, too.
     pub hidden_norm: Option<Tensor>,
     /// The projection to queries.
     pub query: Linear,
@@ -85,7 +85,7 @@ impl Family {
 }
 
 /// The family that a drafter's settings, or else its tensors, tell.
-pub(super) fn family(layer: &mut Settings, weights: &Weights) -> Result<Family> {
+pub(super) fn family(layer: &mut Settings, weights: &Weights, prefix: &str) -> Result<Family> {
     match layer.text("model_type")? {
         Some("llama") => Ok(Family::Llama),
         Some("qwen3") => Ok(Family::Qwen3),
@@ -94,7 +94,7 @@ pub(super) fn family(layer: &mut Settings, weights: &Weights) -> Result<Family> 
             let text = format!("{path}: expected \"llama\" or \"qwen3\", found {other:?}");
             Err(Error::unsupported(format!("{file}: {text}")))
         }
-        None if weights.peek("layers.0.self_attn.q_norm.weight").is_some() => {
+        None if weights.peek(&format!("{prefix}self_attn.q_norm.weight")).is_some() => {
             layer.assume("model_type", "qwen3");
             Ok(Family::Qwen3)
         }
@@ -118,22 +118,15 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
+    /// The sizes of a drafter whose first layer's tensors begin with `prefix`, and which drafts all tokens.
     pub(super) fn read(
-        top: &mut Settings,
         layer: &mut Settings,
         family: Family,
         weights: &Weights,
+        prefix: &str,
     ) -> Result<Self> {
         let defaults = family.defaults();
         let vocabulary = layer.integer_or("vocab_size", 1..=MOST_TOKENS, defaults.vocabulary)?;
-        let rows_of = |name: &str| weights.peek(name)?.shape().first().copied();
-        let draft_vocabulary = match top.integer("draft_vocab_size", 1..=vocabulary)? {
-            Some(draft) => draft,
-            None => {
-                let stored = rows_of("lm_head.weight").unwrap_or(32_000);
-                top.assume("draft_vocab_size", stored.clamp(1, vocabulary))
-            }
-        };
         let heads = layer.integer_or("num_attention_heads", 1..=WIDEST, 32)?;
         let hidden = layer.integer_or("hidden_size", 1..=WIDEST, 4096)?;
         let kv_heads = match layer.integer("num_key_value_heads", 1..=heads)? {
@@ -147,7 +140,8 @@ impl Sizes {
             Some(head_dim) => head_dim,
             // The stored projection knows better than the ratio of the sizes.
             None => {
-                let rows = rows_of("layers.0.self_attn.q_proj.weight").unwrap_or(hidden);
+                let stored = rows_of(weights, &format!("{prefix}self_attn.q_proj.weight"));
+                let rows = stored.unwrap_or(hidden);
                 layer.assume("head_dim", rows / heads)
             }
         };
@@ -163,7 +157,7 @@ impl Sizes {
         };
         Ok(Self {
             vocabulary,
-            draft_vocabulary,
+            draft_vocabulary: vocabulary,
             hidden,
             intermediate,
             heads,
@@ -172,6 +166,26 @@ impl Sizes {
             layers,
         })
     }
+
+    /// These sizes with the number of tokens that can be drafted, as settings or the stored head tell.
+    pub(super) fn of_reduced_vocabulary(
+        self,
+        top: &mut Settings,
+        weights: &Weights,
+    ) -> Result<Self> {
+        let draft_vocabulary = match top.integer("draft_vocab_size", 1..=self.vocabulary)? {
+            Some(draft) => draft,
+            None => {
+                let stored = rows_of(weights, "lm_head.weight").unwrap_or(32_000);
+                top.assume("draft_vocab_size", stored.clamp(1, self.vocabulary))
+            }
+        };
+        Ok(Self { draft_vocabulary, ..self })
+    }
+}
+
+fn rows_of(weights: &Weights, name: &str) -> Option<usize> {
+    weights.peek(name)?.shape().first().copied()
 }
 
 /// The activation of the MLPs.
@@ -245,6 +259,26 @@ pub(super) fn windows(
     Ok(windows)
 }
 
+/// How a decoder layer differs from others of a drafter.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LayerForm<'n> {
+    /// What the names of its tensors begin with.
+    pub(super) prefix: &'n str,
+    /// Whether it attends to the embedding beside the hidden state.
+    pub(super) reads_embedding: bool,
+    /// Whether it norms what it attends to.
+    pub(super) norms_input: bool,
+    /// A query sees this many positions.
+    pub(super) window: Option<usize>,
+}
+
+impl<'n> LayerForm<'n> {
+    /// An ordinary layer whose queries see all positions before them.
+    pub(super) fn ordinary(prefix: &'n str) -> Self {
+        Self { prefix, reads_embedding: false, norms_input: true, window: None }
+    }
+}
+
 /// Reads decoder layers.
 pub(super) struct LayerReader<'r> {
     weights: &'r mut Weights,
@@ -277,19 +311,19 @@ impl<'r> LayerReader<'r> {
         Ok(Self { weights, report, sizes, family, attention_bias, mlp_bias })
     }
 
-    /// Reads layer `index`, whose window is `window`.
-    pub(super) fn read(&mut self, index: usize, window: Option<usize>) -> Result<DecoderLayer> {
+    /// Reads a layer.
+    pub(super) fn read(&mut self, form: LayerForm<'_>) -> Result<DecoderLayer> {
         let Sizes { hidden, intermediate, heads, kv_heads, head_dim, .. } = *self.sizes;
-        let (input, queries, keys) =
-            (if index == 0 { 2 * hidden } else { hidden }, heads * head_dim, kv_heads * head_dim);
-        let part = |name: &str| format!("layers.{index}.{name}");
+        let input = if form.reads_embedding { 2 * hidden } else { hidden };
+        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+        let part = |name: &str| format!("{}{name}", form.prefix);
         let norms_heads = self.family == Family::Qwen3;
+        let mut norm = |name: &str, present: bool| {
+            present.then(|| self.vector(&part(name), hidden)).transpose()
+        };
         Ok(DecoderLayer {
-            input_norm: self.vector(&part("input_layernorm"), hidden)?,
-            hidden_norm: match index {
-                0 => Some(self.vector(&part("hidden_norm"), hidden)?),
-                _ => None,
-            },
+            input_norm: norm("input_layernorm", form.norms_input)?,
+            hidden_norm: norm("hidden_norm", form.reads_embedding)?,
             query: self.linear(&part("self_attn.q_proj"), queries, input, self.attention_bias)?,
             key: self.linear(&part("self_attn.k_proj"), keys, input, self.attention_bias)?,
             value: self.linear(&part("self_attn.v_proj"), keys, input, self.attention_bias)?,
@@ -300,7 +334,7 @@ impl<'r> LayerReader<'r> {
             gate: self.linear(&part("mlp.gate_proj"), intermediate, hidden, self.mlp_bias)?,
             up: self.linear(&part("mlp.up_proj"), intermediate, hidden, self.mlp_bias)?,
             down: self.linear(&part("mlp.down_proj"), hidden, intermediate, self.mlp_bias)?,
-            window,
+            window: form.window,
         })
     }
 

@@ -1,86 +1,18 @@
 //! EAGLE-3: from settings and tensors to a description that can be run.
 
-use super::RowSource;
 use super::config::{Settings, as_integer};
-use super::decoder::{self, Activation, DecoderLayer, LayerReader, MOST_TOKENS, Sizes, WIDEST};
+use super::decoder::{self, LayerForm, LayerReader, MOST_TOKENS, Sizes, WIDEST};
 use super::report::Report;
-use super::rope::{self, Rope};
+use super::rope;
+use super::sequential::{
+    Entry, Feature, FeatureNorm, FeatureStage, Sequential, UNKNOWN_LAYER, epsilon,
+    refuse_quantized, tables,
+};
 use super::verifier::Verifier;
 use super::vocabulary;
 use super::weights::{Tensor, Weights};
 use crate::error::{Error, Result};
 use serde_json::Value;
-
-/// The layer of a feature in an inspection, where only the verifier can tell it.
-pub(super) const UNKNOWN_LAYER: i32 = -1;
-
-/// An EAGLE-3 speculator.
-#[derive(Clone, Debug)]
-pub struct Eagle3 {
-    /// Tokens of the target.
-    pub vocabulary: usize,
-    /// Tokens that can be drafted.
-    pub draft_vocabulary: usize,
-    /// The width of the drafter's residual stream.
-    pub hidden_size: usize,
-    /// The width between the two halves of an MLP.
-    pub intermediate_size: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads, which divide the query heads.
-    pub kv_heads: usize,
-    /// Elements of a head; `heads * head_dim` need not be `hidden_size`.
-    pub head_dim: usize,
-    /// What RMS norms add to the mean square.
-    pub epsilon: f32,
-    /// The gate's activation.
-    pub activation: Activation,
-    /// The target's hidden states that are read, in the order of their columns in `fc`.
-    pub features: Vec<Feature>,
-    /// What is done to the features before `fc`.
-    pub feature_norm: FeatureNorm,
-    /// From all features side by side to `hidden_size`.
-    pub fc: Tensor,
-    /// The token embedding, a row for each target token.
-    pub embedding: RowSource,
-    /// The output head, a row for each drafted token.
-    pub head: RowSource,
-    /// The target id of each draft id, ascending; `None` where all tokens are drafted.
-    pub draft_token_ids: Option<Vec<i32>>,
-    /// The decoder layers, at least one.
-    pub layers: Vec<DecoderLayer>,
-    /// The norm before the head.
-    pub norm: Tensor,
-    /// Whether the residual stream of layer 0 starts from the normed hidden state.
-    pub norm_before_residual: bool,
-    /// Whether the next step is fed what comes after `norm`, not before.
-    pub norm_output: bool,
-    /// How positions rotate queries and keys.
-    pub rope: Rope,
-    /// Positions lie below this.
-    pub max_position: usize,
-}
-
-/// A hidden state of the target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Feature {
-    /// The residual stream that enters this decoder layer of the target; the number of layers
-    /// stands for what leaves the last one, before the final norm.
-    pub layer: i32,
-    /// The number of elements.
-    pub width: usize,
-}
-
-/// What is done to the features before they are projected.
-#[derive(Clone, Debug)]
-pub enum FeatureNorm {
-    /// Nothing.
-    None,
-    /// One RMS norm over all features side by side.
-    Joint(Tensor),
-    /// An RMS norm for each feature.
-    Each(Vec<Tensor>),
-}
 
 /// Reads the speculator whose configuration is `top`.
 pub(super) fn read(
@@ -88,7 +20,7 @@ pub(super) fn read(
     mut weights: Weights,
     verifier: &Verifier,
     report: &mut Report,
-) -> Result<Eagle3> {
+) -> Result<Sequential> {
     let mut layer = top
         .section("transformer_layer_config")?
         .ok_or_else(|| top.unexpected("transformer_layer_config", "an object"))?;
@@ -97,8 +29,9 @@ pub(super) fn read(
     weights.rename_prefix("midlayer.", "layers.0.", report)?;
     warn_of_lost_layer(top, report)?;
 
-    let family = decoder::family(&mut layer, &weights)?;
-    let sizes = Sizes::read(top, &mut layer, family, &weights)?;
+    let family = decoder::family(&mut layer, &weights, "layers.0.")?;
+    let sizes = Sizes::read(&mut layer, family, &weights, "layers.0.")?;
+    let sizes = sizes.of_reduced_vocabulary(top, &weights)?;
     let max_position = layer.integer_or(
         "max_position_embeddings",
         1..=MOST_TOKENS,
@@ -108,14 +41,19 @@ pub(super) fn read(
     let layers = {
         let windows = decoder::windows(&mut layer, family, sizes.layers, report)?;
         let mut reader = LayerReader::new(&mut layer, &mut weights, &sizes, family, report)?;
-        let layers = windows.into_iter().enumerate();
-        layers.map(|(index, window)| reader.read(index, window)).collect::<Result<_>>()?
+        let mut read = |(index, window)| {
+            let prefix = format!("layers.{index}.");
+            let reads_embedding = index == 0;
+            reader.read(LayerForm { reads_embedding, window, ..LayerForm::ordinary(&prefix) })
+        };
+        windows.into_iter().enumerate().map(&mut read).collect::<Result<_>>()?
     };
     let (features, fc) = features(top, &mut weights, &sizes, verifier, report)?;
     let feature_norm = feature_norm(top, &mut weights, &features, report)?;
     let (embedding, head) = tables(&mut weights, &sizes, verifier, report)?;
     let (draft, full) = (sizes.draft_vocabulary, sizes.vocabulary);
-    let eagle3 = Eagle3 {
+    let speculator = Sequential {
+        kind: "eagle3",
         vocabulary: full,
         draft_vocabulary: draft,
         hidden_size: sizes.hidden,
@@ -126,21 +64,23 @@ pub(super) fn read(
         epsilon: epsilon(&mut layer)?,
         activation: decoder::activation(&mut layer)?,
         features,
-        feature_norm,
-        fc,
+        entry: Entry::Features {
+            norm: feature_norm,
+            fc,
+            norm_before_residual: norm_before_residual(top, report)?,
+        },
         embedding,
         head,
         draft_token_ids: vocabulary::read(&mut weights, draft, full, report)?,
         layers,
-        norm: weights.required("norm.weight", &[sizes.hidden], report)?,
-        norm_before_residual: norm_before_residual(top, report)?,
+        norm: Some(weights.required("norm.weight", &[sizes.hidden], report)?),
         norm_output: top.flag_or("norm_output", false)?,
         rope,
         max_position,
     };
     layer.finish(report);
     weights.finish(report, why_unneeded)?;
-    Ok(eagle3)
+    Ok(speculator)
 }
 
 /// Tensors that files hold and drafting does not need.
@@ -151,15 +91,6 @@ fn why_unneeded(name: &str) -> Option<&'static str> {
         _ if name.ends_with("rotary_emb.inv_freq") => Some("computed from the configuration"),
         _ => None,
     }
-}
-
-fn refuse_quantized(settings: &mut Settings) -> Result<()> {
-    let key = "quantization_config";
-    if !settings.has(key) {
-        return Ok(());
-    }
-    let (file, path) = (settings.file().display(), settings.path_of(key));
-    Err(Error::unsupported(format!("{file}: {path}: expected unquantized weights, found it set")))
 }
 
 /// Some versions of the converter dropped layer 0 and left random weights in its place.
@@ -174,14 +105,6 @@ fn warn_of_lost_layer(top: &mut Settings, report: &mut Report) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-fn epsilon(layer: &mut Settings) -> Result<f32> {
-    let epsilon = layer.positive_or("rms_norm_eps", 1e-6)? as f32;
-    if !(f32::MIN_POSITIVE..=1.0).contains(&epsilon) {
-        return Err(layer.unexpected("rms_norm_eps", "a small number above 0"));
-    }
-    Ok(epsilon)
 }
 
 /// A missing flag means true to the engine that runs most of these checkpoints, and
@@ -229,7 +152,7 @@ fn features(
             format!("features of width {width} are read, the verifier's have width {target}");
         return Err(Error::format(top.file(), format!("target_hidden_size: {text}")));
     }
-    let feature = |layer| Feature { layer, width };
+    let feature = |layer| Feature { layer, stage: FeatureStage::LayerInput, width };
     Ok((layers.into_iter().map(feature).collect(), fc))
 }
 
@@ -303,30 +226,4 @@ fn feature_norm(
             Ok(FeatureNorm::Each(norms.collect::<Result<_>>()?))
         }
     }
-}
-
-/// The embedding and the head: the checkpoint's own, or else the verifier's.
-fn tables(
-    weights: &mut Weights,
-    sizes: &Sizes,
-    verifier: &Verifier,
-    report: &mut Report,
-) -> Result<(RowSource, RowSource)> {
-    const EMBEDDING: &str = "embed_tokens.weight";
-    let Sizes { vocabulary, draft_vocabulary: draft, hidden, .. } = *sizes;
-    // A table may be padded with rows that stand for no token.
-    let stored = weights.peek(EMBEDDING).and_then(|tensor| tensor.shape().first().copied());
-    let rows = stored.unwrap_or(0).max(vocabulary);
-    let own_embedding = weights.optional(EMBEDDING, &[rows, hidden], report)?;
-    let own_head = weights.optional("lm_head.weight", &[draft, hidden], report)?;
-    verifier.report_unneeded(own_embedding.is_none(), own_head.is_none(), report);
-    let embedding = match own_embedding {
-        Some(tensor) => RowSource::Tensor(tensor.first_rows(vocabulary)),
-        None => verifier.embedding(vocabulary, hidden, report)?,
-    };
-    let head = match own_head {
-        Some(tensor) => RowSource::Tensor(tensor),
-        None => verifier.head(draft, vocabulary, hidden, report)?,
-    };
-    Ok((embedding, head))
 }

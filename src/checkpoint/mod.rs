@@ -3,20 +3,23 @@
 
 mod config;
 mod decoder;
+mod eagle;
 mod eagle3;
 mod files;
 mod header;
 mod mapped;
+mod mtp;
 mod report;
 mod rope;
+mod sequential;
 mod verifier;
 mod vocabulary;
 mod weights;
 
 pub use decoder::{Activation, DecoderLayer};
-pub use eagle3::{Eagle3, Feature, FeatureNorm};
 pub use report::Report;
 pub use rope::Rope;
+pub use sequential::{Entry, Feature, FeatureNorm, FeatureStage, Sequential};
 pub use weights::{Linear, Tensor};
 
 use crate::error::{Error, Result, Status};
@@ -68,9 +71,16 @@ pub struct Checkpoint {
 /// The speculators that can be loaded.
 #[derive(Clone, Debug)]
 pub enum Speculator {
-    /// EAGLE-3: a small decoder that reads hidden states of the target and drafts in sequence.
-    Eagle3(Eagle3),
+    /// One token after the other.
+    Sequential(Sequential),
 }
+
+/// The kinds that can be loaded. Each has a file of its own.
+const KINDS: [(&str, Reader); 3] =
+    [("eagle", eagle::read), ("eagle3", eagle3::read), ("mtp", mtp::read)];
+
+/// Reads the speculator of a configuration.
+type Reader = fn(&mut Settings<'_>, Weights, &Verifier, &mut Report) -> Result<Sequential>;
 
 /// Where the rows of a table of tokens come from.
 #[derive(Clone, Debug)]
@@ -114,16 +124,16 @@ pub fn inspect(directory: &Path) -> Result<Value> {
     let loaded = load(directory, &file, &config, None);
     let mut needed = Vec::new();
     let mut features = listed_features(&config);
-    if let Ok(Checkpoint { speculator: Speculator::Eagle3(eagle3), .. }) = &loaded {
-        for (source, what) in [(&eagle3.embedding, "embedding"), (&eagle3.head, "head")] {
+    if let Ok(Checkpoint { speculator: Speculator::Sequential(sequential), .. }) = &loaded {
+        for (source, what) in [(&sequential.embedding, "embedding"), (&sequential.head, "head")] {
             if matches!(source, RowSource::Lent | RowSource::LentRows) {
                 needed.push(what);
             }
         }
-        if eagle3.features.iter().any(|feature| feature.layer == eagle3::UNKNOWN_LAYER) {
+        if sequential.features.iter().any(|feature| feature.layer == sequential::UNKNOWN_LAYER) {
             needed.push("number of layers");
         } else {
-            let layers = eagle3.features.iter();
+            let layers = sequential.features.iter();
             let described = layers.map(|f| json!({"layer": f.layer, "width": f.width}));
             features = described.collect();
         }
@@ -151,11 +161,13 @@ fn load(
 ) -> Result<Checkpoint> {
     let mut settings = Settings::of_file(file, config);
     let kind = settings.text("speculators_model_type")?.ok_or_else(|| unconverted(file, config))?;
-    if kind != "eagle3" {
-        let text = format!("speculators_model_type: expected \"eagle3\", found {kind:?}");
+    let Some((_, read)) = KINDS.iter().find(|(name, _)| *name == kind) else {
+        let names: Vec<_> = KINDS.iter().map(|(name, _)| format!("{name:?}")).collect();
+        let expected = names.join(", ");
+        let text = format!("speculators_model_type: expected one of {expected}, found {kind:?}");
         let reason = "this version cannot load other kinds";
         return Err(Error::unsupported(format!("{}: {text}; {reason}", file.display())));
-    }
+    };
     let mut report = Report::new(kind, directory);
     report.overrides = options.and_then(|options| options.overrides.clone());
     let (default_num_drafts, verifier_name) = read_proposal(&mut settings, &mut report)?;
@@ -166,9 +178,9 @@ fn load(
     let map_files = options.is_some_and(|options| options.map_files);
     let stored = WeightFiles::locate(directory, map_files)?.open_all()?;
     let weights = Weights::new(directory, stored);
-    let eagle3 = eagle3::read(&mut settings, weights, &verifier, &mut report)?;
+    let sequential = read(&mut settings, weights, &verifier, &mut report)?;
     settings.finish(&mut report);
-    Ok(Checkpoint { speculator: Speculator::Eagle3(eagle3), default_num_drafts, report })
+    Ok(Checkpoint { speculator: Speculator::Sequential(sequential), default_num_drafts, report })
 }
 
 /// How many tokens to draft, and what the verifier is called.

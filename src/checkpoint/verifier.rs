@@ -7,7 +7,7 @@ use super::report::{Report, describe};
 use super::weights::{Tensor, never_filled};
 use super::{LentShape, Options, RowSource};
 use crate::error::{Error, Result};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// Names of the token embedding in the wild, most usual first.
@@ -33,6 +33,8 @@ pub(super) struct Verifier {
     layers: Option<usize>,
     hidden_size: Option<usize>,
     tied: Option<bool>,
+    /// Its configuration, and the file that holds it.
+    config: Option<(PathBuf, Map<String, Value>)>,
 }
 
 impl Verifier {
@@ -47,6 +49,7 @@ impl Verifier {
             layers: None,
             hidden_size: None,
             tied: None,
+            config: None,
         }
     }
 
@@ -74,6 +77,7 @@ impl Verifier {
         let settings = text.as_mut().unwrap_or(&mut outer);
         verifier.layers = settings.integer("num_hidden_layers", 1..=100_000)?;
         verifier.hidden_size = settings.integer("hidden_size", 1..=1 << 24)?;
+        verifier.config = Some((file, config));
         report.verifier = Some((directory, Vec::new()));
         Ok(verifier)
     }
@@ -90,6 +94,15 @@ impl Verifier {
     /// The width of the hidden states.
     pub(super) fn hidden_size(&self) -> Option<usize> {
         self.hidden_size
+    }
+
+    /// The settings of its decoder.
+    pub(super) fn settings(&self) -> Option<Settings<'_>> {
+        let (file, config) = self.config.as_ref()?;
+        match config.get("text_config") {
+            Some(Value::Object(text)) => Some(Settings::of_file(file, text)),
+            _ => Some(Settings::of_file(file, config)),
+        }
     }
 
     /// Says which lent tensors the checkpoint does not need.

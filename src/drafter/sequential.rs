@@ -4,7 +4,7 @@
 use crate::backend::phases::{DraftBatch, Limits, Plan, Rows};
 use crate::backend::{Backend, Stream};
 use crate::error::Result;
-use crate::model::eagle3::{Eagle3, Scratch, Step};
+use crate::model::sequential::{Scratch, Sequential, Step};
 
 /// Commits the call's rows, then proposes up to `batch.max_drafts` tokens per sequence.
 ///
@@ -13,7 +13,7 @@ use crate::model::eagle3::{Eagle3, Scratch, Step};
 /// is needed unless a draft continues from it.
 pub fn draft(
     (backend, stream): (&dyn Backend, Stream),
-    network: &Eagle3,
+    network: &Sequential,
     batch: &DraftBatch<'_>,
     limits: &Limits,
     plan: &Plan,

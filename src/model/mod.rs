@@ -1,15 +1,16 @@
 //! Loaded speculators: the networks, each written once as a sequence of phases, and the loading of
 //! their weights.
 
-pub mod eagle3;
 mod placement;
+pub mod sequential;
 
+pub use crate::checkpoint::FeatureStage;
 use crate::checkpoint::{self, LentShape, Speculator};
 use crate::context::{Block, Context, LogLevel, MemoryKind};
 use crate::error::{Error, Result};
 use crate::tensor::{Matrix, Span};
-use eagle3::Eagle3;
 use placement::{Mapped, Placement};
+use sequential::Sequential;
 use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,13 +40,6 @@ pub struct LoadOptions {
     pub lent: Lent,
 }
 
-/// Where in the target a feature is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FeatureStage {
-    /// The residual stream that enters the layer.
-    LayerInput,
-}
-
 /// A hidden state of the target that the speculator reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Feature {
@@ -60,8 +54,8 @@ pub struct Feature {
 /// The network of each kind.
 #[derive(Debug)]
 pub enum Network {
-    /// EAGLE-3.
-    Eagle3(Eagle3),
+    /// One token after the other.
+    Sequential(Sequential),
 }
 
 /// What a model says about itself.
@@ -133,14 +127,14 @@ impl Model {
         for warning in checkpoint.report.warnings() {
             context.log(LogLevel::Warning, &format!("{}: {warning}", directory.display()));
         }
-        let Speculator::Eagle3(description) = &checkpoint.speculator;
+        let Speculator::Sequential(description) = &checkpoint.speculator;
         let facts = facts(directory, description, checkpoint.default_num_drafts)?;
         let mut counting = Placement::counting(&lent);
-        Eagle3::place(description, &mut counting)?;
+        Sequential::place(description, &mut counting)?;
         let _scope = context.backend().enter()?;
         let weights = context.allocate(MemoryKind::Weights, "weights", counting.bytes())?;
         let mut filling = Placement::filling(&lent, weights.address(), context.backend());
-        let network = Network::Eagle3(Eagle3::place(description, &mut filling)?);
+        let network = Network::Sequential(Sequential::place(description, &mut filling)?);
         context.log(
             LogLevel::Info,
             &format!("{}: loaded {}, {} bytes", directory.display(), facts.kind, weights.bytes()),
@@ -188,23 +182,23 @@ impl Model {
 
     /// The drafter's hidden size.
     pub fn hidden_size(&self) -> usize {
-        let Network::Eagle3(network) = &self.network;
+        let Network::Sequential(network) = &self.network;
         network.hidden_size()
     }
 
     /// Decoder layers.
     pub fn num_layers(&self) -> usize {
-        let Network::Eagle3(network) = &self.network;
+        let Network::Sequential(network) = &self.network;
         network.num_layers()
     }
 
     /// Key and value heads, and elements of a head.
     pub fn kv_shape(&self) -> (usize, usize) {
-        let Network::Eagle3(network) = &self.network;
+        let Network::Sequential(network) = &self.network;
         (network.heads().num_kv_heads, network.heads().head_dim)
     }
 
-    /// Trailing positions of a cached prefix to commit again: an EAGLE-3 row reads the token after
+    /// Trailing positions of a cached prefix to commit again: a row reads the token after
     /// its own, which the row of a prefix's last position did not know.
     pub fn prefix_margin(&self) -> usize {
         1
@@ -249,16 +243,12 @@ impl Model {
 
 fn facts(
     directory: &Path,
-    description: &checkpoint::Eagle3,
+    description: &checkpoint::Sequential,
     default_num_drafts: usize,
 ) -> Result<Facts> {
     let features = description.features.iter();
     let features: Vec<_> = features
-        .map(|feature| Feature {
-            layer: feature.layer,
-            stage: FeatureStage::LayerInput,
-            width: feature.width,
-        })
+        .map(|feature| Feature { layer: feature.layer, stage: feature.stage, width: feature.width })
         .collect();
     if features.len() > FEATURES_MAX {
         return Err(Error::unsupported(format!(
@@ -268,7 +258,7 @@ fn facts(
         )));
     }
     Ok(Facts {
-        kind: "eagle3",
+        kind: description.kind,
         features,
         vocabulary: description.vocabulary,
         draft_vocabulary: description.draft_vocabulary,

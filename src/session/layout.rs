@@ -4,7 +4,7 @@
 use super::CallLimits;
 use crate::backend::phases::{KvPool, Limits, Plan, Rows};
 use crate::error::{Error, Result};
-use crate::model::eagle3::Scratch;
+use crate::model::sequential::Scratch;
 use crate::model::{Model, Network};
 use crate::tensor::{ALIGNMENT, Carver, Dtype, Matrix, Span};
 
@@ -167,7 +167,7 @@ impl<'a> Layout<'a> {
             pages_per_slot: self.pages_per_sequence,
         };
         let scratch = match self.model.network() {
-            Network::Eagle3(network) => network.carve(
+            Network::Sequential(network) => network.carve(
                 carver,
                 self.model.context().backend(),
                 pool,

@@ -12,7 +12,7 @@ use crate::backend::{Backend, FaultWords};
 use crate::context::{Block, MemoryKind};
 use crate::drafter::sequential;
 use crate::error::{Error, Result, Status};
-use crate::model::eagle3::Scratch;
+use crate::model::sequential::Scratch;
 use crate::model::{Model, Network};
 use crate::tensor::{Carver, Span};
 use layout::Layout;
@@ -114,7 +114,7 @@ impl Session {
         let _scope = backend.enter()?;
         let queue = (backend, stream);
         match self.model.network() {
-            Network::Eagle3(network) => {
+            Network::Sequential(network) => {
                 sequential::draft(queue, network, batch, &self.bounds, &self.plan, &self.scratch)
             }
         }

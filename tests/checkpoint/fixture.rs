@@ -2,7 +2,9 @@
 
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
-use speculators::checkpoint::{self, Eagle3, Options, Report, Speculator};
+use speculators::checkpoint::{
+    self, Entry, FeatureNorm, Options, Report, Sequential, Speculator, Tensor,
+};
 use speculators::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::fs;
@@ -248,13 +250,23 @@ pub fn verifier(tied: bool) -> Directory {
 
 /// Opens a checkpoint that is expected to be sound.
 #[track_caller]
-pub fn open(directory: &Path, options: &Options) -> (Eagle3, Report) {
+pub fn open(directory: &Path, options: &Options) -> (Sequential, Report) {
     match checkpoint::open(directory, options) {
         Ok(checkpoint) => {
-            let Speculator::Eagle3(eagle3) = checkpoint.speculator;
-            (eagle3, checkpoint.report)
+            let Speculator::Sequential(sequential) = checkpoint.speculator;
+            (sequential, checkpoint.report)
         }
         Err(error) => panic!("{error}"),
+    }
+}
+
+/// How an EAGLE-3 speculator fuses features: their norm, the matrix, and whether the residual stream goes
+/// on normed.
+#[track_caller]
+pub fn fusion(speculator: &Sequential) -> (&FeatureNorm, &Tensor, bool) {
+    match &speculator.entry {
+        Entry::Features { norm, fc, norm_before_residual } => (norm, fc, *norm_before_residual),
+        other => panic!("expected features, found {other:?}"),
     }
 }
 

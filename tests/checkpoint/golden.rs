@@ -2,7 +2,7 @@
 
 use crate::fixture::refused;
 use serde_json::Value;
-use speculators::checkpoint::{self, Options, Speculator};
+use speculators::checkpoint::{self, Feature, FeatureStage, Options, Sequential, Speculator};
 use speculators::error::Status;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,23 +37,62 @@ fn checkpoints(golden: &Path) -> Vec<(String, PathBuf)> {
     kinds.into_iter().flat_map(of_kind).collect()
 }
 
+/// Whether the library has the kind, and the layer that it is made of.
+fn is_known(kind: &str, directory: &Path) -> bool {
+    let config = json_in(&directory.join("config.json"));
+    match kind {
+        "eagle" | "eagle3" => true,
+        "mtp" => config["transformer_layer_config"]["model_type"] == "qwen3",
+        _ => false,
+    }
+}
+
+/// The features that a speculator reads, as text.
+fn stages(speculator: &Sequential) -> Vec<String> {
+    let describe = |feature: &Feature| match feature.stage {
+        FeatureStage::LayerInput => format!("into layer {}", feature.layer),
+        FeatureStage::FinalNorm => "final norm".to_owned(),
+    };
+    speculator.features.iter().map(describe).collect()
+}
+
+/// Those that it was trained with.
+fn expected_stages(about: &serde_json::Value) -> serde_json::Value {
+    const TARGET_LAYERS: i64 = 5;
+    let layer = |layer: i64| format!("into layer {layer}");
+    let hidden_input = about["hidden_input"].as_str().unwrap_or_default();
+    let stages = if hidden_input.starts_with("post_norm") {
+        vec!["final norm".to_owned()]
+    } else if hidden_input.starts_with("pre_norm") {
+        vec![layer(TARGET_LAYERS)]
+    } else {
+        let ids = about["aux_layer_ids"].as_array().unwrap();
+        ids.iter().map(|id| layer(id.as_i64().unwrap())).collect()
+    };
+    stages.into()
+}
+
 #[test]
 fn every_reference_checkpoint_of_a_known_kind_opens() {
     let Some(golden) = golden() else { return };
     let mut opened = 0;
     for (kind, directory) in checkpoints(&golden) {
-        if kind != "eagle3" {
+        let about = json_in(&directory.join("about.json"));
+        if !is_known(&kind, &directory) {
             let error = refused(checkpoint::open(&directory, &Options::default()));
             assert_eq!(error.status(), Status::Unsupported);
-            assert!(error.to_string().contains(&format!("{kind:?}")), "{error}");
+            assert!(error.to_string().contains("model_type: expected"), "{error}");
             continue;
         }
-        let about = json_in(&directory.join("about.json"));
         let config = json_in(&directory.join("config.json"));
         let target = golden.join("targets").join(about["target"].as_str().unwrap());
         for map_files in [false, true] {
             let verifier_directory = Some(target.clone());
-            let options = Options { verifier_directory, map_files, ..Options::default() };
+            let hidden_input = &about["hidden_input"];
+            let overrides =
+                (kind == "mtp").then(|| serde_json::json!({"hidden_input": hidden_input}));
+            let options =
+                Options { verifier_directory, map_files, overrides, ..Options::default() };
             let name = directory.display();
             let loaded = checkpoint::open(&directory, &options);
             let loaded = loaded.unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -62,12 +101,12 @@ fn every_reference_checkpoint_of_a_known_kind_opens() {
             let used = report["tensors"]["used"].as_array().unwrap().len();
             assert_eq!(used, about["tensors"].as_object().unwrap().len(), "{name}");
             assert_eq!(report["unknown_settings"], serde_json::json!({}), "{name}");
-            let Speculator::Eagle3(eagle3) = loaded.speculator;
-            let layers: Vec<_> = eagle3.features.iter().map(|feature| feature.layer).collect();
-            assert_eq!(serde_json::json!(layers), about["aux_layer_ids"], "{name}");
+            let Speculator::Sequential(speculator) = loaded.speculator;
+            assert_eq!(speculator.kind, kind, "{name}");
+            assert_eq!(serde_json::json!(stages(&speculator)), expected_stages(&about), "{name}");
             let layer = &config["transformer_layer_config"];
             let sliding = layer["layer_types"][0] == "sliding_attention";
-            let window = eagle3.layers[0].window.map(|window| window as u64);
+            let window = speculator.layers[0].window.map(|window| window as u64);
             let expected = layer["sliding_window"].as_u64().filter(|_| sliding);
             assert_eq!(window, expected, "{name}");
         }
@@ -83,7 +122,7 @@ fn every_reference_checkpoint_can_be_inspected() {
     for (kind, directory) in &all {
         let found = checkpoint::inspect(directory).unwrap();
         assert_eq!(found["kind"], kind.as_str());
-        assert_eq!(found["supported"], kind == "eagle3", "{found}");
+        assert_eq!(found["supported"], is_known(kind, directory), "{found}");
         assert!(!found["tensors"].as_array().unwrap().is_empty());
     }
     assert!(!all.is_empty(), "no checkpoint to inspect in {}", golden.display());

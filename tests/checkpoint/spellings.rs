@@ -36,9 +36,9 @@ fn a_plain_checkpoint_is_described_completely() {
     assert_eq!((eagle3.epsilon, eagle3.activation), (1e-5, Activation::Silu));
     assert_eq!(layers(&eagle3.features), [1, 3, 5]);
     assert!(eagle3.features.iter().all(|feature| feature.width == HIDDEN));
-    assert!(matches!(eagle3.feature_norm, FeatureNorm::None));
+    assert!(matches!(*fusion(&eagle3).0, FeatureNorm::None));
     assert_eq!(eagle3.draft_token_ids.as_deref(), Some(&DRAFTED[..]));
-    assert_eq!((eagle3.norm_before_residual, eagle3.norm_output), (false, false));
+    assert_eq!((fusion(&eagle3).2, eagle3.norm_output), (false, false));
     assert_eq!((eagle3.rope.rotated(), eagle3.max_position), (6, 64));
     let [layer] = &eagle3.layers[..] else { panic!("expected one layer") };
     assert!(layer.hidden_norm.is_some() && layer.query_norm.is_none() && layer.window.is_none());
@@ -65,11 +65,11 @@ fn handles_read_exactly_the_stored_rows_mapped_or_not() {
         let options = Options { map_files, ..Options::default() };
         let (eagle3, _) = open(directory.path(), &options);
         let stored = &fixture.tensors["fc.weight"].bytes;
-        let row = eagle3.fc.row_bytes();
+        let row = fusion(&eagle3).1.row_bytes();
         let mut rows = vec![0; 2 * row];
-        eagle3.fc.read_into(3, 2, &mut rows).unwrap();
+        fusion(&eagle3).1.read_into(3, 2, &mut rows).unwrap();
         assert_eq!(rows, stored[3 * row..5 * row]);
-        let clone = eagle3.fc.clone();
+        let clone = fusion(&eagle3).1.clone();
         assert_eq!(clone.mapping().is_some(), map_files);
         assert_eq!(clone.mapped_address().is_some(), map_files);
         for (first, count, bytes) in [(7, 2, 2 * row), (0, 1, row - 1), (usize::MAX, 2, 2 * row)] {
@@ -85,7 +85,8 @@ fn the_mapped_address_holds_the_stored_bytes() {
     let directory = fixture.write();
     let options = Options { map_files: true, ..Options::default() };
     let (eagle3, _) = open(directory.path(), &options);
-    let (address, keep) = (eagle3.norm.mapped_address().unwrap(), eagle3.norm.mapping().unwrap());
+    let norm = eagle3.norm.as_ref().unwrap();
+    let (address, keep) = (norm.mapped_address().unwrap(), norm.mapping().unwrap());
     drop(eagle3);
     // SAFETY: `mapped_address` is valid for the bytes of the tensor while `keep` lives, and nobody
     // changes the file.
@@ -102,8 +103,8 @@ fn shards_are_read_like_one_file_and_the_index_wins_over_a_single_file() {
     fs::write(directory.join("model.safetensors"), "not even a header").unwrap();
     let (eagle3, report) = open(directory.path(), &Options::default());
     let (single, _) = open(fixture.write().path(), &Options::default());
-    assert_eq!(values(&eagle3.fc), values(&single.fc));
-    assert_eq!(values(&eagle3.norm), values(&single.norm));
+    assert_eq!(values(fusion(&eagle3).1), values(fusion(&single).1));
+    assert_eq!(values(eagle3.norm.as_ref().unwrap()), values(single.norm.as_ref().unwrap()));
     assert_eq!(report.to_json()["files"], json!([shard_name(0), shard_name(1)]));
 }
 
@@ -116,8 +117,8 @@ fn half_precision_weights_keep_their_type() {
             tensor.bytes = tensor.bytes.chunks(4).flat_map(|bytes| [bytes[0], 0x3f]).collect();
         }
         let (eagle3, _) = open(fixture.write().path(), &Options::default());
-        assert_eq!(eagle3.fc.dtype, expected);
-        assert_eq!(eagle3.fc.bytes_len(), HIDDEN * 3 * HIDDEN * 2);
+        assert_eq!(fusion(&eagle3).1.dtype, expected);
+        assert_eq!(fusion(&eagle3).1.bytes_len(), HIDDEN * 3 * HIDDEN * 2);
     }
 }
 
@@ -168,7 +169,7 @@ fn a_sparse_configuration_is_completed_and_says_so() {
     let checkpoint = checkpoint::open(directory.path(), &Options::default()).unwrap();
     assert_eq!(checkpoint.default_num_drafts, 5);
     let (eagle3, report) = open(directory.path(), &Options::default());
-    assert!(eagle3.norm_before_residual);
+    assert!(fusion(&eagle3).2);
     assert!(eagle3.layers[0].query_norm.is_some());
     assert_eq!((eagle3.kv_heads, eagle3.head_dim, eagle3.draft_vocabulary), (2, 6, 5));
     let assumed = report.to_json()["assumed_defaults"].clone();
@@ -387,7 +388,7 @@ fn feature_norms_follow_the_flag_and_without_a_flag_the_tensors() {
         fixture.config["norm_before_fc"] = flag.clone();
         fixture.add("input_norm.weight", &[3 * HIDDEN]);
         let (eagle3, _) = open(fixture.write().path(), &Options::default());
-        assert!(matches!(&eagle3.feature_norm, FeatureNorm::Joint(norm) if norm.columns == 24));
+        assert!(matches!(fusion(&eagle3).0, FeatureNorm::Joint(norm) if norm.columns == 24));
 
         let mut fixture = Fixture::llama();
         fixture.config["fc_norm"] = flag;
@@ -395,7 +396,7 @@ fn feature_norms_follow_the_flag_and_without_a_flag_the_tensors() {
             fixture.add(&format!("fc_norm.{index}.weight"), &[HIDDEN]);
         }
         let (eagle3, _) = open(fixture.write().path(), &Options::default());
-        let FeatureNorm::Each(norms) = &eagle3.feature_norm else { panic!("expected three norms") };
+        let FeatureNorm::Each(norms) = fusion(&eagle3).0 else { panic!("expected three norms") };
         assert_eq!(norms.len(), 3);
         assert_ne!(values(&norms[0]), values(&norms[1]));
     }
@@ -406,7 +407,7 @@ fn a_feature_norm_that_is_asked_for_and_not_stored_is_ones() {
     let mut fixture = Fixture::llama();
     fixture.config["norm_before_fc"] = json!(true);
     let (eagle3, report) = open(fixture.write().path(), &Options::default());
-    let FeatureNorm::Joint(norm) = &eagle3.feature_norm else { panic!("expected one norm") };
+    let FeatureNorm::Joint(norm) = fusion(&eagle3).0 else { panic!("expected one norm") };
     assert_eq!(values(norm), [1.0; 24]);
     assert!(norm.mapped_address().is_none());
     assert!(corrected(&report, "input_norm.weight is not stored"));
@@ -637,7 +638,7 @@ fn inspection_needs_no_verifier_and_says_what_to_bring() {
 #[test]
 fn other_kinds_are_refused_by_name_and_can_be_inspected() {
     let mut fixture = Fixture::llama();
-    for kind in ["peagle", "dflash", "eagle", "something-new"] {
+    for kind in ["peagle", "dflash", "dspark", "something-new"] {
         fixture.config["speculators_model_type"] = json!(kind);
         let directory = fixture.write();
         let error = refused(checkpoint::open(directory.path(), &Options::default()));

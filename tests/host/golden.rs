@@ -1,10 +1,14 @@
 //! The reference cases: found from their manifests, read into plain vectors.
 
 use super::matrix::Matrix;
+use super::{Context, Model, Outcome, Versioned, c_path, inspect};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
+use speculators::capi::{spec_feature, spec_model_options};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CString;
 use std::path::{Path, PathBuf};
+use std::ptr::null;
 
 /// The folder of the reference data.
 pub fn root() -> PathBuf {
@@ -19,6 +23,8 @@ pub struct Case {
     pub kind: String,
     pub directory: PathBuf,
     pub target: PathBuf,
+    /// The hidden state that the drafter was trained for, where its files do not tell.
+    hidden_input: Option<String>,
 }
 
 /// All checkpoints that the manifest lists or that lie under `speculators`, in order of their names.
@@ -37,6 +43,32 @@ pub fn cases() -> Vec<Case> {
     names.into_iter().map(|name| Case::read(&root, name)).collect()
 }
 
+/// The cases of kinds that the library supports.
+pub fn supported_cases() -> Vec<Case> {
+    let cases = cases();
+    assert!(!cases.is_empty(), "no case under {}", root().display());
+    let supported: Vec<Case> = cases.into_iter().filter(is_supported).collect();
+    assert!(!supported.is_empty(), "the library supports none of the cases");
+    supported
+}
+
+/// Whether the library has the kind and the family of its layers; then it must be able to load the
+/// checkpoint.
+fn is_supported(case: &Case) -> bool {
+    let kind = CString::new(case.kind.as_str()).expect("a kind");
+    // SAFETY: a string that ends with NUL.
+    if unsafe { spec_feature(kind.as_ptr()) } == 0 {
+        return false;
+    }
+    let description = inspect(&case.directory).expect("a description");
+    assert_eq!(description["kind"], case.kind.as_str(), "{}", case.name);
+    // Some kinds are made of layers of several families.
+    let reason = description["reason"].as_str().unwrap_or_default();
+    let is_supported = description["supported"] == true;
+    assert!(is_supported || reason.contains("model_type: expected"), "{}: {reason}", case.name);
+    is_supported
+}
+
 fn folders(directory: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let entries = entries.map(|entry| entry.expect("a folder's entry"));
@@ -49,7 +81,23 @@ impl Case {
         let directory = root.join(&name);
         let about = read_json(&directory.join("about.json"));
         let target = root.join("targets").join(text(&about["target"]));
-        Self { name, kind: text(&about["kind"]), directory, target }
+        let kind = text(&about["kind"]);
+        let hidden_input = (kind == "mtp").then(|| text(&about["hidden_input"]));
+        Self { name, kind, directory, target, hidden_input }
+    }
+
+    /// Loads the speculator as it was trained.
+    pub fn load(&self, context: &Context) -> Outcome<Model> {
+        let verifier = c_path(&self.target);
+        let overrides = self.hidden_input.as_ref().map(|input| {
+            CString::new(format!(r#"{{"hidden_input": "{input}"}}"#)).expect("no NUL")
+        });
+        let options = spec_model_options {
+            verifier_directory: verifier.as_ptr(),
+            config_overrides: overrides.as_ref().map_or(null(), |text| text.as_ptr()),
+            ..Versioned::blank()
+        };
+        Model::load_with(context, &self.directory, &options)
     }
 
     /// The record that a library matches which does what the files say: `ref` where it exists, as

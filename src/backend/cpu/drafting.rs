@@ -5,8 +5,9 @@ use super::matmul::{Product, Sink, multiply};
 use super::memory::{elements, elements_mut, place, row, row_mut, store};
 use super::{attention, vector, verify};
 use crate::backend::phases::{
-    AddProjection, DraftBatch, EmbeddingInput, FeatureNorm, FuseFeatures, GateUp, Gather,
-    KvProjection, Linear, Norm, Project, Propose, QueryProjection, RowSegments, Rows,
+    AddProjection, DraftBatch, EmbeddingInput, FeatureNorm, FuseFeatures, FuseToken, GateUp,
+    Gather, HiddenSource, KvProjection, Linear, Norm, Project, Propose, QueryProjection,
+    RowSegments, Rows,
 };
 use crate::tensor::{Matrix, Span};
 
@@ -79,6 +80,36 @@ impl CpuBackend {
         }
     }
 
+    pub(super) unsafe fn fuse_token_rows(&self, phase: &FuseToken<'_>) {
+        // SAFETY: the contract of Backend; plan_rows has checked tokens and sources.
+        unsafe {
+            let rows = active(&phase.rows);
+            self.pool.run(rows, &|index| {
+                let input = row_mut(&phase.input, index);
+                let (embedded, hidden) = input.split_at_mut(phase.hidden.columns);
+                self.embed(&phase.embedding, elements(phase.rows.token)[index], embedded);
+                let (from, row) = match &phase.from {
+                    HiddenSource::Rows(rows) => (rows, index),
+                    HiddenSource::Feature(feature) => {
+                        (feature, elements(phase.rows.source)[index] as usize)
+                    }
+                };
+                vector::widen(self.isa, from.row_address(row), from.dtype, hidden);
+                self.norm(hidden, phase.norm.as_ref());
+            });
+            let product = linear_product(&phase.linear, phase.hidden, Sink::Store);
+            multiply(&self.pool, self.isa, &phase.input, rows, &[product]);
+        }
+    }
+
+    /// Norms a row, if there is a norm.
+    unsafe fn norm(&self, row: &mut [f32], norm: Option<&Norm>) {
+        if let Some(norm) = norm {
+            // SAFETY: the norm has the width of the row.
+            unsafe { vector::rms_norm(self.isa, row, norm) };
+        }
+    }
+
     pub(super) unsafe fn project_rows(&self, phase: &Project<'_>) {
         // SAFETY: the contract of Backend.
         unsafe {
@@ -114,7 +145,7 @@ impl CpuBackend {
                 self.embed(embedding, token, embedded);
             }
             normed.copy_from_slice(hidden);
-            vector::rms_norm(self.isa, normed, &phase.norm);
+            self.norm(normed, phase.norm.as_ref());
             if phase.residual_is_normed {
                 hidden.copy_from_slice(normed);
             }
@@ -132,7 +163,7 @@ impl CpuBackend {
         // SAFETY: a row of the table or of the host's embeddings, as wide as the hidden state.
         unsafe {
             vector::widen(self.isa, address, dtype, to);
-            vector::rms_norm(self.isa, to, &embedding.norm);
+            self.norm(to, embedding.norm.as_ref());
         }
     }
 
@@ -165,10 +196,8 @@ impl CpuBackend {
         turns: &[f32],
     ) {
         for head in heads.chunks_exact_mut(head_dim) {
-            if let Some(norm) = norm {
-                // SAFETY: the norm has the width of a head.
-                unsafe { vector::rms_norm(self.isa, head, norm) };
-            }
+            // SAFETY: the norm has the width of a head.
+            unsafe { self.norm(head, norm) };
             vector::rotate(head, turns);
         }
     }
@@ -185,18 +214,18 @@ impl CpuBackend {
         // SAFETY: the contract of Backend.
         unsafe {
             let rows = active(&phase.rows);
-            self.norm_rows(&phase.hidden, &phase.input, rows, &phase.norm);
+            self.norm_rows(&phase.hidden, &phase.input, rows, Some(&phase.norm));
             multiply(&self.pool, self.isa, &phase.input, rows, &[product]);
         }
     }
 
-    unsafe fn norm_rows(&self, from: &Matrix, to: &Matrix, rows: usize, norm: &Norm) {
+    unsafe fn norm_rows(&self, from: &Matrix, to: &Matrix, rows: usize, norm: Option<&Norm>) {
         self.pool.run(rows, &|index| {
             // SAFETY: the row's own memory, as the contract of Backend says.
             unsafe {
                 let to = row_mut(to, index);
                 to.copy_from_slice(row(from, index));
-                vector::rms_norm(self.isa, to, norm);
+                self.norm(to, norm);
             }
         });
     }
@@ -217,7 +246,7 @@ impl CpuBackend {
         // SAFETY: the contract of Backend.
         unsafe {
             let rows = active(&phase.rows);
-            self.norm_rows(&phase.hidden, &phase.input, rows, &phase.norm);
+            self.norm_rows(&phase.hidden, &phase.input, rows, phase.norm.as_ref());
             let product = Product {
                 weight: phase.head.segments,
                 bias: None,

@@ -17,8 +17,8 @@ pub use simd::Isa;
 pub use threads::{ParallelFor, Pool, Threads};
 
 use super::phases::{
-    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, GateUp, Gather, KvPool,
-    Limits, Plan, Project, Propose,
+    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateUp,
+    Gather, KvPool, Limits, Plan, Project, Propose,
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
@@ -149,6 +149,12 @@ impl Backend for CpuBackend {
     fn fuse_features(&self, _: Stream, phase: &FuseFeatures<'_>) -> Result<()> {
         // SAFETY: as above.
         unsafe { self.fuse(phase) };
+        Ok(())
+    }
+
+    fn fuse_token(&self, _: Stream, phase: &FuseToken<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.fuse_token_rows(phase) };
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use super::launch::{Arguments, Kernel, Kernels};
 use super::layer;
-use super::products::{MatrixArgument, RowCountArgument, dtype_number, grid};
+use super::products::{MatrixArgument, NormArgument, RowCountArgument, dtype_number, grid};
 use crate::backend::Stream;
 use crate::backend::phases::{FeatureNorm, FuseFeatures, Norm};
 use crate::error::Result;
@@ -17,28 +17,23 @@ const MAX_FEATURES: usize = 64;
 struct FeatureArgument {
     address: u64,
     row_stride: u64,
-    gain: u64,
-    gain_dtype: u32,
+    norm: NormArgument,
     dtype: u32,
     columns: u32,
     first_column: u32,
-    epsilon: f32,
-    is_normed: u32,
+    padding: u32,
 }
 
 impl FeatureArgument {
     fn new(feature: &Matrix, first_column: usize, norm: Option<&Norm>) -> Self {
-        let gain = norm.and_then(|norm| norm.weight);
         Self {
             address: feature.address,
             row_stride: feature.row_stride as u64,
-            gain: gain.map_or(0, |gain| gain.address),
-            gain_dtype: gain.map_or(0, |gain| dtype_number(gain.dtype)),
+            norm: norm.into(),
             dtype: dtype_number(feature.dtype),
             columns: feature.columns as u32,
             first_column: first_column as u32,
-            epsilon: norm.map_or(0.0, |norm| norm.epsilon),
-            is_normed: norm.is_some().into(),
+            padding: 0,
         }
     }
 }

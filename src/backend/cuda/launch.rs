@@ -136,6 +136,8 @@ kernels! {
     ProposeAnySixteen: "propose", "propose_any_16", 256, Small;
     /// The head and the choice of draft tokens, other weights, 32 rows at a time.
     ProposeAnyThirtyTwo: "propose", "propose_any_32", 256, Small;
+    /// The embedding of the token beside the hidden state.
+    GatherToken: "token", "gather_token", 256, Small;
     /// Reads and checks the arrays of a verification.
     VerifyPlan: "verify", "verify_plan", 256, Small;
     /// Decides sequences that are all greedy.

@@ -6,6 +6,7 @@ mod compilation;
 mod compiler;
 mod device;
 mod driver;
+mod embedding;
 mod features;
 mod images;
 mod launch;
@@ -17,14 +18,15 @@ mod products;
 mod project;
 mod propose;
 mod rows;
+mod token;
 mod verify;
 
 pub use device::Entered;
 pub use memory::DeviceMemory;
 
 use super::phases::{
-    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, GateUp, Gather, KvPool,
-    Limits, Plan, Project, Propose,
+    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateUp,
+    Gather, KvPool, Limits, Plan, Project, Propose,
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
@@ -236,6 +238,11 @@ impl Backend for CudaBackend {
     fn fuse_features(&self, stream: Stream, phase: &FuseFeatures<'_>) -> Result<()> {
         // SAFETY: the contract of Backend, here and below.
         unsafe { features::fuse_features(&self.kernels, stream, phase) }
+    }
+
+    fn fuse_token(&self, stream: Stream, phase: &FuseToken<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { token::fuse_token(&self.kernels, stream, phase) }
     }
 
     fn project(&self, stream: Stream, phase: &Project<'_>) -> Result<()> {

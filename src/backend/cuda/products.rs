@@ -81,6 +81,13 @@ impl From<&Norm> for NormArgument {
     }
 }
 
+impl From<Option<&Norm>> for NormArgument {
+    /// Without a norm, rows are taken as they are: the kernels know that by a negative epsilon.
+    fn from(norm: Option<&Norm>) -> Self {
+        norm.map_or(Self { epsilon: -1.0, ..Self::zeroed() }, Self::from)
+    }
+}
+
 /// The address of an array that may not be there.
 pub fn address_or_zero<T>(span: Option<Span<T>>) -> u64 {
     span.map_or(0, |span| span.address())

@@ -1,6 +1,6 @@
 //! The launch code of `kernels/project.cu`: the way into an attention.
 
-use super::MAX_ROW_SEGMENTS;
+use super::embedding::EmbeddingArgument;
 use super::launch::{Arguments, Kernel, Kernels};
 use super::products::{
     Kind, MatrixArgument, NormArgument, RowCountArgument, Size, Variants, grid, most_last_blocks,
@@ -8,42 +8,11 @@ use super::products::{
 };
 use crate::backend::Stream;
 use crate::backend::phases::{
-    AttentionHeads, EmbeddingInput, KvProjection, Linear, Norm, Paging, Project, QueryProjection,
-    Rotary,
+    AttentionHeads, KvProjection, Linear, Norm, Paging, Project, QueryProjection, Rotary,
 };
 use crate::error::Result;
 use crate::tensor::{ALIGNMENT, Matrix};
 use bytemuck::{NoUninit, Pod, Zeroable};
-
-#[derive(Clone, Copy, Debug, NoUninit)]
-#[repr(C)]
-struct EmbeddingArgument {
-    segments: [MatrixArgument; MAX_ROW_SEGMENTS],
-    given: MatrixArgument,
-    norm: NormArgument,
-    num_segments: u32,
-    padding: u32,
-}
-
-impl EmbeddingArgument {
-    fn of(embedding: Option<&EmbeddingInput<'_>>) -> Self {
-        let segments = embedding.map_or(&[][..], |embedding| embedding.table.segments);
-        Self {
-            segments: segment_arguments(segments),
-            given: MatrixArgument::of(
-                embedding.and_then(|embedding| embedding.embeddings.as_ref()),
-            ),
-            norm: embedding.map_or(NormArgument::zeroed(), |embedding| (&embedding.norm).into()),
-            num_segments: segments.len() as u32,
-            padding: 0,
-        }
-    }
-}
-
-/// The pieces of a table, of which loading lets no more through than the arguments hold.
-pub fn segment_arguments(segments: &[Matrix]) -> [MatrixArgument; MAX_ROW_SEGMENTS] {
-    std::array::from_fn(|index| MatrixArgument::of(segments.get(index)))
-}
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
@@ -193,7 +162,7 @@ pub unsafe fn project(kernels: &Kernels, stream: Stream, phase: &Project<'_>) ->
         counters: phase.scratch.address(),
         inverse_rms: phase.scratch.address() + numbers as u64,
         hidden: (&phase.hidden).into(),
-        norm: (&phase.norm).into(),
+        norm: phase.norm.as_ref().into(),
         embedding: EmbeddingArgument::of(phase.embedding.as_ref()),
         maps,
         rotary: (&phase.rotary).into(),
@@ -238,7 +207,8 @@ fn embedded_rows(phase: &Project<'_>) -> Option<Matrix> {
 fn kind(phase: &Project<'_>) -> Kind {
     let query = phase.query.iter().map(|query| &query.linear.weight);
     let kv = phase.kv.iter().flat_map(|kv| [&kv.key.weight, &kv.value.weight]);
-    let embedding = phase.embedding.iter().filter_map(|embedding| embedding.norm.weight.as_ref());
-    let others = std::iter::once(&phase.hidden).chain(&phase.norm.weight).chain(embedding);
+    let norms = phase.norm.iter().chain(phase.embedding.iter().flat_map(|half| &half.norm));
+    let gains = norms.filter_map(|norm| norm.weight.as_ref());
+    let others = std::iter::once(&phase.hidden).chain(gains);
     Kind::of(query.chain(kv), others)
 }

@@ -1,12 +1,12 @@
 //! The launch code of `kernels/propose.cu`: norm, head and choice of draft tokens.
 
 use super::MAX_ROW_SEGMENTS;
+use super::embedding::segment_arguments;
 use super::launch::{Arguments, Kernel, Kernels};
 use super::products::{
     Kind, MatrixArgument, NormArgument, RowCountArgument, Size, Variants, address_or_zero,
     most_last_blocks, shape,
 };
-use super::project::segment_arguments;
 use crate::backend::Stream;
 use crate::backend::phases::Propose;
 use crate::error::Result;
@@ -97,7 +97,7 @@ pub unsafe fn propose(kernels: &Kernels, stream: Stream, phase: &Propose<'_>) ->
         min_p: address_or_zero(sampling.min_p),
         seed: address_or_zero(sampling.seed),
         hidden: (&phase.hidden).into(),
-        norm: (&phase.norm).into(),
+        norm: phase.norm.as_ref().into(),
         segments: segment_arguments(segments),
         draft_logits: MatrixArgument::of(batch.draft_logits.as_ref()),
         logits: (&phase.logits).into(),
@@ -108,7 +108,8 @@ pub unsafe fn propose(kernels: &Kernels, stream: Stream, phase: &Propose<'_>) ->
         feeds_back_normed: phase.feed_back_normed.into(),
         most_last_blocks: most_last_blocks(kernels),
     };
-    let others = std::iter::once(&phase.hidden).chain(&phase.norm.weight);
+    let others = std::iter::once(&phase.hidden)
+        .chain(phase.norm.iter().filter_map(|norm| norm.weight.as_ref()));
     let rows = phase.rows.len();
     let size = if rows <= 16 { Size::Sixteen } else { Size::ThirtyTwo };
     let kernel = PROPOSE.kernel(Kind::of(segments, others), size);

@@ -1,12 +1,14 @@
-//! EAGLE-3 (Li et al., 2025, "EAGLE-3: Scaling up Inference Acceleration of Large Language Models
-//! via Training-Time Test"): a small decoder that reads fused hidden states of the target and the
-//! embedding of the next token.
+//! The networks that draft in sequence: a small decoder that reads a hidden state of the target and the
+//! next token. EAGLE-3 (Li et al., 2025, "EAGLE-3: Scaling up Inference Acceleration of Large Language
+//! Models via Training-Time Test") fuses several hidden states once; EAGLE (Li et al., 2024, "EAGLE:
+//! Speculative Sampling Requires Rethinking Feature Uncertainty") and MTP (DeepSeek-AI, 2024,
+//! "DeepSeek-V3 Technical Report") fuse hidden state and token anew in each step.
 
 use super::placement::Placement;
 use crate::backend::phases::{
     Activation, AddProjection, Attend, AttentionHeads, DraftBatch, EmbeddingInput, FeatureNorm,
-    FuseFeatures, GateUp, Gather, KvPool, KvProjection, Linear, MAX_HEAD_DIM, Norm, Paging, Plan,
-    Project, Propose, QueryProjection, Rotary, RowSegments, Rows,
+    FuseFeatures, FuseToken, GateUp, Gather, HiddenSource, KvPool, KvProjection, Linear,
+    MAX_HEAD_DIM, Norm, Paging, Plan, Project, Propose, QueryProjection, Rotary, RowSegments, Rows,
 };
 use crate::backend::{Backend, Stream};
 use crate::checkpoint;
@@ -15,12 +17,11 @@ use crate::tensor::{Carver, Dtype, Matrix, Span};
 
 /// The network and where its weights are.
 #[derive(Debug)]
-pub struct Eagle3 {
-    features: Features,
+pub struct Sequential {
+    entry: Entry,
     embedding: Vec<Matrix>,
     layers: Vec<Layer>,
-    norm: Norm,
-    norm_before_residual: bool,
+    norm: Option<Norm>,
     norm_output: bool,
     head: Vec<Matrix>,
     target_ids: Option<Span<i32>>,
@@ -38,17 +39,29 @@ struct Shape {
     activation: Activation,
 }
 
+/// How what the target knows and the next token come into the first layer.
+#[derive(Debug)]
+enum Entry {
+    /// Features once, for committed rows; the first layer reads the embedding itself.
+    Features(Features),
+    /// The hidden state and the embedding, in each step.
+    Token { embedding_norm: Option<Norm>, hidden_norm: Option<Norm>, fusion: Linear },
+}
+
 #[derive(Debug)]
 struct Features {
     joint: Option<Norm>,
     each: Vec<Norm>,
     linear: Linear,
+    /// Whether the residual stream goes on from the first layer's normed hidden state.
+    norm_before_residual: bool,
 }
 
 #[derive(Debug)]
 struct Layer {
-    input_norm: Norm,
-    /// The first layer's norm of the hidden half; its input norm is for the embedded half.
+    input_norm: Option<Norm>,
+    /// The norm of the hidden half, where a layer reads the embedding, too; its input norm is for the
+    /// embedded half.
     hidden_norm: Option<Norm>,
     query: Linear,
     query_norm: Option<Norm>,
@@ -137,10 +150,10 @@ enum Halves {
     Both,
 }
 
-impl Eagle3 {
+impl Sequential {
     /// Gives all weights of a checkpoint their place.
     pub(super) fn place(
-        description: &checkpoint::Eagle3,
+        description: &checkpoint::Sequential,
         placement: &mut Placement<'_>,
     ) -> Result<Self> {
         let epsilon = description.epsilon;
@@ -150,10 +163,9 @@ impl Eagle3 {
         let layers = layers.map(|layer| Layer::place(layer, epsilon, placement));
         Ok(Self {
             layers: layers.collect::<Result<_>>()?,
-            features: Features::place(description, placement)?,
+            entry: Entry::place(description, placement)?,
             embedding: placement.embedding(&description.embedding)?,
-            norm: placement.norm(&description.norm, epsilon)?,
-            norm_before_residual: description.norm_before_residual,
+            norm: placement.optional_norm(description.norm.as_ref(), epsilon)?,
             norm_output: description.norm_output,
             head: placement.head(
                 &description.head,
@@ -236,7 +248,15 @@ impl Eagle3 {
     /// stream that enters the last layer for the rows that go on drafting.
     pub fn commit(&self, step: &Step<'_>) -> Result<()> {
         let hidden = step.scratch.hidden;
-        self.fuse_features(step)?;
+        match &self.entry {
+            Entry::Features(features) => self.fuse_features(step, features)?,
+            Entry::Token { .. } => {
+                let [feature] = step.batch.features else {
+                    unreachable!("these networks read one feature, and calls give what is read")
+                };
+                self.fuse_token(step, HiddenSource::Feature(*feature), hidden)?;
+            }
+        }
         let last = self.layers.len() - 1;
         for layer in 0..last {
             self.project(step, layer, hidden, Halves::Both)?;
@@ -264,9 +284,11 @@ impl Eagle3 {
 
     /// Runs all layers on the drafting rows.
     pub fn forward(&self, step: &Step<'_>) -> Result<()> {
+        let hidden = step.scratch.draft_hidden;
+        self.fuse_token(step, HiddenSource::Rows(hidden), hidden)?;
         for layer in 0..self.layers.len() {
-            self.project(step, layer, step.scratch.draft_hidden, Halves::Both)?;
-            self.finish_layer(step, layer, step.scratch.draft_hidden)?;
+            self.project(step, layer, hidden, Halves::Both)?;
+            self.finish_layer(step, layer, hidden)?;
         }
         Ok(())
     }
@@ -289,8 +311,8 @@ impl Eagle3 {
         step.backend.propose(step.stream, &phase)
     }
 
-    fn fuse_features(&self, step: &Step<'_>) -> Result<()> {
-        let Features { joint, each, linear } = &self.features;
+    fn fuse_features(&self, step: &Step<'_>, features: &Features) -> Result<()> {
+        let Features { joint, each, linear, .. } = features;
         let norm = match joint {
             Some(norm) => FeatureNorm::Joint(*norm),
             None if each.is_empty() => FeatureNorm::None,
@@ -307,14 +329,39 @@ impl Eagle3 {
         step.backend.fuse_features(step.stream, &phase)
     }
 
+    /// Fuses hidden state and token, where that is what a step begins with.
+    fn fuse_token(&self, step: &Step<'_>, from: HiddenSource, to: Matrix) -> Result<()> {
+        let Entry::Token { embedding_norm, hidden_norm, fusion } = &self.entry else {
+            return Ok(());
+        };
+        let phase = FuseToken {
+            rows: step.rows,
+            embedding: self.embedding_input(step, *embedding_norm),
+            from,
+            norm: *hidden_norm,
+            linear: *fusion,
+            input: step.scratch.input(2 * self.shape.hidden),
+            hidden: to,
+        };
+        step.backend.fuse_token(step.stream, &phase)
+    }
+
+    fn embedding_input<'s>(&'s self, step: &Step<'s>, norm: Option<Norm>) -> EmbeddingInput<'s> {
+        EmbeddingInput {
+            table: RowSegments { segments: &self.embedding },
+            embeddings: step.batch.embeddings,
+            norm,
+        }
+    }
+
+    fn norms_residual(&self) -> bool {
+        matches!(&self.entry, Entry::Features(features) if features.norm_before_residual)
+    }
+
     fn project(&self, step: &Step<'_>, index: usize, hidden: Matrix, halves: Halves) -> Result<()> {
         let layer = &self.layers[index];
         let scratch = step.scratch;
-        let embedding = layer.hidden_norm.map(|_| EmbeddingInput {
-            table: RowSegments { segments: &self.embedding },
-            embeddings: step.batch.embeddings,
-            norm: layer.input_norm,
-        });
+        let embedding = layer.hidden_norm.map(|_| self.embedding_input(step, layer.input_norm));
         let columns = if embedding.is_some() { 2 * self.shape.hidden } else { self.shape.hidden };
         let query =
             QueryProjection { linear: layer.query, norm: layer.query_norm, output: scratch.query };
@@ -327,10 +374,10 @@ impl Eagle3 {
         let phase = Project {
             rows: step.rows,
             hidden,
-            norm: layer.hidden_norm.unwrap_or(layer.input_norm),
+            norm: layer.hidden_norm.or(layer.input_norm),
             // Keys and values alone leave the residual stream as it is for the query half.
             residual_is_normed: layer.hidden_norm.is_some()
-                && self.norm_before_residual
+                && self.norms_residual()
                 && halves != Halves::KeyValue,
             embedding,
             input: scratch.input(columns),
@@ -378,7 +425,7 @@ impl Eagle3 {
 }
 
 impl Shape {
-    fn of(description: &checkpoint::Eagle3) -> Result<Self> {
+    fn of(description: &checkpoint::Sequential) -> Result<Self> {
         if description.head_dim > MAX_HEAD_DIM {
             return Err(Error::unsupported(format!(
                 "head_dim: expected at most {MAX_HEAD_DIM}, found {}",
@@ -405,20 +452,31 @@ impl Shape {
     }
 }
 
-impl Features {
-    fn place(description: &checkpoint::Eagle3, placement: &mut Placement<'_>) -> Result<Self> {
-        let (joint, each) = match &description.feature_norm {
-            checkpoint::FeatureNorm::None => (None, &[][..]),
-            checkpoint::FeatureNorm::Joint(norm) => (Some(norm), &[][..]),
-            checkpoint::FeatureNorm::Each(norms) => (None, &norms[..]),
-        };
-        let each = each.iter().map(|norm| placement.norm(norm, description.epsilon));
-        let each = each.collect::<Result<_>>()?;
-        let weight = placement.tensor(&description.fc)?;
-        Ok(Self {
-            joint: placement.optional_norm(joint, description.epsilon)?,
-            each,
-            linear: Linear { weight, bias: None },
+impl Entry {
+    fn place(description: &checkpoint::Sequential, placement: &mut Placement<'_>) -> Result<Self> {
+        let epsilon = description.epsilon;
+        Ok(match &description.entry {
+            checkpoint::Entry::Features { norm, fc, norm_before_residual } => {
+                let (joint, each) = match norm {
+                    checkpoint::FeatureNorm::None => (None, &[][..]),
+                    checkpoint::FeatureNorm::Joint(norm) => (Some(norm), &[][..]),
+                    checkpoint::FeatureNorm::Each(norms) => (None, &norms[..]),
+                };
+                let each = each.iter().map(|norm| placement.norm(norm, epsilon));
+                let each = each.collect::<Result<_>>()?;
+                let weight = placement.tensor(fc)?;
+                Self::Features(Features {
+                    joint: placement.optional_norm(joint, epsilon)?,
+                    each,
+                    linear: Linear { weight, bias: None },
+                    norm_before_residual: *norm_before_residual,
+                })
+            }
+            checkpoint::Entry::Token { embedding_norm, hidden_norm, fusion } => Self::Token {
+                embedding_norm: placement.optional_norm(embedding_norm.as_ref(), epsilon)?,
+                hidden_norm: placement.optional_norm(hidden_norm.as_ref(), epsilon)?,
+                fusion: placement.linear(fusion)?,
+            },
         })
     }
 }
@@ -430,7 +488,7 @@ impl Layer {
         placement: &mut Placement<'_>,
     ) -> Result<Self> {
         Ok(Self {
-            input_norm: placement.norm(&description.input_norm, epsilon)?,
+            input_norm: placement.optional_norm(description.input_norm.as_ref(), epsilon)?,
             hidden_norm: placement.optional_norm(description.hidden_norm.as_ref(), epsilon)?,
             query: placement.linear(&description.query)?,
             query_norm: placement.optional_norm(description.query_norm.as_ref(), epsilon)?,

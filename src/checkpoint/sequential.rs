@@ -1,0 +1,194 @@
+//! Speculators that draft in sequence: their description, and what their kinds read alike.
+
+use super::RowSource;
+use super::config::Settings;
+use super::decoder::{Activation, DecoderLayer, Sizes};
+use super::report::Report;
+use super::rope::Rope;
+use super::verifier::Verifier;
+use super::weights::{Linear, Tensor, Weights};
+use crate::error::{Error, Result};
+
+/// The layer of a feature in an inspection, where only the verifier can tell it.
+pub(super) const UNKNOWN_LAYER: i32 = -1;
+
+/// A speculator that drafts one token after the other: a small decoder that reads a hidden state of the
+/// target and the next token, and goes on with its own hidden state and the token that it drafted.
+#[derive(Clone, Debug)]
+pub struct Sequential {
+    /// What the format calls it.
+    pub kind: &'static str,
+    /// Tokens of the target.
+    pub vocabulary: usize,
+    /// Tokens that can be drafted.
+    pub draft_vocabulary: usize,
+    /// The width of the drafter's residual stream.
+    pub hidden_size: usize,
+    /// The width between the two halves of an MLP.
+    pub intermediate_size: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads, which divide the query heads.
+    pub kv_heads: usize,
+    /// Elements of a head; `heads * head_dim` need not be `hidden_size`.
+    pub head_dim: usize,
+    /// What RMS norms add to the mean square.
+    pub epsilon: f32,
+    /// The gate's activation.
+    pub activation: Activation,
+    /// The target's hidden states that are read, in the order in which they stand side by side.
+    pub features: Vec<Feature>,
+    /// How the hidden state and the token come in.
+    pub entry: Entry,
+    /// The token embedding, a row for each target token.
+    pub embedding: RowSource,
+    /// The output head, a row for each drafted token.
+    pub head: RowSource,
+    /// The target id of each draft id, ascending; `None` where all tokens are drafted.
+    pub draft_token_ids: Option<Vec<i32>>,
+    /// The decoder layers, at least one.
+    pub layers: Vec<DecoderLayer>,
+    /// The norm before the head, if there is one.
+    pub norm: Option<Tensor>,
+    /// Whether the next step is fed what comes after `norm`, not before.
+    pub norm_output: bool,
+    /// How positions rotate queries and keys.
+    pub rope: Rope,
+    /// Positions lie below this.
+    pub max_position: usize,
+}
+
+/// How what the target knows and the next token come into the first layer.
+#[derive(Clone, Debug)]
+pub enum Entry {
+    /// EAGLE-3: features are fused once, for the rows that are committed. In each step layer 0 attends to
+    /// the embedding beside the hidden state.
+    Features {
+        /// What is done to the features before `fc`.
+        norm: FeatureNorm,
+        /// From all features side by side to `hidden_size`.
+        fc: Tensor,
+        /// Whether the residual stream of layer 0 starts from the normed hidden state.
+        norm_before_residual: bool,
+    },
+    /// EAGLE and MTP: in each step the embedding and the hidden state side by side, in this order, are
+    /// mapped to what enters layer 0, an ordinary layer.
+    Token {
+        /// The norm of the embedding.
+        embedding_norm: Option<Tensor>,
+        /// The norm of the hidden state.
+        hidden_norm: Option<Tensor>,
+        /// From both to `hidden_size`.
+        fusion: Linear,
+    },
+}
+
+/// A hidden state of the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Feature {
+    /// The decoder layer of the target.
+    pub layer: i32,
+    /// Where in it.
+    pub stage: FeatureStage,
+    /// The number of elements.
+    pub width: usize,
+}
+
+/// Where in the target a feature is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FeatureStage {
+    /// The residual stream that enters the layer; the number of layers stands for what leaves the last
+    /// one, before the final norm.
+    LayerInput,
+    /// What the target's final norm makes of the residual stream that leaves the last layer; the layer
+    /// is 0.
+    FinalNorm,
+}
+
+/// What is done to the features before they are projected.
+#[derive(Clone, Debug)]
+pub enum FeatureNorm {
+    /// Nothing.
+    None,
+    /// One RMS norm over all features side by side.
+    Joint(Tensor),
+    /// An RMS norm for each feature.
+    Each(Vec<Tensor>),
+}
+
+/// Weights that are stored in another form than they are used in are not loaded.
+pub(super) fn refuse_quantized(settings: &mut Settings) -> Result<()> {
+    let key = "quantization_config";
+    if !settings.has(key) {
+        return Ok(());
+    }
+    let (file, path) = (settings.file().display(), settings.path_of(key));
+    Err(Error::unsupported(format!("{file}: {path}: expected unquantized weights, found it set")))
+}
+
+/// What RMS norms add to the mean square.
+pub(super) fn epsilon(layer: &mut Settings) -> Result<f32> {
+    let epsilon = layer.positive_or("rms_norm_eps", 1e-6)? as f32;
+    if !(f32::MIN_POSITIVE..=1.0).contains(&epsilon) {
+        return Err(layer.unexpected("rms_norm_eps", "a small number above 0"));
+    }
+    Ok(epsilon)
+}
+
+/// The embedding and the head: the checkpoint's own, or else the verifier's.
+pub(super) fn tables(
+    weights: &mut Weights,
+    sizes: &Sizes,
+    verifier: &Verifier,
+    report: &mut Report,
+) -> Result<(RowSource, RowSource)> {
+    const EMBEDDING: &str = "embed_tokens.weight";
+    let Sizes { vocabulary, draft_vocabulary: draft, hidden, .. } = *sizes;
+    // A table may be padded with rows that stand for no token.
+    let stored = weights.peek(EMBEDDING).and_then(|tensor| tensor.shape().first().copied());
+    let rows = stored.unwrap_or(0).max(vocabulary);
+    let own_embedding = weights.optional(EMBEDDING, &[rows, hidden], report)?;
+    let own_head = weights.optional("lm_head.weight", &[draft, hidden], report)?;
+    verifier.report_unneeded(own_embedding.is_none(), own_head.is_none(), report);
+    let embedding = match own_embedding {
+        Some(tensor) => RowSource::Tensor(tensor.first_rows(vocabulary)),
+        None => verifier.embedding(vocabulary, hidden, report)?,
+    };
+    let head = match own_head {
+        Some(tensor) => RowSource::Tensor(tensor),
+        None => verifier.head(draft, vocabulary, hidden, report)?,
+    };
+    Ok((embedding, head))
+}
+
+/// The output of the target's final norm.
+pub(super) fn final_norm(width: usize, verifier: &Verifier, top: &Settings) -> Result<Feature> {
+    check_width(width, verifier, top)?;
+    Ok(Feature { layer: 0, stage: FeatureStage::FinalNorm, width })
+}
+
+/// The residual stream that leaves the target's last layer.
+pub(super) fn last_residual(width: usize, verifier: &Verifier, top: &Settings) -> Result<Feature> {
+    check_width(width, verifier, top)?;
+    let layer = match verifier.layers() {
+        Some(layers) => layers as i32,
+        None if verifier.is_promised() => UNKNOWN_LAYER,
+        None => {
+            return Err(Error::invalid(format!(
+                "{}: expected the verifier's directory to count its layers, found none",
+                top.file().display()
+            )));
+        }
+    };
+    Ok(Feature { layer, stage: FeatureStage::LayerInput, width })
+}
+
+fn check_width(width: usize, verifier: &Verifier, top: &Settings) -> Result<()> {
+    match verifier.hidden_size().filter(|&target| target != width) {
+        None => Ok(()),
+        Some(target) => {
+            let text = format!("expected the verifier's {target}, found {width}");
+            Err(Error::format(top.file(), format!("transformer_layer_config.hidden_size: {text}")))
+        }
+    }
+}
