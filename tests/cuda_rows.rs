@@ -575,13 +575,16 @@ fn gathered_rows_are_those_of_the_chunk() {
         let columns = [1, 3, 8, 40, 257][random.below(5)];
         let (first, len) = (random.below(20), 1 + random.below(10));
         let most = 1 + random.below(40);
-        let count = random.below(most + 1) as i32;
+        let before = if random.chance(0.3) { random.below(9) } else { 0 };
+        // Of all views; those of this one may be none or fill it.
+        let count = random.below(before + most + 9) as i32;
         let from = random.normals(len * columns);
         let sources: Vec<i32> = (0..most).map(|_| random.below(40) as i32).collect();
         let [expected, found] = [Device::Cpu, Device::Cuda].map(|device| {
             let mut arrays = Arrays::on(device);
             let rows = Rows {
                 count: arrays.lend(&[count]),
+                first: before,
                 source: arrays.lend(&sources),
                 ..new_rows(&mut arrays, most)
             };

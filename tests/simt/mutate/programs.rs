@@ -20,6 +20,8 @@ pub struct Test {
 pub struct Run {
     /// Why the test failed, if it did.
     pub failure: Option<String>,
+    /// Whether it was ended because its time was over, which is a failure too.
+    pub took_too_long: bool,
     /// The kernels that it launched, if it was asked to trace them.
     pub kernels: BTreeSet<String>,
     pub time: Duration,
@@ -69,7 +71,8 @@ impl Test {
         match command.output() {
             Ok(output) => {
                 let kernels = launched(&String::from_utf8_lossy(&output.stderr));
-                Run { failure: failure(&output), kernels, time: start.elapsed() }
+                let took_too_long = output.status.code() == Some(TIME_IS_OVER);
+                Run { failure: failure(&output), took_too_long, kernels, time: start.elapsed() }
             }
             Err(error) => panic!("{command:?}: {error}"),
         }
