@@ -598,6 +598,63 @@ fn gathered_rows_are_those_of_the_chunk() {
     }
 }
 
+// ---- Copies -------------------------------------------------------------------------------------
+
+#[test]
+fn rows_are_copied_by_id_wherever_the_matrices_begin() {
+    let Some(_turn) = cuda_test() else { return };
+    const UNTOUCHED: u8 = 0xee;
+    let ids = [3, 0, 3, -1, 5, 6, 2];
+    // Elements of a row, of a stride of each matrix, and bytes before the first row of each.
+    for (columns, strides, offsets) in [
+        (64, [64, 64], [0, 0]),
+        (64, [72, 80], [16, 32]),
+        (66, [66, 70], [4, 8]),
+        (64, [64, 64], [2, 0]),
+        (63, [63, 65], [0, 2]),
+        (2056, [2056 / 4, 2056], [0, 0]),
+    ] {
+        // Nothing may be read or written beyond the last rows.
+        let len =
+            |rows: usize, side: usize| offsets[side] + ((rows - 1) * strides[side] + columns) * 2;
+        let from: Vec<u8> = (0..len(6, 0)).map(|place| (place * 7 % 253) as u8).collect();
+        let mut arrays = Arrays::on(Device::Cuda);
+        let [source, target] =
+            [from.clone(), vec![UNTOUCHED; len(ids.len(), 1)]].map(|bytes| arrays.lend(&bytes));
+        let matrix = |bytes: Span<u8>, side: usize, rows| Matrix {
+            address: bytes.address() + offsets[side] as u64,
+            dtype: Dtype::Bf16,
+            rows,
+            columns,
+            row_stride: strides[side],
+        };
+        let _scope = cuda().enter().unwrap();
+        let to = matrix(target, 1, ids.len());
+        cuda().copy_rows(&matrix(source, 0, 6), &ids, &to).unwrap();
+
+        let mut expected = vec![UNTOUCHED; target.len()];
+        for (row, id) in ids.iter().enumerate().filter(|(_, id)| (0..6).contains(*id)) {
+            let from_row = offsets[0] + *id as usize * strides[0] * 2;
+            let to_row = offsets[1] + row * strides[1] * 2;
+            expected[to_row..][..columns * 2].copy_from_slice(&from[from_row..][..columns * 2]);
+        }
+        assert!(read(target) == expected, "{columns} {strides:?} {offsets:?}");
+    }
+}
+
+#[test]
+fn more_rows_are_copied_than_there_are_blocks() {
+    let Some(_turn) = cuda_test() else { return };
+    let ids: Vec<i32> = (0..4100).map(|row| (row * 11 + 5) % 40).collect();
+    let mut arrays = Arrays::on(Device::Cuda);
+    let from: Vec<f32> = (0..40).map(|id| id as f32).collect();
+    let (from, to) = (arrays.matrix(&from, 1), arrays.matrix(&vec![-1.0; ids.len()], 1));
+    let _scope = cuda().enter().unwrap();
+    cuda().copy_rows(&from, &ids, &to).unwrap();
+    let found = read::<f32>(Span::new(to.address, ids.len()));
+    assert!(found.iter().zip(&ids).all(|(found, id)| *found == *id as f32));
+}
+
 // ---- Attention ----------------------------------------------------------------------------------
 
 /// One row of a batch.

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 /// What `timeout` exits with when the time is over.
 const TIME_IS_OVER: i32 = 124;
 
+/// Characters of what is printed of a reason: a test's may tell of all its arrays.
+const LONGEST_REASON: usize = 120;
+
 /// A test of a test program.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Test {
@@ -102,7 +105,7 @@ fn failure(output: &Output) -> Option<String> {
     let report = lines().filter(|line| !line.starts_with("simulator: stream "));
     let simulator = report.filter_map(|line| line.strip_prefix("simulator: ")).next();
     let panic = lines().skip_while(|line| !line.contains("panicked at")).nth(1);
-    let reason = simulator.or(panic).map(str::to_owned);
+    let reason = simulator.or(panic).map(|reason| reason.chars().take(LONGEST_REASON).collect());
     Some(reason.unwrap_or_else(|| output.status.to_string()))
 }
 
