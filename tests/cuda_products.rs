@@ -490,6 +490,8 @@ impl FuseCase {
             hidden: place.output(self.rows.most, self.weight.rows),
         };
         place.run(|backend, stream| backend.fuse_features(stream, &phase).unwrap());
+        let beyond = &read(&phase.input)[self.rows.count * self.weight.columns..];
+        assert!(beyond.iter().all(|&value| value == UNWRITTEN), "rows that are not there");
         read(&phase.hidden)
     }
 }
@@ -1160,6 +1162,35 @@ fn the_first_of_the_largest_logits_is_proposed_whatever_stands_beside() {
         let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
         assert_eq!(found.rows, expected.rows, "case {number}");
         assert_eq!(found.draft_tokens, expected.draft_tokens, "case {number}");
+    }
+}
+
+#[test]
+fn logits_may_be_infinite() {
+    let Some(_turn) = cuda_test() else { return };
+    for (number, mut random) in cases(test_cases(9, 6)) {
+        let mut case = ProposeCase::random(&mut random, RowValues::new(5, 5, 0));
+        case.sampling = None;
+        case.draft_logits = Some((DTYPES[number as usize % 3], COMPACT));
+        // Sums of such weights overflow, as rows have elements of one sign. The first is no number.
+        case.hidden.elements.iter_mut().for_each(|value| *value = value.abs() + 1.0);
+        case.gain = None;
+        let tokens = 2 + random.below(60);
+        let mut head = Values::random(&mut random, (tokens, case.hidden.columns), Dtype::Bf16, 1.0);
+        head.elements.fill(-3e38);
+        head.elements[..case.hidden.columns].fill(f32::NAN);
+        if number % 2 == 0 {
+            head.elements[case.hidden.columns..].fill(3e38);
+        }
+        case.target_ids = None;
+        case.head = vec![head];
+        let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
+        assert_eq!(found.rows, expected.rows, "case {number}");
+        assert_eq!(found.draft_tokens, expected.draft_tokens, "case {number}");
+        let same = |(found, expected): (&f32, &f32)| {
+            found == expected || found.is_nan() && expected.is_nan()
+        };
+        assert!(found.draft_logits.iter().zip(&expected.draft_logits).all(same), "case {number}");
     }
 }
 

@@ -1019,7 +1019,8 @@ fn pages_that_the_host_takes_away_are_not_looked_at() {
             seed: 1,
         };
         let well = scene.attend(Device::Cuda);
-        for bad in [-1, i32::MIN, i32::MAX, 100_000] {
+        let (_, pages) = scene.tables();
+        for bad in [-1, i32::MIN, i32::MAX, pages as i32] {
             let spoil_some = |tables: &mut Vec<Vec<i32>>| tables[0][3] = bad;
             let spoil_all = |tables: &mut Vec<Vec<i32>>| tables[0].fill(bad);
             let some = scene.attend_with(Device::Cuda, spoil_some);
