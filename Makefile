@@ -95,7 +95,6 @@ uninstall:
 # Breaks the CUDA kernels in one place at a time and reports where no test on the simulator notices, in a
 # random order. MUTATE takes options of the program, such as MUTATE="--seed 7 --seconds 300".
 mutate:
-	$(MAKE) --silent -C tests/simt checked
 	CARGO="$(CARGO)" $(CARGO) run --quiet --example mutate -- $(MUTATE)
 
 # Collects what tools/gpu/run.sh needs on a machine with a GPU, in gpu-pack.tar.gz of the target folder.

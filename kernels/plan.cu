@@ -107,7 +107,8 @@ DEVICE bool is_below(i32 value, u32 bound) { return u32(value) < bound; }
 
 // ---- Over the block ------------------------------------------------------------------------------
 
-// The sum of the values of the threads up to this one, and of all.
+// The sum of the values of the threads up to this one, and of all. The block must meet before it asks
+// for the next sums.
 struct Prefix {
   u64 sum, all;
 };
@@ -126,7 +127,6 @@ DEVICE Prefix block_prefix(u64 value, u64 (&of_warp)[most_threads / warp_lanes])
     if (warp == warp_index()) before = all;
     all += of_warp[warp];
   }
-  __syncthreads();  // the next sums may be written
   return Prefix{before + sum, all};
 }
 
@@ -236,14 +236,11 @@ DEVICE void choose_rows(Tile &tile, u32 count, u32 room) {
 // Gives the sequences that are not faulty their rows, in order, while there is room: one that does not
 // fit is left out, a later one may still fit. Returns how many rows there are in all.
 DEVICE u32 place_rows(Tile &tile, u32 count, const Sequence &sequence, u32 room) {
-  const bool is_there = threadIdx.x < count;
-  const u32 rows = is_there ? sequence.rows : 0;
+  const u32 rows = sequence.rows;
   const u32 taken = sequence.fault == fault_none ? rows : 0;
   const Prefix prefix = block_prefix(taken, tile.of_warp);
-  if (is_there) {
-    tile.rows[threadIdx.x] = rows | (sequence.fault != fault_none ? is_faulty : 0);
-    tile.row_end[threadIdx.x] = u32(min(prefix.sum, u64(room)));
-  }
+  tile.rows[threadIdx.x] = rows | (sequence.fault != fault_none ? is_faulty : 0);
+  tile.row_end[threadIdx.x] = u32(prefix.sum);
   if (__syncthreads_or(prefix.sum - taken + rows > room) == 0) return u32(prefix.all);
   if (threadIdx.x == 0) choose_rows(tile, count, room);
   __syncthreads();
@@ -306,20 +303,20 @@ DEVICE void check_pages(const PlanArguments &arguments, Tile &tile, u32 count, u
   }
 }
 
-// Lays out the rows of a tile from `first_place` on, and returns how many there are. What is found
-// wrong on the way changes which sequences fit: then the rows are laid out again, and what is written
-// in the end has been checked by the same read. Each time at least one more sequence is out.
+// Lays out the rows of a tile from `first_place` on, and returns how many there are. Threads beyond the
+// sequences of the tile have one that takes no part. What is found wrong on the way changes which
+// sequences fit: then the rows are laid out again, and what is written in the end has been checked by the
+// same read. Each time at least one more sequence is out.
 DEVICE u32 lay_out_tile(const PlanArguments &arguments, Tile &tile, u32 first_sequence, u32 count,
                         u32 first_place, Sequence &sequence) {
   for (;;) {
     const u32 room = arguments.most_rows - first_place;
-    if (threadIdx.x < count) tile.wrong[threadIdx.x] = nothing_wrong;
+    tile.wrong[threadIdx.x] = nothing_wrong;
     const u32 rows = place_rows(tile, count, sequence, room);
-    const bool fits =
-        threadIdx.x >= count || (tile.rows[threadIdx.x] & does_not_fit) == 0;
+    const bool fits = (tile.rows[threadIdx.x] & does_not_fit) == 0;
     const bool takes_part = fits && sequence.rows != 0 && sequence.fault == fault_none;
     const Prefix pages = block_prefix(takes_part ? sequence.pages : 0, tile.of_warp);
-    if (threadIdx.x < count) tile.page_end[threadIdx.x] = pages.sum;
+    tile.page_end[threadIdx.x] = pages.sum;
     __syncthreads();
     lay_out_rows(arguments, tile, first_sequence, count, first_place, rows);
     check_pages(arguments, tile, count, pages.all);
@@ -423,8 +420,8 @@ KERNEL(1024, plan_rows, PlanArguments) {
   __shared__ u32 first_fault;  // its sequence, and the fault in the lowest bits
   if (threadIdx.x < arguments.max_drafts) classes.count[threadIdx.x] = 0;
   if (threadIdx.x == 0) first_fault = nothing_wrong;
-  __syncthreads();
 
+  // There is a tile at least, in which the threads meet before others change the above.
   u32 committed = 0;
   for (u32 first = 0; first < arguments.num_sequences; first += blockDim.x) {
     const u32 count = min(arguments.num_sequences - first, blockDim.x);

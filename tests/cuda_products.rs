@@ -7,7 +7,7 @@ mod random;
 
 use device::buffer::Buffer;
 use device::memory::Memory;
-use device::{Device, is_cuda_or_skipped};
+use device::{Device, is_cuda_or_skipped, simulator};
 use half::{bf16, f16};
 use random::Random;
 use speculators::backend::cpu::{CpuBackend, Threads};
@@ -245,6 +245,8 @@ struct RowValues {
     most: usize,
     /// Before the first one of the view.
     first: usize,
+    /// Those of all views together, as far as they are laid out.
+    total: usize,
     sequence: Vec<i32>,
     position: Vec<i32>,
     rope_position: Vec<i32>,
@@ -254,7 +256,7 @@ struct RowValues {
 
 impl RowValues {
     fn new(count: usize, most: usize, first: usize) -> Self {
-        Self { count, most, first, ..Self::default() }
+        Self { count, most, first, total: first + count, ..Self::default() }
     }
 
     fn lend(&self, place: &mut Place) -> Rows {
@@ -266,7 +268,7 @@ impl RowValues {
         let [sequence, position, rope_position, token, source] =
             [&self.sequence, &self.position, &self.rope_position, &self.token, &self.source]
                 .map(&mut column);
-        let count = place.array(&[(self.first + self.count) as i32]);
+        let count = place.array(&[self.total as i32]);
         Rows { count, first: self.first, sequence, position, rope_position, token, source }
     }
 }
@@ -281,7 +283,15 @@ fn random_rows(random: &mut Random) -> RowValues {
         _ => 65 + random.below(66),
     };
     let count = if random.chance(0.3) { random.below(most + 1) } else { most };
-    RowValues::new(count, most, if random.chance(0.3) { random.below(100) } else { 0 })
+    let first = if random.chance(0.3) { random.below(100) } else { 0 };
+    let mut rows = RowValues::new(count, most, first);
+    // Views behind a full one may have rows, and views before an empty one may lack some.
+    if count == most && random.chance(0.3) {
+        rows.total += random.below(100);
+    } else if count == 0 && first > 0 {
+        rows.total = random.below(first);
+    }
+    rows
 }
 
 const WIDTHS: [usize; 10] = [8, 36, 40, 50, 72, 80, 160, 256, 264, 520];
@@ -325,8 +335,10 @@ fn cases(count: u64) -> impl Iterator<Item = (u64, Random)> {
     numbers.map(|number| (number, Random::new(number)))
 }
 
-fn test_cases(on_full: u64) -> u64 {
-    std::env::var("SPEC_TEST_CASES").map_or(on_full, |count| count.parse().unwrap())
+/// How many cases a test has, in full and on a simulated device.
+fn test_cases(full: u64, simulated: u64) -> u64 {
+    let count = device::amount(full, simulated);
+    std::env::var("SPEC_TEST_CASES").map_or(count, |count| count.parse().unwrap())
 }
 
 // ---- Linear maps --------------------------------------------------------------------------------
@@ -380,7 +392,7 @@ impl AddCase {
 #[test]
 fn linear_maps_are_added_to_the_residual_stream_as_on_the_cpu() {
     let Some(_turn) = cuda_test() else { return };
-    for (number, mut random) in cases(test_cases(60)) {
+    for (number, mut random) in cases(test_cases(60, 40)) {
         let rows = random_rows(&mut random);
         let case = AddCase::random(&mut random, rows);
         let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
@@ -404,7 +416,7 @@ fn assert_rows_are_independent(width: usize, run: impl Fn(usize, usize) -> Vec<f
 #[test]
 fn a_row_of_a_linear_map_does_not_depend_on_its_neighbours() {
     let Some(_turn) = cuda_test() else { return };
-    for (_, mut random) in cases(test_cases(9)) {
+    for (_, mut random) in cases(test_cases(9, 4)) {
         let case = AddCase::random(&mut random, RowValues::new(130, 130, 0));
         let width = case.hidden.columns;
         assert_rows_are_independent(width, |first, rows| case.rows(first, rows).run(Device::Cuda));
@@ -478,6 +490,8 @@ impl FuseCase {
             hidden: place.output(self.rows.most, self.weight.rows),
         };
         place.run(|backend, stream| backend.fuse_features(stream, &phase).unwrap());
+        let beyond = &read(&phase.input)[self.rows.count * self.weight.columns..];
+        assert!(beyond.iter().all(|&value| value == UNWRITTEN), "rows that are not there");
         read(&phase.hidden)
     }
 }
@@ -485,7 +499,7 @@ impl FuseCase {
 #[test]
 fn features_become_hidden_state_as_on_the_cpu() {
     let Some(_turn) = cuda_test() else { return };
-    for (number, mut random) in cases(test_cases(40)) {
+    for (number, mut random) in cases(test_cases(40, 30)) {
         let rows = random_rows(&mut random);
         let case = FuseCase::random(&mut random, rows);
         let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
@@ -553,19 +567,21 @@ impl GateCase {
 #[test]
 fn gated_products_are_those_of_the_cpu_with_every_activation() {
     let Some(_turn) = cuda_test() else { return };
-    for (number, mut random) in cases(test_cases(60)) {
+    for (number, mut random) in cases(test_cases(60, 40)) {
         let rows = random_rows(&mut random);
         let case = GateCase::random(&mut random, rows);
         let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
         let what = format!("case {number}: {:?} {:?}", case.gate.0.dtype, case.rows);
-        assert_close(&found, &expected, case.gate.0.rows, TOLERANCE, &what);
+        // The errors of two products meet, and a row of few columns may be small throughout.
+        let tolerance = 4.0 * TOLERANCE;
+        assert_close(&found, &expected, case.gate.0.rows, tolerance, &what);
     }
 }
 
 #[test]
 fn a_row_of_a_gated_product_does_not_depend_on_its_neighbours() {
     let Some(_turn) = cuda_test() else { return };
-    for (_, mut random) in cases(test_cases(9)) {
+    for (_, mut random) in cases(test_cases(9, 4)) {
         let case = GateCase::random(&mut random, RowValues::new(130, 130, 0));
         let width = case.gate.0.rows;
         assert_rows_are_independent(width, |first, rows| case.rows(first, rows).run(Device::Cuda));
@@ -849,7 +865,7 @@ impl ProjectCase {
 #[test]
 fn projections_turn_and_append_as_on_the_cpu() {
     let Some(_turn) = cuda_test() else { return };
-    for (number, mut random) in cases(test_cases(100)) {
+    for (number, mut random) in cases(test_cases(100, 40)) {
         let rows = random_rows(&mut random);
         let case = ProjectCase::random(&mut random, rows);
         let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
@@ -869,7 +885,7 @@ fn projections_turn_and_append_as_on_the_cpu() {
 #[test]
 fn a_row_of_a_projection_does_not_depend_on_its_neighbours() {
     let Some(_turn) = cuda_test() else { return };
-    for (_, mut random) in cases(test_cases(12)) {
+    for (_, mut random) in cases(test_cases(12, 3)) {
         let case = ProjectCase::random(&mut random, RowValues::new(130, 130, 0));
         let width = case.run(Device::Cuda)[0].len();
         assert_rows_are_independent(width, |first, rows| {
@@ -881,7 +897,7 @@ fn a_row_of_a_projection_does_not_depend_on_its_neighbours() {
 #[test]
 fn keys_and_values_of_pages_outside_of_the_pool_go_nowhere() {
     let Some(_turn) = cuda_test() else { return };
-    for (number, mut random) in cases(test_cases(12)) {
+    for (number, mut random) in cases(test_cases(12, 3)) {
         let rows = random_rows(&mut random);
         let case = ProjectCase::random(&mut random, rows);
         let mut hostile = case.clone();
@@ -1112,7 +1128,7 @@ fn assert_same_proposals(case: &ProposeCase, number: u64) {
 #[test]
 fn proposals_are_those_of_the_cpu() {
     let Some(_turn) = cuda_test() else { return };
-    for (number, mut random) in cases(test_cases(100)) {
+    for (number, mut random) in cases(test_cases(100, 40)) {
         let rows = random_rows(&mut random);
         assert_same_proposals(&ProposeCase::random(&mut random, rows), number);
     }
@@ -1121,7 +1137,7 @@ fn proposals_are_those_of_the_cpu() {
 #[test]
 fn the_first_of_the_largest_logits_is_proposed_whatever_stands_beside() {
     let Some(_turn) = cuda_test() else { return };
-    for (number, mut random) in cases(test_cases(30)) {
+    for (number, mut random) in cases(test_cases(30, 20)) {
         let rows = random_rows(&mut random);
         let mut case = ProposeCase::random(&mut random, rows);
         case.sampling = None;
@@ -1150,9 +1166,38 @@ fn the_first_of_the_largest_logits_is_proposed_whatever_stands_beside() {
 }
 
 #[test]
+fn logits_may_be_infinite() {
+    let Some(_turn) = cuda_test() else { return };
+    for (number, mut random) in cases(test_cases(9, 6)) {
+        let mut case = ProposeCase::random(&mut random, RowValues::new(5, 5, 0));
+        case.sampling = None;
+        case.draft_logits = Some((DTYPES[number as usize % 3], COMPACT));
+        // Sums of such weights overflow, as rows have elements of one sign. The first is no number.
+        case.hidden.elements.iter_mut().for_each(|value| *value = value.abs() + 1.0);
+        case.gain = None;
+        let tokens = 2 + random.below(60);
+        let mut head = Values::random(&mut random, (tokens, case.hidden.columns), Dtype::Bf16, 1.0);
+        head.elements.fill(-3e38);
+        head.elements[..case.hidden.columns].fill(f32::NAN);
+        if number % 2 == 0 {
+            head.elements[case.hidden.columns..].fill(3e38);
+        }
+        case.target_ids = None;
+        case.head = vec![head];
+        let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
+        assert_eq!(found.rows, expected.rows, "case {number}");
+        assert_eq!(found.draft_tokens, expected.draft_tokens, "case {number}");
+        let same = |(found, expected): (&f32, &f32)| {
+            found == expected || found.is_nan() && expected.is_nan()
+        };
+        assert!(found.draft_logits.iter().zip(&expected.draft_logits).all(same), "case {number}");
+    }
+}
+
+#[test]
 fn a_proposal_does_not_depend_on_other_rows() {
     let Some(_turn) = cuda_test() else { return };
-    for (_, mut random) in cases(test_cases(12)) {
+    for (_, mut random) in cases(test_cases(12, 3)) {
         let case = ProposeCase::random(&mut random, RowValues::new(130, 130, 0));
         let run = |first, rows| {
             let part = case.rows(first, rows);
@@ -1161,4 +1206,29 @@ fn a_proposal_does_not_depend_on_other_rows() {
         };
         assert_rows_are_independent(run(0, 1).len(), run);
     }
+}
+
+#[test]
+fn blocks_that_wait_for_others_leave_them_room() {
+    let Some(_turn) = cuda_test() else { return };
+    if !simulator::is_present_or_skipped("only the simulator has room for few blocks") {
+        return;
+    }
+    // One more than may wait. There are a few groups of 32 rows, then more than blocks may wait.
+    simulator::configure("SIMT_RESIDENT", "17");
+    for rows in [70, 520] {
+        let mut random = Random::new(rows as u64);
+        let case = ProposeCase {
+            hidden: Values::random(&mut random, (rows, 8), Dtype::F32, 3.0),
+            gain: None,
+            feed_back_normed: true,
+            head: vec![Values::random(&mut random, (250, 8), Dtype::Bf16, 1.0)],
+            target_ids: None,
+            sampling: None,
+            draft_logits: None,
+            ..ProposeCase::random(&mut random, RowValues::new(rows, rows, 0))
+        };
+        assert_same_proposals(&case, rows as u64);
+    }
+    simulator::configure("SIMT_RESIDENT", "0");
 }

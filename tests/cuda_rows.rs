@@ -575,13 +575,16 @@ fn gathered_rows_are_those_of_the_chunk() {
         let columns = [1, 3, 8, 40, 257][random.below(5)];
         let (first, len) = (random.below(20), 1 + random.below(10));
         let most = 1 + random.below(40);
-        let count = random.below(most + 1) as i32;
+        let before = if random.chance(0.3) { random.below(9) } else { 0 };
+        // Of all views; those of this one may be none or fill it.
+        let count = random.below(before + most + 9) as i32;
         let from = random.normals(len * columns);
         let sources: Vec<i32> = (0..most).map(|_| random.below(40) as i32).collect();
         let [expected, found] = [Device::Cpu, Device::Cuda].map(|device| {
             let mut arrays = Arrays::on(device);
             let rows = Rows {
                 count: arrays.lend(&[count]),
+                first: before,
                 source: arrays.lend(&sources),
                 ..new_rows(&mut arrays, most)
             };
@@ -593,6 +596,63 @@ fn gathered_rows_are_those_of_the_chunk() {
         });
         assert_eq!(found, expected, "case {number}");
     }
+}
+
+// ---- Copies -------------------------------------------------------------------------------------
+
+#[test]
+fn rows_are_copied_by_id_wherever_the_matrices_begin() {
+    let Some(_turn) = cuda_test() else { return };
+    const UNTOUCHED: u8 = 0xee;
+    let ids = [3, 0, 3, -1, 5, 6, 2];
+    // Elements of a row, of a stride of each matrix, and bytes before the first row of each.
+    for (columns, strides, offsets) in [
+        (64, [64, 64], [0, 0]),
+        (64, [72, 80], [16, 32]),
+        (66, [66, 70], [4, 8]),
+        (64, [64, 64], [2, 0]),
+        (63, [63, 65], [0, 2]),
+        (2056, [2056 / 4, 2056], [0, 0]),
+    ] {
+        // Nothing may be read or written beyond the last rows.
+        let len =
+            |rows: usize, side: usize| offsets[side] + ((rows - 1) * strides[side] + columns) * 2;
+        let from: Vec<u8> = (0..len(6, 0)).map(|place| (place * 7 % 253) as u8).collect();
+        let mut arrays = Arrays::on(Device::Cuda);
+        let [source, target] =
+            [from.clone(), vec![UNTOUCHED; len(ids.len(), 1)]].map(|bytes| arrays.lend(&bytes));
+        let matrix = |bytes: Span<u8>, side: usize, rows| Matrix {
+            address: bytes.address() + offsets[side] as u64,
+            dtype: Dtype::Bf16,
+            rows,
+            columns,
+            row_stride: strides[side],
+        };
+        let _scope = cuda().enter().unwrap();
+        let to = matrix(target, 1, ids.len());
+        cuda().copy_rows(&matrix(source, 0, 6), &ids, &to).unwrap();
+
+        let mut expected = vec![UNTOUCHED; target.len()];
+        for (row, id) in ids.iter().enumerate().filter(|(_, id)| (0..6).contains(*id)) {
+            let from_row = offsets[0] + *id as usize * strides[0] * 2;
+            let to_row = offsets[1] + row * strides[1] * 2;
+            expected[to_row..][..columns * 2].copy_from_slice(&from[from_row..][..columns * 2]);
+        }
+        assert!(read(target) == expected, "{columns} {strides:?} {offsets:?}");
+    }
+}
+
+#[test]
+fn more_rows_are_copied_than_there_are_blocks() {
+    let Some(_turn) = cuda_test() else { return };
+    let ids: Vec<i32> = (0..4100).map(|row| (row * 11 + 5) % 40).collect();
+    let mut arrays = Arrays::on(Device::Cuda);
+    let from: Vec<f32> = (0..40).map(|id| id as f32).collect();
+    let (from, to) = (arrays.matrix(&from, 1), arrays.matrix(&vec![-1.0; ids.len()], 1));
+    let _scope = cuda().enter().unwrap();
+    cuda().copy_rows(&from, &ids, &to).unwrap();
+    let found = read::<f32>(Span::new(to.address, ids.len()));
+    assert!(found.iter().zip(&ids).all(|(found, id)| *found == *id as f32));
 }
 
 // ---- Attention ----------------------------------------------------------------------------------
@@ -959,7 +1019,8 @@ fn pages_that_the_host_takes_away_are_not_looked_at() {
             seed: 1,
         };
         let well = scene.attend(Device::Cuda);
-        for bad in [-1, i32::MIN, i32::MAX, 100_000] {
+        let (_, pages) = scene.tables();
+        for bad in [-1, i32::MIN, i32::MAX, pages as i32] {
             let spoil_some = |tables: &mut Vec<Vec<i32>>| tables[0][3] = bad;
             let spoil_all = |tables: &mut Vec<Vec<i32>>| tables[0].fill(bad);
             let some = scene.attend_with(Device::Cuda, spoil_some);

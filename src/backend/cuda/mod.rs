@@ -331,46 +331,6 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_copied_by_id_wherever_the_matrices_begin() {
-        let Some(backend) = backend() else { return };
-        const BYTES: usize = 10 << 10;
-        const UNTOUCHED: u8 = 0xee;
-        let ids = [3, 0, 3, -1, 5, 6, 2];
-        let matrix = |memory: &PinnedMemory, offset, rows, columns, row_stride| Matrix {
-            address: memory.span().address() + offset as u64,
-            dtype: Dtype::Bf16,
-            rows,
-            columns,
-            row_stride,
-        };
-        // Elements of a row, of a stride of each matrix, and bytes before the first row of each.
-        for (columns, strides, offsets) in [
-            (64, [64, 64], [0, 0]),
-            (64, [72, 80], [16, 32]),
-            (66, [66, 70], [4, 8]),
-            (64, [64, 64], [2, 0]),
-            (63, [63, 65], [0, 2]),
-            (2056, [2056 / 4, 2056], [0, 0]),
-        ] {
-            let mut from = pinned(&backend, (0..BYTES).map(|place| (place * 7 % 253) as u8));
-            let len = ids.len() * strides[1] * 2 + offsets[1] + columns * 2;
-            let mut to = pinned(&backend, std::iter::repeat_n(UNTOUCHED, len));
-            let source = matrix(&from, offsets[0], 6, columns, strides[0]);
-            let target = matrix(&to, offsets[1], ids.len(), columns, strides[1]);
-            backend.copy_rows(&source, &ids, &target).unwrap();
-
-            let mut expected = vec![UNTOUCHED; len];
-            for (row, id) in ids.iter().enumerate().filter(|(_, id)| (0..6).contains(*id)) {
-                let from_row = offsets[0] + *id as usize * strides[0] * 2;
-                let to_row = offsets[1] + row * strides[1] * 2;
-                let row = &from.bytes_mut()[from_row..][..columns * 2];
-                expected[to_row..][..columns * 2].copy_from_slice(row);
-            }
-            assert!(to.bytes_mut() == expected, "{columns} {strides:?} {offsets:?}");
-        }
-    }
-
-    #[test]
     fn a_fault_is_taken_once() {
         let Some(backend) = backend() else { return };
         let words = backend.fault_words().unwrap();

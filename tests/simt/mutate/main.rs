@@ -29,7 +29,7 @@ mutants that no test notices.
     --seed N      the order in which mutants are tried; otherwise it comes from the date
     --seconds N   begins no mutant after so many seconds
     --sample N    tries so many mutants at most
-    --only TEXT   tries only mutants in whose description, as it is printed, the text stands
+    --only A,B    tries only mutants with one of these texts in their descriptions, as they are printed
     --tests A,B   runs only tests with one of these texts in their names
     --jobs N      tries so many mutants at a time; otherwise as many as there are cores
     --report      succeeds even if mutants survive
@@ -45,7 +45,7 @@ struct Options {
     seed: u64,
     seconds: u64,
     sample: usize,
-    only: String,
+    only: Vec<String>,
     tests: Vec<String>,
     jobs: usize,
     lists: bool,
@@ -59,7 +59,7 @@ impl Options {
             seed: days,
             seconds: u64::MAX,
             sample: usize::MAX,
-            only: String::new(),
+            only: Vec::new(),
             tests: Vec::new(),
             jobs: std::thread::available_parallelism().map_or(1, usize::from),
             lists: false,
@@ -84,7 +84,7 @@ impl Options {
             "--seconds" => self.seconds = value.parse().map_err(wrong)?,
             "--sample" => self.sample = value.parse().map_err(wrong)?,
             "--jobs" => self.jobs = value.parse::<usize>().map_err(wrong)?.max(1),
-            "--only" => self.only = value,
+            "--only" => self.only = value.split(',').map(str::to_owned).collect(),
             "--tests" => self.tests = value.split(',').map(str::to_owned).collect(),
             _ => return Err(HELP.to_owned()),
         }
@@ -124,6 +124,11 @@ fn sources(root: &Path) -> Result<Vec<Source>, String> {
     paths.sort();
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     paths.iter().map(|path| Ok(Source::new(&name(path), &read(path)?))).collect()
+}
+
+/// Whether one of the texts stands in a name, or there are none.
+fn is_asked_for(name: &str, texts: &[String]) -> bool {
+    texts.is_empty() || texts.iter().any(|text| name.contains(text))
 }
 
 fn mutants(sources: &[Source]) -> Vec<Mutant<'_>> {
@@ -217,7 +222,7 @@ fn run(options: &Options) -> Result<bool, String> {
     let all = mutants.len();
     mutants.retain(|mutant| !listed.contains(&mutant.identity()));
     shuffle(&mut mutants, options.seed);
-    mutants.retain(|mutant| mutant.describe().contains(&options.only));
+    mutants.retain(|mutant| is_asked_for(&mutant.describe(), &options.only));
     mutants.truncate(options.sample);
     println!("{all} mutants, {} listed as equivalent; the seed is {}", listed.len(), options.seed);
     if options.lists {
@@ -227,8 +232,7 @@ fn run(options: &Options) -> Result<bool, String> {
 
     let workshop = Workshop::of_project(root, &target)?;
     let mut tests = programs::tests(root, &PROGRAMS)?;
-    let is_wanted = |name: &str| options.tests.iter().any(|text| name.contains(text));
-    tests.retain(|test| options.tests.is_empty() || is_wanted(&test.name));
+    tests.retain(|test| is_asked_for(&test.name, &options.tests));
     let unchanged = Unchanged::measure(&workshop, &sources, &tests, options.jobs)?;
     print!("{}", unchanged.describe());
     let all_are_noticed = summarise(&try_all(options, mutants, &workshop, &unchanged)?);

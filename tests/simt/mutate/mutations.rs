@@ -210,12 +210,22 @@ fn comparisons(source: &Source) -> Vec<Mutation> {
             let range = index..index + operator.len();
             let stands_alone = source.code[..range.start].ends_with(char::is_whitespace)
                 && source.code[range.end..].starts_with(char::is_whitespace);
-            if stands_alone {
+            if stands_alone && !bounds_unrolled_loop(source, index) {
                 found.push(Mutation::replace(source, range, other.to_owned()));
             }
         }
     }
     found
+}
+
+/// Whether a comparison is the bound of a loop that is unrolled as a whole, and so is a constant: with
+/// another one the loop would reach beyond the registers that it is made for.
+fn bounds_unrolled_loop(source: &Source, index: usize) -> bool {
+    let begin = source.code[..index].rfind('\n').map_or(0, |newline| newline + 1);
+    let is_condition = source.line(index).starts_with("for (")
+        && source.code[begin..index].matches(';').count() == 1;
+    let before = source.text[..begin].trim_end().lines().next_back().unwrap_or_default();
+    is_condition && before.trim() == "#pragma unroll"
 }
 
 /// Conditions to leave a function or a loop, or to go on with the next turn, that never hold.
@@ -457,6 +467,9 @@ mod tests {
             ["a = b <= c || d >= e;", "a = b < c || d > e;"]
         );
         assert_eq!(mutants("Parts<n> a; b->c >> d; e << f;"), [""; 0]);
+        let unrolled = "#pragma unroll\n  for (u32 i = 0; i < 4; i++) {\n    if (i < a) b;\n  }";
+        assert_eq!(descriptions(unrolled), ["`<` becomes `<=`"]);
+        assert_eq!(descriptions("#pragma unroll 2\nfor (; a < b;) c;"), ["`<` becomes `<=`"]);
     }
 
     #[test]

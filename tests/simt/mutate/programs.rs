@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 /// What `timeout` exits with when the time is over.
 const TIME_IS_OVER: i32 = 124;
 
+/// Characters of what is printed of a reason: a test's may tell of all its arrays.
+const LONGEST_REASON: usize = 120;
+
 /// A test of a test program.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Test {
@@ -20,6 +23,8 @@ pub struct Test {
 pub struct Run {
     /// Why the test failed, if it did.
     pub failure: Option<String>,
+    /// Whether it was ended because its time was over, which is a failure too.
+    pub took_too_long: bool,
     /// The kernels that it launched, if it was asked to trace them.
     pub kernels: BTreeSet<String>,
     pub time: Duration,
@@ -69,7 +74,8 @@ impl Test {
         match command.output() {
             Ok(output) => {
                 let kernels = launched(&String::from_utf8_lossy(&output.stderr));
-                Run { failure: failure(&output), kernels, time: start.elapsed() }
+                let took_too_long = output.status.code() == Some(TIME_IS_OVER);
+                Run { failure: failure(&output), took_too_long, kernels, time: start.elapsed() }
             }
             Err(error) => panic!("{command:?}: {error}"),
         }
@@ -99,7 +105,7 @@ fn failure(output: &Output) -> Option<String> {
     let report = lines().filter(|line| !line.starts_with("simulator: stream "));
     let simulator = report.filter_map(|line| line.strip_prefix("simulator: ")).next();
     let panic = lines().skip_while(|line| !line.contains("panicked at")).nth(1);
-    let reason = simulator.or(panic).map(str::to_owned);
+    let reason = simulator.or(panic).map(|reason| reason.chars().take(LONGEST_REASON).collect());
     Some(reason.unwrap_or_else(|| output.status.to_string()))
 }
 

@@ -3,15 +3,18 @@
 use crate::mutations::Mutation;
 use crate::programs::Test;
 use crate::source::Source;
-use crate::twins::{Built, Workshop};
+use crate::twins::Workshop;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// The most that a test may take on the kernels as they are.
+/// Tests that take longer on the kernels as they are, are left out: quicker ones launch the same kernels.
 const LONGEST_TEST: Duration = Duration::from_secs(60);
+/// What each test has at first. Most mutants are noticed at once, though rarely by all tests.
+const FIRST_ROUND: Duration = Duration::from_secs(3);
 
 /// How a trial ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,40 +46,68 @@ impl fmt::Display for Outcome {
 struct Module {
     /// Its files, the headers too.
     files: BTreeSet<String>,
-    built: Built,
+    /// The bytes of its twin, which tell how long it takes to compile.
+    size: u64,
+    /// Its code, compiled as that of mutants is, when it is first needed.
+    code: OnceLock<Vec<u8>>,
     /// The tests that launch a kernel of it, the quickest first, and what they take.
     tests: Vec<(Test, Duration)>,
+}
+
+impl Module {
+    /// The first test that fails on what is built in the workshop, and why.
+    fn killer(&self, workshop: &Workshop) -> Option<String> {
+        let run = |test: &Test, limit| test.run(&workshop.runtime, &workshop.twins(), limit, false);
+        let killer = |test: &Test, failure| format!("{}: {failure}", test.name);
+        let mut unfinished = Vec::new();
+        for (test, time) in &self.tests {
+            let run = run(test, FIRST_ROUND);
+            match run.failure {
+                Some(_) if run.took_too_long => unfinished.push((test, time)),
+                Some(failure) => return Some(killer(test, failure)),
+                None => {}
+            }
+        }
+        unfinished.into_iter().find_map(|(test, time)| {
+            let limit = Duration::from_secs(20) + 10 * *time;
+            run(test, limit).failure.map(|failure| killer(test, failure))
+        })
+    }
 }
 
 /// All modules as they are.
 #[derive(Clone, Debug)]
 pub struct Unchanged {
+    workshop: Workshop,
     modules: BTreeMap<String, Module>,
 }
 
 impl Unchanged {
-    /// Builds all modules and runs all tests on them, which have to pass.
+    /// Runs all tests, which have to pass.
     pub fn measure(
         workshop: &Workshop,
         sources: &[Source],
         tests: &[Test],
         jobs: usize,
     ) -> Result<Self, String> {
-        let names = sources.iter().filter_map(|source| source.name.strip_suffix(".cu"));
-        let names: Vec<&str> = names.collect();
-        let built = in_parallel(&names, jobs, |name| workshop.build(name));
+        let twins = workshop.runtime_twins();
         let mut modules = BTreeMap::new();
-        for (&name, built) in names.iter().zip(built) {
+        for name in sources.iter().filter_map(|source| source.name.strip_suffix(".cu")) {
             let files = files_of(sources, &format!("{name}.cu"));
-            modules.insert(name.to_owned(), Module { files, built: built?, tests: Vec::new() });
+            let size = fs::metadata(twins.join(format!("{name}.so"))).map_or(0, |twin| twin.len());
+            let module = Module { files, size, code: OnceLock::new(), tests: Vec::new() };
+            modules.insert(name.to_owned(), module);
         }
 
-        let twins = workshop.twins();
         let runs = in_parallel(tests, jobs, |test| {
             test.run(&workshop.runtime, &twins, LONGEST_TEST, true)
         });
         let mut failures = String::new();
         for (test, run) in tests.iter().zip(runs) {
+            if run.took_too_long {
+                println!("left out, as it takes too long: {}", test.name);
+                continue;
+            }
             if let Some(failure) = run.failure {
                 failures += &format!("\n{}: {failure}", test.name);
             }
@@ -94,16 +125,14 @@ impl Unchanged {
         for module in modules.values_mut() {
             module.tests.sort_by_key(|(_, time)| *time);
         }
-        Ok(Self { modules })
+        Ok(Self { workshop: workshop.clone(), modules })
     }
 
     /// How many tests launch kernels of each module.
     pub fn describe(&self) -> String {
         let modules = self.modules.iter().map(|(name, module)| {
             let time: Duration = module.tests.iter().map(|(_, time)| *time).sum();
-            let (compiled, tests) = (module.built.time.as_secs_f64(), module.tests.len());
-            let run = time.as_secs_f64();
-            format!("{name}: compiled in {compiled:.1} s, {tests} tests in {run:.1} s\n")
+            format!("{name}: {} tests in {:.1} s\n", module.tests.len(), time.as_secs_f64())
         });
         modules.collect()
     }
@@ -123,21 +152,18 @@ impl Unchanged {
         let affected =
             self.modules.iter().filter(|(_, module)| module.files.contains(&source.name));
         let mut affected: Vec<(&String, &Module)> = affected.collect();
-        affected.sort_by_key(|(_, module)| module.built.time);
+        affected.sort_by_key(|(_, module)| module.size);
         let mut outcome = Outcome::SameCode;
         for (name, module) in affected {
-            if workshop.build(name)?.code == module.built.code {
+            let unchanged = || self.workshop.build(name).expect("unchanged kernels compile");
+            if workshop.build(name)? == *module.code.get_or_init(unchanged) {
                 continue;
             }
-            for (other, module) in &self.modules {
-                workshop.borrow(other, &module.built)?;
+            for other in self.modules.keys() {
+                workshop.borrow(other)?;
             }
-            for (test, time) in &module.tests {
-                let limit = Duration::from_secs(20) + 10 * *time;
-                let run = test.run(&workshop.runtime, &workshop.twins(), limit, false);
-                if let Some(failure) = run.failure {
-                    return Ok(Outcome::Killed(format!("{}: {failure}", test.name)));
-                }
+            if let Some(killer) = module.killer(workshop) {
+                return Ok(Outcome::Killed(killer));
             }
             let before = if let Outcome::Survived { tests } = outcome { tests } else { 0 };
             outcome = Outcome::Survived { tests: before + module.tests.len() };

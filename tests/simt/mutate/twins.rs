@@ -4,7 +4,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 /// Less work for the compiler than the simulator's own flags: a mutant is compiled once and run for a
 /// few seconds.
@@ -23,26 +22,13 @@ pub struct Workshop {
     output: PathBuf,
 }
 
-/// What became of a module.
-#[derive(Clone, Debug)]
-pub struct Built {
-    pub library: PathBuf,
-    /// The code without what debuggers read.
-    pub code: Vec<u8>,
-    pub time: Duration,
-}
-
 impl Workshop {
     /// The one for the kernels as they are. Builds the simulator if needed.
     pub fn of_project(root: &Path, target: &Path) -> Result<Self, String> {
         let output = target.join("simt");
-        let libraries =
-            ["libcuda.so.1", "libcuda.so", "libnvrtc.so", "libnvrtc.so.12", "libnvrtc.so.13"];
         let mut make = Command::new("make");
         make.args(["--silent", "--directory"]).arg(root.join("tests/simt"));
-        make.arg(format!("OUT={}", output.display()));
-        make.args(libraries.map(|library| output.join("checked").join(library)));
-        run(make)?;
+        run(make.arg(format!("OUT={}", output.display())).arg("checked"))?;
         Ok(Self {
             root: root.to_owned(),
             runtime: output.join("checked"),
@@ -71,9 +57,14 @@ impl Workshop {
         self.output.join("checked/kernels")
     }
 
-    /// Compiles a module anew; if that fails, the error is what the compiler says.
-    pub fn build(&self, module: &str) -> Result<Built, String> {
-        let start = Instant::now();
+    /// Where the simulator's own twins are, those of the kernels as they are.
+    pub fn runtime_twins(&self) -> PathBuf {
+        self.runtime.join("kernels")
+    }
+
+    /// Compiles a module anew, and returns its code without what debuggers read. If that fails, the error
+    /// is what the compiler says.
+    pub fn build(&self, module: &str) -> Result<Vec<u8>, String> {
         let library = self.twins().join(format!("{module}.so"));
         let object = self.output.join(format!("objects/checked/kernels/{module}.o"));
         let driver = self.output.join("checked/libcuda.so.1");
@@ -91,18 +82,17 @@ impl Workshop {
         make.arg(format!("CXX={} -w -ffile-prefix-map={kernels}=kernels", compiler()));
         make.arg("--assume-old").arg(&driver).arg(format!("OPTIMISATION={OPTIMISATION}"));
         run(make.arg(&object).arg(&library))?;
-        let time = start.elapsed();
 
         let bare = object.with_extension("bare");
         let mut strip = Command::new("objcopy");
         run(strip.arg("--strip-debug").arg(&object).arg(&bare))?;
-        let code = fs::read(&bare).map_err(|error| format!("{}: {error}", bare.display()))?;
-        Ok(Built { library, code, time })
+        fs::read(&bare).map_err(|error| format!("{}: {error}", bare.display()))
     }
 
-    /// Lets tests find another module's twin here too, unless there is one already.
-    pub fn borrow(&self, module: &str, built: &Built) -> Result<(), String> {
-        link(&built.library, &self.twins().join(format!("{module}.so")))
+    /// Lets tests find the simulator's twin of a module here too, unless there is one already.
+    pub fn borrow(&self, module: &str) -> Result<(), String> {
+        let twin = format!("{module}.so");
+        link(&self.runtime_twins().join(&twin), &self.twins().join(twin))
     }
 }
 
@@ -112,13 +102,15 @@ fn compiler() -> String {
 
 /// Makes a symbolic link and its directory, unless there is one.
 fn link(to: &Path, at: &Path) -> Result<(), String> {
-    if at.symlink_metadata().is_ok() {
-        return Ok(());
-    }
     let directory = at.parent().unwrap_or(at);
-    fs::create_dir_all(directory)
-        .and_then(|()| std::os::unix::fs::symlink(to, at))
-        .map_err(|error| format!("{}: {error}", at.display()))
+    let made = fs::create_dir_all(directory).and_then(|()| std::os::unix::fs::symlink(to, at));
+    match made {
+        // Another thread may have made it just now.
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(format!("{}: {error}", at.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Runs a command; an error is what it printed.
