@@ -218,8 +218,8 @@ typedef struct spec_session spec_session;
 #define SPEC_STAGE_LAYER_INPUT 0
 
 /**
- * `spec_feature_layer.stage`: the output of the target's final norm, which its head reads. No
- * kind of speculator of this version asks for it.
+ * `spec_feature_layer.stage`: the output of the target's final norm, which its head reads;
+ * `layer` is 0.
  */
 #define SPEC_STAGE_FINAL_NORM 1
 
@@ -519,7 +519,10 @@ typedef struct spec_model_options {
   const char *verifier_directory;
   /**
    * A JSON object, UTF-8, that is merged over the checkpoint's config.json, member by
-   * member where both are objects. NULL: nothing.
+   * member where both are objects. NULL: nothing. Of `mtp` it may hold `hidden_input`, the
+   * hidden state that the speculator was trained on, which its files do not tell:
+   * `post_norm`, the default, after the target's final norm, as the heads that come with
+   * models are; or `pre_norm`, before it, as those that the speculators library trains are.
    */
   const char *config_overrides;
   /**
@@ -575,7 +578,7 @@ typedef struct spec_model_info {
    * each, in this order.
    */
   const spec_feature_layer *features;
-  /** The kind of speculator: `eagle3`. Never NULL, ends with NUL. */
+  /** The kind of speculator: `eagle`, `eagle3` or `mtp`. Never NULL, ends with NUL. */
   const char *kind;
   /** V: tokens of the target's vocabulary. */
   int32_t vocabulary;
@@ -1070,8 +1073,8 @@ const char *spec_version(void);
 /**
  * Says whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
  *
- * Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `eagle3`
- * (EAGLE-3 speculators), `verify.chain` (verification of chains), `draft.sampling` (sampled
+ * Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `eagle`,
+ * `eagle3` and `mtp` (the kinds of speculator), `verify.chain` (verification of chains), `draft.sampling` (sampled
  * drafts). `name` ends with NUL; NULL gives 0.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.
@@ -1334,7 +1337,10 @@ spec_status spec_verify(const spec_context *context,
  *
  * For EAGLE-3 (Li et al., 2025, "EAGLE-3: Scaling up Inference Acceleration of Large Language
  * Models via Training-Time Test") row t fuses the features of position t with the embedding of
- * token t + 1; each further step continues from the drafter's own hidden state.
+ * token t + 1; each further step continues from the drafter's own hidden state. So it is for EAGLE
+ * (Li et al., 2024, "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty") and MTP
+ * (DeepSeek-AI, 2024, "DeepSeek-V3 Technical Report"), whose one feature is the target's last hidden
+ * state.
  *
  * `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT (also more sequences than slots where
  * `block_table` is NULL), UNSUPPORTED (a flag or field that this version does not know, trees),

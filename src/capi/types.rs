@@ -242,7 +242,10 @@ pub struct spec_model_options {
     /// the checkpoint or from the working directory, if there is a config.json.
     pub verifier_directory: *const c_char,
     /// A JSON object, UTF-8, that is merged over the checkpoint's config.json, member by
-    /// member where both are objects. NULL: nothing.
+    /// member where both are objects. NULL: nothing. Of `mtp` it may hold `hidden_input`, the
+    /// hidden state that the speculator was trained on, which its files do not tell:
+    /// `post_norm`, the default, after the target's final norm, as the heads that come with
+    /// models are; or `pre_norm`, before it, as those that the speculators library trains are.
     pub config_overrides: *const c_char,
     /// `[num_embedding]`: the verifier's token embedding, `[V, hidden]`, lent by the host as
     /// ranges that cover all rows in order. Rows from V on are padding and not used. Used in
@@ -272,8 +275,8 @@ pub struct spec_model_options {
 /// norm; the number of layers stands for the stream that leaves the last one, before the final
 /// norm.
 pub const SPEC_STAGE_LAYER_INPUT: i32 = 0;
-/// `spec_feature_layer.stage`: the output of the target's final norm, which its head reads; `layer` is
-/// 0.
+/// `spec_feature_layer.stage`: the output of the target's final norm, which its head reads;
+/// `layer` is 0.
 pub const SPEC_STAGE_FINAL_NORM: i32 = 1;
 
 /// A hidden state of the target that a speculator reads. The struct never grows.
@@ -301,7 +304,7 @@ pub struct spec_model_info {
     /// `[num_features]`, never NULL: the hidden states that `spec_draft` wants, one tensor
     /// each, in this order.
     pub features: *const spec_feature_layer,
-    /// The kind of speculator: `eagle3`. Never NULL, ends with NUL.
+    /// The kind of speculator: `eagle`, `eagle3` or `mtp`. Never NULL, ends with NUL.
     pub kind: *const c_char,
     /// V: tokens of the target's vocabulary.
     pub vocabulary: i32,
