@@ -1074,8 +1074,8 @@ const char *spec_version(void);
  * Says whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
  *
  * Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `eagle`,
- * `eagle3` and `mtp` (the kinds of speculator), `verify.chain` (verification of chains), `draft.sampling` (sampled
- * drafts). `name` ends with NUL; NULL gives 0.
+ * `eagle3` and `mtp` (the kinds of speculator), `verify.chain` (verification of chains),
+ * `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives 0.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.
  */
@@ -1337,10 +1337,10 @@ spec_status spec_verify(const spec_context *context,
  *
  * For EAGLE-3 (Li et al., 2025, "EAGLE-3: Scaling up Inference Acceleration of Large Language
  * Models via Training-Time Test") row t fuses the features of position t with the embedding of
- * token t + 1; each further step continues from the drafter's own hidden state. So it is for EAGLE
- * (Li et al., 2024, "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty") and MTP
- * (DeepSeek-AI, 2024, "DeepSeek-V3 Technical Report"), whose one feature is the target's last hidden
- * state.
+ * token t + 1; each further step continues from the drafter's own hidden state. So it is for
+ * EAGLE (Li et al., 2024, "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty")
+ * and MTP (DeepSeek-AI, 2024, "DeepSeek-V3 Technical Report"), whose one feature is the last
+ * hidden state of the target.
  *
  * `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT (also more sequences than slots where
  * `block_table` is NULL), UNSUPPORTED (a flag or field that this version does not know, trees),

@@ -414,7 +414,8 @@ DEVICE void report_fault(u64 *word, u32 fault, u32 sequence) {
   if (u32(before) == fault_none) store_system(word, u64(sequence) << 32 | fault);
 }
 
-KERNEL(1024, plan_rows, PlanArguments) {
+// The only block of its launch.
+KERNEL_RESIDENT(1024, 1, plan_rows, PlanArguments) {
   __shared__ Tile tile;
   __shared__ Classes classes;
   __shared__ u32 first_fault;  // its sequence, and the fault in the lowest bits

@@ -23,10 +23,10 @@ use std::fmt::{Display, Formatter};
 ///
 /// For EAGLE-3 (Li et al., 2025, "EAGLE-3: Scaling up Inference Acceleration of Large Language
 /// Models via Training-Time Test") row t fuses the features of position t with the embedding of
-/// token t + 1; each further step continues from the drafter's own hidden state. So it is for EAGLE
-/// (Li et al., 2024, "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty") and MTP
-/// (DeepSeek-AI, 2024, "DeepSeek-V3 Technical Report"), whose one feature is the target's last hidden
-/// state.
+/// token t + 1; each further step continues from the drafter's own hidden state. So it is for
+/// EAGLE (Li et al., 2024, "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty")
+/// and MTP (DeepSeek-AI, 2024, "DeepSeek-V3 Technical Report"), whose one feature is the last
+/// hidden state of the target.
 ///
 /// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT (also more sequences than slots where
 /// `block_table` is NULL), UNSUPPORTED (a flag or field that this version does not know, trees),

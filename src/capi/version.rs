@@ -31,8 +31,8 @@ const FEATURES: [&str; 7] =
 /// Says whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
 ///
 /// Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `eagle`,
-/// `eagle3` and `mtp` (the kinds of speculator), `verify.chain` (verification of chains), `draft.sampling` (sampled
-/// drafts). `name` ends with NUL; NULL gives 0.
+/// `eagle3` and `mtp` (the kinds of speculator), `verify.chain` (verification of chains),
+/// `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives 0.
 ///
 /// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]
