@@ -7,13 +7,12 @@ mod host;
 use device::Device;
 use host::checkpoint::Shape;
 use host::draft::{DraftCall, Drafts, Place, Sampling, Table, Text, Turn, distance, margin};
-use host::golden::{self, Case};
+use host::golden;
 use host::matrix::{Dtype, Matrix};
 use host::random::Random;
 use host::verify::{Distribution, VerifyCall};
 use host::{Context, Model, Session, session_options};
 use speculators::capi::*;
-use std::ffi::CString;
 use std::ops::Range;
 use std::path::Path;
 

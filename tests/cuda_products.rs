@@ -14,8 +14,8 @@ use speculators::backend::cpu::{CpuBackend, Threads};
 use speculators::backend::cuda::{CudaBackend, KernelCache, Options};
 use speculators::backend::phases::{
     Activation, AddProjection, AttentionHeads, Column, DraftBatch, EmbeddingInput, FeatureNorm,
-    FuseFeatures, GateUp, KvPool, KvProjection, Linear, Norm, Paging, Project, Propose,
-    QueryProjection, Rotary, RowSegments, Rows,
+    FuseFeatures, FuseToken, GateUp, HiddenSource, KvPool, KvProjection, Linear, Norm, Paging,
+    Project, Propose, QueryProjection, Rotary, RowSegments, Rows,
 };
 use speculators::backend::verify::SamplingArrays;
 use speculators::backend::{Backend, Stream};
@@ -508,6 +508,96 @@ fn features_become_hidden_state_as_on_the_cpu() {
     }
 }
 
+// ---- Token and hidden state ---------------------------------------------------------------------
+
+#[derive(Clone, Debug)]
+struct TokenCase {
+    rows: RowValues,
+    segments: Vec<Values>,
+    given: Option<Values>,
+    /// The rows' own hidden state, or a feature of which they have rows.
+    from: Values,
+    is_feature: bool,
+    /// Of the embedding and of the hidden state; a norm may have a gain.
+    norms: [Option<Option<Values>>; 2],
+    weight: Values,
+    bias: Option<Values>,
+}
+
+impl TokenCase {
+    fn random(random: &mut Random, mut rows: RowValues) -> Self {
+        let width = WIDTHS[random.below(10)];
+        let dtype = DTYPES[random.below(3)];
+        let lengths: Vec<usize> = (0..1 + random.below(3)).map(|_| 1 + random.below(9)).collect();
+        let vocabulary: usize = lengths.iter().sum();
+        let segment = |&rows: &usize| Values::random(random, (rows, width), dtype, 2.0);
+        let segments = lengths.iter().map(segment).collect();
+        let given = optional(random, |random| {
+            let dtype = DTYPES[random.below(3)];
+            Values::random(random, (5, width), dtype, 2.0)
+        });
+        let is_feature = random.chance(0.5);
+        let (held, dtype) =
+            if is_feature { (1 + random.below(20), random.below(3)) } else { (rows.most, 0) };
+        let from = Values::random(random, (held, width), DTYPES[dtype], 3.0);
+        for _ in 0..rows.count {
+            rows.source.push(if is_feature { random.below(held) as i32 } else { i32::MIN });
+            rows.token.push(match &given {
+                Some(given) if random.chance(0.5) => -1 - random.below(given.rows) as i32,
+                _ => random.below(vocabulary) as i32,
+            });
+        }
+        let mut norm =
+            || optional(random, |random| optional(random, |random| Values::gain(random, width)));
+        let norms = [norm(), norm()];
+        let (outputs, scale) = (1 + random.below(170), 1.0 / (2.0 * width as f32).sqrt());
+        let dtype = DTYPES[random.below(3)];
+        let weight = Values::random(random, (outputs, 2 * width), dtype, scale);
+        let bias = bias(random, outputs);
+        Self { rows, segments, given, from, is_feature, norms, weight, bias }
+    }
+
+    fn run(&self, device: Device) -> Vec<f32> {
+        let mut place = Place::on(device);
+        let segments: Vec<Matrix> = self.segments.iter().map(|part| place.matrix(part)).collect();
+        let [embedding_norm, norm] =
+            [0, 1].map(|half| self.norms[half].as_ref().map(|gain| place.norm(gain)));
+        let from = place.matrix(&self.from);
+        let phase = FuseToken {
+            rows: self.rows.lend(&mut place),
+            embedding: EmbeddingInput {
+                table: RowSegments { segments: &segments },
+                embeddings: self.given.as_ref().map(|given| place.matrix(given)),
+                norm: embedding_norm,
+            },
+            from: match self.is_feature {
+                true => HiddenSource::Feature(from),
+                false => HiddenSource::Rows(from),
+            },
+            norm,
+            linear: place.linear(&self.weight, &self.bias),
+            input: place.output(self.rows.most, self.weight.columns),
+            hidden: place.output(self.rows.most, self.weight.rows),
+        };
+        place.run(|backend, stream| backend.fuse_token(stream, &phase).unwrap());
+        let beyond = &read(&phase.input)[self.rows.count * self.weight.columns..];
+        assert!(beyond.iter().all(|&value| value == UNWRITTEN), "rows that are not there");
+        read(&phase.hidden)
+    }
+}
+
+#[test]
+fn tokens_and_hidden_states_are_fused_as_on_the_cpu() {
+    let Some(_turn) = cuda_test() else { return };
+    for (number, mut random) in cases(test_cases(40, 25)) {
+        let rows = random_rows(&mut random);
+        let case = TokenCase::random(&mut random, rows);
+        let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
+        let what = format!("case {number}: {:?} {:?}", case.weight.dtype, case.rows);
+        assert_close(&found, &expected, case.weight.rows, TOLERANCE, &what);
+    }
+}
+
 // ---- Gated MLP ----------------------------------------------------------------------------------
 
 #[derive(Clone, Debug)]
@@ -547,7 +637,7 @@ impl GateCase {
         let phase = GateUp {
             rows: self.rows.lend(&mut place),
             hidden: place.matrix(&self.hidden),
-            norm: Some(place.norm(&self.gain)),
+            norm: place.norm(&self.gain),
             gate: place.linear(&self.gate.0, &self.gate.1),
             up: place.linear(&self.up.0, &self.up.1),
             activation: self.activation,
@@ -754,7 +844,7 @@ impl ProjectCase {
             embedding: embedding.as_ref().map(|(segments, embeddings, norm)| EmbeddingInput {
                 table: RowSegments { segments },
                 embeddings: *embeddings,
-                norm: *norm,
+                norm: Some(*norm),
             }),
             input: place.output(most, inputs),
             query: self.query.as_ref().map(|(weight, bias, gain)| QueryProjection {

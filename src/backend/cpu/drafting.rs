@@ -86,7 +86,7 @@ impl CpuBackend {
             let rows = active(&phase.rows);
             self.pool.run(rows, &|index| {
                 let input = row_mut(&phase.input, index);
-                let (embedded, hidden) = input.split_at_mut(phase.hidden.columns);
+                let (embedded, hidden) = input.split_at_mut(phase.input.columns / 2);
                 self.embed(&phase.embedding, elements(phase.rows.token)[index], embedded);
                 let (from, row) = match &phase.from {
                     HiddenSource::Rows(rows) => (rows, index),
