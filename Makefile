@@ -97,14 +97,14 @@ uninstall:
 mutate:
 	CARGO="$(CARGO)" $(CARGO) run --quiet --example mutate -- $(MUTATE)
 
-# Collects what tools/gpu/run.sh needs on a machine with a GPU, in gpu-pack.tar.gz of the target folder.
+# Collects what tools/gpu/run.sh needs on a machine with a GPU, in gpu-pack.tar.xz of the target folder.
 gpu-pack: build
 	CARGO="$(CARGO)" MAKE="$(MAKE)" LIBRARY="$(RELEASE)" TARGET="$(CARGO_TARGET_DIR)" tools/gpu/pack.sh
 
 # Proves the pack without a GPU: unpacks it elsewhere and runs it on the simulator.
 gpu-selftest: gpu-pack
 	$(MAKE) --silent -C tests/simt plain
-	tools/gpu/selftest.sh "$(CARGO_TARGET_DIR)/gpu-pack.tar.gz" "$(CARGO_TARGET_DIR)/simt/plain"
+	tools/gpu/selftest.sh "$(CARGO_TARGET_DIR)/gpu-pack.tar.xz" "$(CARGO_TARGET_DIR)/simt/plain"
 
 # Writes the generated header and the records of the ABI anew.
 header:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Collects what a machine with a GPU needs that has neither Rust nor a network: the programs that
 # run on CUDA devices with everything that they read, and run.sh, which runs them. `make gpu-pack`
-# calls it after building the library. Makes the folder gpu-pack and the archive gpu-pack.tar.gz.
+# calls it after building the library. Makes the folder gpu-pack and the archive gpu-pack.tar.xz.
 #
 # CARGO, MAKE  the programs to use
 # TARGET       where the pack goes, cargo's target directory
@@ -27,7 +27,7 @@ take() {
   done
 }
 
-rm -rf "$pack" "$pack.tar.gz"
+rm -rf "$pack" "$pack.tar.xz"
 mkdir -p "$pack"/bin/{tests,benches,examples} "$pack"/{lib,images,tests,examples,tools}
 
 # Tests that can run on a device declare it at their root.
@@ -70,9 +70,11 @@ if [ "$(printf '%s\n' "$needed" "$newest_libc" | sort -V | tail -n 1)" != "$newe
   exit 1
 fi
 
-tar -C "$TARGET" --owner=0 --group=0 -czf "$pack.tar.gz" gpu-pack
-size=$(stat -c %s "$pack.tar.gz")
-echo "gpu-pack: $pack.tar.gz, $((size / 1000)) kB, $commit, needs glibc $needed"
+# All programs have the compiled kernels in them: the dictionary reaches from each to the one before.
+tar -C "$TARGET" --owner=0 --group=0 -cf - gpu-pack |
+  xz --threads=0 --lzma2=preset=6,dict=32MiB > "$pack.tar.xz"
+size=$(stat -c %s "$pack.tar.xz")
+echo "gpu-pack: $pack.tar.xz, $((size / 1000)) kB, $commit, needs glibc $needed"
 if [ "$size" -gt "$limit" ]; then
   echo "gpu-pack: expected at most $limit bytes" >&2
   exit 1

@@ -2,7 +2,7 @@
 # Runs the tests, the examples, the sanitizers and the benchmarks on a machine with a GPU, in less
 # than ten minutes, and writes down what came out. It needs what `make gpu-pack` made and nothing
 # else: neither Rust nor a network. From the unpacked pack, or from a checkout of the repository that
-# has target/gpu-pack.tar.gz or target/gpu-pack:
+# has target/gpu-pack.tar.xz or target/gpu-pack:
 #
 #   tools/gpu/run.sh                    on the GPU of this machine
 #   tools/gpu/run.sh --simulate DIR     on the simulator in DIR, in small sizes
@@ -10,6 +10,7 @@
 # OUT      where results.json, results.md and a log per step go; ./gpu-results if it is not set
 # KERNELS  `rebuild`: compiles the kernels with the nvcc of this machine, and everything uses those
 # ONLY     the parts to run, of: tests examples torch benches sanitizers profiler; all if it is not set
+# TESTS    the test programs to run; all if it is not set
 # SECONDS_IN_ALL  when to stop, 570 if it is not set
 #
 # Ends with 1 if a step failed. A step that cannot run here is skipped and says why.
@@ -38,14 +39,14 @@ end=$((SECONDS + ${SECONDS_IN_ALL:-570}))
 pack=$root
 if [ ! -d "$pack/bin" ]; then
   pack=$root/target/gpu-pack
-  archive=$pack.tar.gz
+  archive=$pack.tar.xz
   if [ -f "$archive" ] && { [ ! -d "$pack" ] || [ "$archive" -nt "$pack" ]; }; then
-    tar -C "$out/scratch" -xzf "$archive"
+    tar -C "$out/scratch" -xJf "$archive"
     pack=$out/scratch/gpu-pack
   fi
 fi
 if [ ! -d "$pack/bin" ]; then
-  echo "run.sh: expected target/gpu-pack.tar.gz, which make gpu-pack makes" >&2
+  echo "run.sh: expected target/gpu-pack.tar.xz, which make gpu-pack makes" >&2
   exit 2
 fi
 
@@ -199,7 +200,9 @@ run_alone() {
 run_tests() {
   local program name
   for program in "$pack"/bin/tests/*; do
-    name=tests/$(basename "$program")
+    name=$(basename "$program")
+    [ -z "${TESTS:-}" ] || [[ " $TESTS " == *" $name "* ]] || continue
+    name=tests/$name
     step "$name" 120 "$program" --test-threads=1 || [ -n "$simulator" ] ||
       step "$name alone" 60 run_alone "$program"
   done
