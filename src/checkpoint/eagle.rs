@@ -44,6 +44,7 @@ pub(super) fn read(
     }
     let stored = weights.any(|name| name == "embedding_layernorm.weight");
     let norms = top.flag_or_stored("layernorms", stored, report)?;
+    let feature = sequential::final_norm(sizes.hidden, verifier, top)?;
     let layers = {
         let mut reader = LayerReader::new(&mut layer, &mut weights, &sizes, family, report)?;
         vec![reader.read(LayerForm { norms_input: norms, ..LayerForm::ordinary(LAYER) })?]
@@ -57,7 +58,7 @@ pub(super) fn read(
     let speculator = Sequential {
         kind: "eagle",
         entry: Entry::Token { embedding_norm, hidden_norm: None, fusion },
-        features: vec![sequential::final_norm(sizes.hidden, verifier, top)?],
+        features: vec![feature],
         embedding,
         head,
         draft_token_ids: None,

@@ -40,6 +40,7 @@ pub(super) fn read(
     for key in ["layer_types", "max_window_layers", "sliding_window", "use_sliding_window"] {
         layer.has(key);
     }
+    let feature = feature(top, &sizes, verifier)?;
     let layers = {
         let mut reader = LayerReader::new(&mut layer, &mut weights, &sizes, family, report)?;
         vec![reader.read(LayerForm::ordinary(LAYER))?]
@@ -59,7 +60,7 @@ pub(super) fn read(
             hidden_norm,
             fusion: Linear { weight: fusion, bias: None },
         },
-        features: vec![feature(top, &sizes, verifier)?],
+        features: vec![feature],
         embedding,
         head,
         draft_token_ids: None,

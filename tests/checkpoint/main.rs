@@ -4,4 +4,5 @@
 mod damage;
 mod fixture;
 mod golden;
+mod kinds;
 mod spellings;
