@@ -1,6 +1,7 @@
 //! What this library is.
 
 use super::types::spec_status;
+use crate::checkpoint;
 use std::ffi::{CStr, c_char};
 
 /// The ABI that this header describes. A library of the same major number (`abi / 1000`) and at
@@ -24,9 +25,8 @@ pub extern "C" fn spec_version() -> *const c_char {
     VERSION.as_ptr().cast()
 }
 
-/// The features of this build that hosts can ask for by name.
-const FEATURES: [&str; 7] =
-    ["cpu", "cuda", "eagle", "eagle3", "mtp", "verify.chain", "draft.sampling"];
+/// The features of this build that hosts can ask for by name, besides the kinds of speculator.
+const FEATURES: [&str; 4] = ["cpu", "cuda", "verify.chain", "draft.sampling"];
 
 /// Says whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
 ///
@@ -42,7 +42,8 @@ pub unsafe extern "C" fn spec_feature(name: *const c_char) -> i32 {
     }
     // SAFETY: a string that ends with NUL, by the documented contract.
     let name = unsafe { CStr::from_ptr(name) };
-    i32::from(FEATURES.iter().any(|feature| feature.as_bytes() == name.to_bytes()))
+    let mut features = FEATURES.iter().copied().chain(checkpoint::kinds());
+    i32::from(features.any(|feature| feature.as_bytes() == name.to_bytes()))
 }
 
 /// The name of a status in the header, such as `SPEC_ERROR_FORMAT`, or `unknown status`; static

@@ -79,6 +79,11 @@ pub enum Speculator {
 const KINDS: [(&str, Reader); 3] =
     [("eagle", eagle::read), ("eagle3", eagle3::read), ("mtp", mtp::read)];
 
+/// The names of the kinds that can be loaded.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    KINDS.iter().map(|(name, _)| *name)
+}
+
 /// Reads the speculator of a configuration.
 type Reader = fn(&mut Settings<'_>, Weights, &Verifier, &mut Report) -> Result<Sequential>;
 
@@ -162,7 +167,7 @@ fn load(
     let mut settings = Settings::of_file(file, config);
     let kind = settings.text("speculators_model_type")?.ok_or_else(|| unconverted(file, config))?;
     let Some((_, read)) = KINDS.iter().find(|(name, _)| *name == kind) else {
-        let names: Vec<_> = KINDS.iter().map(|(name, _)| format!("{name:?}")).collect();
+        let names: Vec<_> = kinds().map(|name| format!("{name:?}")).collect();
         let expected = names.join(", ");
         let text = format!("speculators_model_type: expected one of {expected}, found {kind:?}");
         let reason = "this version cannot load other kinds";
