@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Tests that take longer on the kernels as they are, are left out: quicker ones launch the same kernels.
-const LONGEST_TEST: Duration = Duration::from_secs(60);
+const LONGEST_TEST: Duration = Duration::from_secs(30);
 /// What each test has at first. Most mutants are noticed at once, though rarely by all tests.
 const FIRST_ROUND: Duration = Duration::from_secs(3);
 
