@@ -5,7 +5,7 @@ use super::config::Settings;
 use super::decoder::{self, LayerForm, LayerReader, MOST_TOKENS, Sizes};
 use super::report::Report;
 use super::rope;
-use super::sequential::{self, Entry, Sequential, epsilon, refuse_quantized, tables};
+use super::sequential::{self, Entry, Sequential, decoder_settings, epsilon, tables};
 use super::verifier::Verifier;
 use super::weights::{Linear, Weights};
 use crate::error::Result;
@@ -20,11 +20,7 @@ pub(super) fn read(
     verifier: &Verifier,
     report: &mut Report,
 ) -> Result<Sequential> {
-    let mut layer = top
-        .section("transformer_layer_config")?
-        .ok_or_else(|| top.unexpected("transformer_layer_config", "an object"))?;
-    refuse_quantized(top)?;
-    refuse_quantized(&mut layer)?;
+    let mut layer = decoder_settings(top)?;
     for key in ["speculators_version", "transformer_layer_architecture"] {
         top.text(key)?;
     }

@@ -5,8 +5,8 @@ use super::decoder::{self, LayerForm, LayerReader, MOST_TOKENS, Sizes, WIDEST};
 use super::report::Report;
 use super::rope;
 use super::sequential::{
-    Entry, Feature, FeatureNorm, FeatureStage, Sequential, UNKNOWN_LAYER, epsilon,
-    refuse_quantized, tables,
+    Entry, Feature, FeatureNorm, FeatureStage, Sequential, UNKNOWN_LAYER, decoder_settings,
+    epsilon, tables,
 };
 use super::verifier::Verifier;
 use super::vocabulary;
@@ -21,11 +21,7 @@ pub(super) fn read(
     verifier: &Verifier,
     report: &mut Report,
 ) -> Result<Sequential> {
-    let mut layer = top
-        .section("transformer_layer_config")?
-        .ok_or_else(|| top.unexpected("transformer_layer_config", "an object"))?;
-    refuse_quantized(top)?;
-    refuse_quantized(&mut layer)?;
+    let mut layer = decoder_settings(top)?;
     weights.rename_prefix("midlayer.", "layers.0.", report)?;
     warn_of_lost_layer(top, report)?;
 

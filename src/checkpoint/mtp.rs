@@ -4,7 +4,7 @@ use super::config::Settings;
 use super::decoder::{self, LayerForm, LayerReader, MOST_TOKENS, Sizes};
 use super::report::Report;
 use super::rope;
-use super::sequential::{self, Entry, Feature, Sequential, epsilon, refuse_quantized, tables};
+use super::sequential::{self, Entry, Feature, Sequential, decoder_settings, epsilon, tables};
 use super::verifier::Verifier;
 use super::weights::{Linear, Weights};
 use crate::error::{Error, Result};
@@ -19,11 +19,7 @@ pub(super) fn read(
     verifier: &Verifier,
     report: &mut Report,
 ) -> Result<Sequential> {
-    let mut layer = top
-        .section("transformer_layer_config")?
-        .ok_or_else(|| top.unexpected("transformer_layer_config", "an object"))?;
-    refuse_quantized(top)?;
-    refuse_quantized(&mut layer)?;
+    let mut layer = decoder_settings(top)?;
     top.text("speculators_version")?;
     if !matches!(layer.text("model_type")?, Some("qwen3")) {
         return Err(Error::unsupported(layer.unexpected("model_type", "\"qwen3\"").to_string()));

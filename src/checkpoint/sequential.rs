@@ -116,8 +116,18 @@ pub enum FeatureNorm {
     Each(Vec<Tensor>),
 }
 
-/// Weights that are stored in another form than they are used in are not loaded.
-pub(super) fn refuse_quantized(settings: &mut Settings) -> Result<()> {
+/// The settings of the decoder. Weights that are stored in another form than they are used in are not
+/// loaded.
+pub(super) fn decoder_settings<'a>(top: &mut Settings<'a>) -> Result<Settings<'a>> {
+    let mut layer = top
+        .section("transformer_layer_config")?
+        .ok_or_else(|| top.unexpected("transformer_layer_config", "an object"))?;
+    refuse_quantized(top)?;
+    refuse_quantized(&mut layer)?;
+    Ok(layer)
+}
+
+fn refuse_quantized(settings: &mut Settings) -> Result<()> {
     let key = "quantization_config";
     if !settings.has(key) {
         return Ok(());
