@@ -877,6 +877,7 @@ impl ProjectCase {
                 table: place.array(&self.table),
                 page_row: place.array(&self.page_row),
                 layer: self.layer,
+                block: None,
             },
             scratch: place.scratch(bytes),
         };
@@ -1103,6 +1104,7 @@ impl ProposeCase {
         let (most, columns) = (self.rows.most, self.columns());
         let stride = self.max_drafts + 1;
         let draft_tokens = place.array(&vec![-7; self.sequences * stride]);
+        let num_drafts = place.array(&vec![self.max_drafts as i32; self.sequences]);
         let draft_logits = self.draft_logits.map(|(dtype, layout)| {
             let rows = self.sequences * self.max_drafts;
             let elements = vec![UNWRITTEN; rows * columns];
@@ -1148,6 +1150,8 @@ impl ProposeCase {
         let phase = Propose {
             rows: self.rows.lend(&mut place),
             step: self.step,
+            slots: 1,
+            num_drafts,
             batch,
             hidden: place.matrix(&self.hidden),
             norm: Some(place.norm(&self.gain)),

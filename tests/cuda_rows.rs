@@ -13,7 +13,8 @@ use random::Random;
 use speculators::backend::cpu::{CpuBackend, Threads};
 use speculators::backend::cuda::{CudaBackend, KernelCache, Options};
 use speculators::backend::phases::{
-    Attend, AttentionHeads, Column, DraftBatch, Fault, Gather, KvPool, Limits, Paging, Plan, Rows,
+    Attend, AttentionHeads, Column, DraftBatch, Fault, Gather, KvPool, Limits, Mask, Paging, Plan,
+    Rows,
 };
 use speculators::backend::verify::SamplingArrays;
 use speculators::backend::{Backend, FaultWords, Stream};
@@ -22,6 +23,17 @@ use std::any::Any;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+
+/// The limits of a session for a kind that drafts in sequence.
+fn limits(
+    max_rows: usize,
+    max_position: usize,
+    vocabulary: usize,
+    num_slots: usize,
+) -> Limits {
+    let most_drafts = usize::MAX;
+    Limits { max_rows, max_position, vocabulary, num_slots, most_drafts, drafts_in_pages: true }
+}
 
 // ---- Devices ------------------------------------------------------------------------------------
 
@@ -205,7 +217,7 @@ impl Call {
             sequences,
             num_rows,
             max_drafts,
-            limits: Limits { max_rows, max_position, vocabulary, num_slots },
+            limits: limits(max_rows, max_position, vocabulary, num_slots),
             page_size,
             num_pages,
             pages_per_slot,
@@ -520,7 +532,7 @@ fn the_rows_of_a_long_prompt_are_laid_out_as_on_the_cpu() {
     let mut random = Random::new(7);
     let mut call = Call::random(&mut random, 3, Hostility(0.0));
     let counts = [5, 2900, 1];
-    call.limits = Limits { max_rows: 3000, max_position: 4000, vocabulary: 500, num_slots: 0 };
+    call.limits = limits(3000, 4000, 500, 0);
     call.num_rows = 3000;
     call.num_pages = 4000_usize.div_ceil(call.page_size);
     call.pages_per_slot = call.num_pages;
@@ -849,6 +861,7 @@ impl Scene {
             table: arrays.lend(&table),
             page_row: arrays.lend(&page_row),
             layer: LAYER,
+            block: None,
         };
         let column = |value: fn(&Query) -> i32| {
             let mut column: Vec<i32> = self.queries.iter().map(value).collect();
@@ -883,7 +896,7 @@ impl Scene {
             output,
             paging,
             context_begin,
-            window: self.window,
+            mask: Mask { window: self.window, window_from_block: false, sees_block: false },
             scale: 1.0 / (self.heads.head_dim as f32).sqrt(),
             scratch,
         };

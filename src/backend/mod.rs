@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::tensor::{Dtype, Matrix, Span};
 use phases::{
     AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateUp,
-    Gather, KvPool, Limits, Plan, Project, Propose,
+    Gather, KvPool, Limits, Plan, Project, Propose, StartBlock,
 };
 use std::any::Any;
 use std::ffi::CStr;
@@ -46,6 +46,8 @@ pub struct Description {
     pub reads_mapped_files: bool,
     /// The most pieces that a lent tensor may come in.
     pub max_row_segments: usize,
+    /// Whether the device has the phases of blocks.
+    pub drafts_blocks: bool,
 }
 
 /// The host's queue of a device's work: a `CUstream`, or nothing on the CPU.
@@ -162,6 +164,9 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// The first half of a gated MLP.
     fn gate_up(&self, stream: Stream, phase: &GateUp) -> Result<()>;
+
+    /// The rows of blocks, and what enters the first layer with them.
+    fn start_block(&self, stream: Stream, phase: &StartBlock<'_>) -> Result<()>;
 
     /// The residual stream of the rows that go on drafting.
     fn gather(&self, stream: Stream, phase: &Gather) -> Result<()>;

@@ -3,7 +3,7 @@
 //! that nothing of a step has to be known to the host when the phase is enqueued.
 
 use super::verify::SamplingArrays;
-use crate::tensor::{Matrix, Span};
+use crate::tensor::{Carver, Matrix, Span};
 
 /// One `i32` per sequence, `stride` elements apart: a column of a table of records.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +75,10 @@ pub struct Limits {
     pub vocabulary: usize,
     /// The number of slots where there is no block table.
     pub num_slots: usize,
+    /// The most tokens that are proposed for a sequence, whatever the call asks for.
+    pub most_drafts: usize,
+    /// Whether drafts take pages behind those of the committed rows.
+    pub drafts_in_pages: bool,
 }
 
 /// The KV pages of a session. A page holds, for each layer, the keys and then the values of
@@ -117,6 +121,19 @@ pub struct Rows {
 }
 
 impl Rows {
+    /// Memory for `len` rows.
+    pub fn carve(carver: &mut Carver, len: usize) -> Self {
+        Self {
+            count: carver.span(1),
+            first: 0,
+            sequence: carver.span(len),
+            position: carver.span(len),
+            rope_position: carver.span(len),
+            token: carver.span(len),
+            source: carver.span(len),
+        }
+    }
+
     /// The most rows there can be.
     pub fn len(&self) -> usize {
         self.sequence.len()
@@ -342,6 +359,38 @@ pub struct Paging {
     pub page_row: Span<i32>,
     /// The decoder layer.
     pub layer: usize,
+    /// Where the keys and values of the rows themselves are, if these are the rows of blocks.
+    pub block: Option<BlockKv>,
+}
+
+/// The keys and values of blocks, which never enter the pool. The rows of a phase are then those of one
+/// block after the other, each at the positions from its first row's on.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockKv {
+    /// Pages like those of the pool, but of one layer: for each block as many as its rows take, from its
+    /// first row on.
+    pub pages: Matrix,
+    /// Rows of a block.
+    pub len: usize,
+}
+
+impl BlockKv {
+    /// Pages of each block.
+    pub fn pages_per_block(&self, page_size: usize) -> usize {
+        self.len.div_ceil(page_size)
+    }
+}
+
+/// What a row sees of the positions before it and of its block.
+#[derive(Clone, Copy, Debug)]
+pub struct Mask {
+    /// A row sees this many positions, itself the last; `None` is all.
+    pub window: Option<usize>,
+    /// Whether the window is instead this many positions before the row's block, and all of what the
+    /// row sees of the block.
+    pub window_from_block: bool,
+    /// Whether a row sees its whole block, and not only what stands before it there.
+    pub sees_block: bool,
 }
 
 /// Norm, query / key / value maps, per-head norms, rotary embedding, append to the pages.
@@ -403,8 +452,8 @@ pub struct Attend {
     pub paging: Paging,
     /// The first position with keys, per sequence; `None` is 0.
     pub context_begin: Option<Span<i32>>,
-    /// A row sees this many positions, itself the last; `None` is all.
-    pub window: Option<usize>,
+    /// What a row sees.
+    pub mask: Mask,
     /// Multiplies the scores.
     pub scale: f32,
     /// Scratch of [`super::Backend::attention_scratch`] bytes, prepared.
@@ -458,6 +507,48 @@ pub struct GateUp {
     pub output: Matrix,
 }
 
+/// What enters the first layer with the rows of a block.
+#[derive(Clone, Copy, Debug)]
+pub enum BlockInput<'a> {
+    /// The embedding of each row's token.
+    Embedding(EmbeddingInput<'a>),
+    /// A hidden state: of the first row of each block, one row for each drafting row; of all others the
+    /// same one.
+    Hidden {
+        /// Of the first rows.
+        first: Matrix,
+        /// Of the others, one row.
+        others: Matrix,
+    },
+}
+
+/// Lays out a block for each drafting row, and what enters the first layer with its rows.
+#[derive(Clone, Copy, Debug)]
+pub struct StartBlock<'a> {
+    /// The drafting rows, one for each sequence: the last row that was committed, with the next token.
+    pub draft: Rows,
+    /// The rows of all blocks, written, their count as well. The first one of a block has the drafting
+    /// row's token, the others the mask token.
+    pub rows: Rows,
+    /// Rows of a block.
+    pub len: usize,
+    /// Positions from the drafting row to the first row of its block.
+    pub distance: usize,
+    /// The token of the other rows.
+    pub mask_token: i32,
+    /// The rows that tokens are proposed from, written, their count as well: `num_slots` of each block,
+    /// at the positions from the drafting row's on. `source` is their place among the blocks' rows.
+    pub slots: Rows,
+    /// The first row of a block that a token is proposed from.
+    pub first_slot: usize,
+    /// Tokens that are proposed from a block, at most.
+    pub num_slots: usize,
+    /// What enters the first layer.
+    pub input: BlockInput<'a>,
+    /// The residual stream of the blocks' rows, written.
+    pub hidden: Matrix,
+}
+
 /// Copies the residual stream of the rows that go on drafting out of a chunk of committed rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Gather {
@@ -478,8 +569,12 @@ pub struct Gather {
 pub struct Propose<'a> {
     /// The drafting rows of this step.
     pub rows: Rows,
-    /// The step, from 0.
+    /// The first token that is proposed, from 0.
     pub step: usize,
+    /// Rows of each sequence, one after the other, for as many tokens from the step on.
+    pub slots: usize,
+    /// How many tokens each sequence proposes: rows beyond that propose nothing.
+    pub num_drafts: Span<i32>,
     /// The call.
     pub batch: DraftBatch<'a>,
     /// The residual stream.

@@ -2,6 +2,7 @@
 
 use super::config::Settings;
 use super::report::Report;
+use super::rope::{self, Rope};
 use super::weights::{Linear, Tensor, Weights};
 use crate::error::{Error, Result};
 
@@ -54,6 +55,10 @@ pub struct DecoderLayer {
     pub down: Linear,
     /// A query sees this many positions, itself included; `None`: all before it.
     pub window: Option<usize>,
+    /// Whether the window is instead this many positions before the query's block, which it leaves whole.
+    pub window_from_block: bool,
+    /// Whether a query sees all of its block, and not only what stands before it there.
+    pub sees_block: bool,
 }
 
 /// The two decoder layers that drafters are made of.
@@ -105,16 +110,69 @@ pub(super) fn family(layer: &mut Settings, weights: &Weights, prefix: &str) -> R
     }
 }
 
-/// The shape of the drafter.
-pub(super) struct Sizes {
-    pub(super) vocabulary: usize,
-    pub(super) draft_vocabulary: usize,
-    pub(super) hidden: usize,
-    pub(super) intermediate: usize,
-    pub(super) heads: usize,
-    pub(super) kv_heads: usize,
-    pub(super) head_dim: usize,
-    pub(super) layers: usize,
+/// What the layers of a drafter share.
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    /// Its shape.
+    pub sizes: Sizes,
+    /// What RMS norms add to the mean square.
+    pub epsilon: f32,
+    /// The gate's activation.
+    pub activation: Activation,
+    /// How positions rotate queries and keys.
+    pub rope: Rope,
+    /// Positions lie below this.
+    pub max_position: usize,
+}
+
+impl Decoder {
+    /// Reads what the layers of a drafter with these sizes share.
+    pub(super) fn read(
+        layer: &mut Settings,
+        sizes: Sizes,
+        family: Family,
+        report: &mut Report,
+    ) -> Result<Self> {
+        let default = family.defaults().max_position;
+        let max_position = layer.integer_or("max_position_embeddings", 1..=MOST_TOKENS, default)?;
+        Ok(Self {
+            sizes,
+            epsilon: epsilon(layer)?,
+            activation: activation(layer)?,
+            rope: rope::read(layer, sizes.head_dim, max_position, report)?,
+            max_position,
+        })
+    }
+}
+
+/// What RMS norms add to the mean square.
+fn epsilon(layer: &mut Settings) -> Result<f32> {
+    let epsilon = layer.positive_or("rms_norm_eps", 1e-6)? as f32;
+    if !(f32::MIN_POSITIVE..=1.0).contains(&epsilon) {
+        return Err(layer.unexpected("rms_norm_eps", "a small number above 0"));
+    }
+    Ok(epsilon)
+}
+
+/// The shape of a drafter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Tokens of the target.
+    pub vocabulary: usize,
+    /// Tokens that can be drafted.
+    pub draft_vocabulary: usize,
+    /// The width of the residual stream.
+    pub hidden: usize,
+    /// The width between the two halves of an MLP.
+    pub intermediate: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads, which divide the query heads.
+    pub kv_heads: usize,
+    /// Elements of a head; `heads * head_dim` need not be `hidden`.
+    pub head_dim: usize,
+    /// Decoder layers.
+    pub layers: usize,
 }
 
 impl Sizes {
@@ -189,7 +247,7 @@ fn rows_of(weights: &Weights, name: &str) -> Option<usize> {
 }
 
 /// The activation of the MLPs.
-pub(super) fn activation(layer: &mut Settings) -> Result<Activation> {
+fn activation(layer: &mut Settings) -> Result<Activation> {
     Ok(match layer.text("hidden_act")? {
         None => {
             layer.assume("hidden_act", "silu");
@@ -335,6 +393,8 @@ impl<'r> LayerReader<'r> {
             up: self.linear(&part("mlp.up_proj"), intermediate, hidden, self.mlp_bias)?,
             down: self.linear(&part("mlp.down_proj"), hidden, intermediate, self.mlp_bias)?,
             window: form.window,
+            window_from_block: false,
+            sees_block: false,
         })
     }
 

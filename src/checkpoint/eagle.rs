@@ -2,10 +2,10 @@
 //! description that can be run.
 
 use super::config::Settings;
-use super::decoder::{self, LayerForm, LayerReader, MOST_TOKENS, Sizes};
+use super::decoder::{self, Decoder, LayerForm, LayerReader, Sizes};
 use super::report::Report;
 use super::rope;
-use super::sequential::{self, Entry, Sequential, decoder_settings, epsilon, tables};
+use super::speculator::{self, Entry, Method, Speculator, decoder_settings, tables};
 use super::verifier::Verifier;
 use super::weights::{Linear, Weights};
 use crate::error::Result;
@@ -19,28 +19,25 @@ pub(super) fn read(
     mut weights: Weights,
     verifier: &Verifier,
     report: &mut Report,
-) -> Result<Sequential> {
+) -> Result<Speculator> {
     let mut layer = decoder_settings(top)?;
     for key in ["speculators_version", "transformer_layer_architecture"] {
         top.text(key)?;
     }
     let family = decoder::family(&mut layer, &weights, LAYER)?;
     let sizes = Sizes::read(&mut layer, family, &weights, LAYER)?;
-    let default_positions = family.defaults().max_position;
-    let max_position =
-        layer.integer_or("max_position_embeddings", 1..=MOST_TOKENS, default_positions)?;
-    let mut rope = rope::read(&mut layer, sizes.head_dim, max_position, report)?;
+    let mut decoder = Decoder::read(&mut layer, sizes, family, report)?;
     // The original rotates with the verifier's module, whatever the copy of its settings says.
     if let Some(mut theirs) = verifier.settings() {
-        let theirs = rope::read(&mut theirs, sizes.head_dim, max_position, report)?;
-        if theirs != rope {
+        let theirs = rope::read(&mut theirs, sizes.head_dim, decoder.max_position, report)?;
+        if theirs != decoder.rope {
             report.correct("transformer_layer_config: positions rotate as the verifier's do");
-            rope = theirs;
+            decoder.rope = theirs;
         }
     }
     let stored = weights.any(|name| name == "embedding_layernorm.weight");
     let norms = top.flag_or_stored("layernorms", stored, report)?;
-    let feature = sequential::final_norm(sizes.hidden, verifier, top)?;
+    let feature = speculator::final_norm(sizes.hidden, verifier, top)?;
     let layers = {
         let mut reader = LayerReader::new(&mut layer, &mut weights, &sizes, family, report)?;
         vec![reader.read(LayerForm { norms_input: norms, ..LayerForm::ordinary(LAYER) })?]
@@ -51,27 +48,19 @@ pub(super) fn read(
         (norm("embedding_layernorm.weight")?, norm("pre_lm_head_layernorm.weight")?);
     let fusion = fusion(top, &mut weights, &sizes, report)?;
     let (embedding, head) = tables(&mut weights, &sizes, verifier, report)?;
-    let speculator = Sequential {
+    let speculator = Speculator {
         kind: "eagle",
-        entry: Entry::Token { embedding_norm, hidden_norm: None, fusion },
+        decoder,
         features: vec![feature],
         embedding,
         head,
         draft_token_ids: None,
         layers,
         norm: last_norm,
-        norm_output: false,
-        rope,
-        max_position,
-        vocabulary: sizes.vocabulary,
-        draft_vocabulary: sizes.vocabulary,
-        hidden_size: sizes.hidden,
-        intermediate_size: sizes.intermediate,
-        heads: sizes.heads,
-        kv_heads: sizes.kv_heads,
-        head_dim: sizes.head_dim,
-        epsilon: epsilon(&mut layer)?,
-        activation: decoder::activation(&mut layer)?,
+        method: Method::Sequential {
+            entry: Entry::Token { embedding_norm, hidden_norm: None, fusion },
+            norm_output: false,
+        },
     };
     layer.finish(report);
     weights.finish(report, |name| {

@@ -1,12 +1,11 @@
 //! EAGLE-3: from settings and tensors to a description that can be run.
 
 use super::config::{Settings, as_integer};
-use super::decoder::{self, LayerForm, LayerReader, MOST_TOKENS, Sizes, WIDEST};
+use super::decoder::{self, Decoder, LayerForm, LayerReader, Sizes, WIDEST};
 use super::report::Report;
-use super::rope;
-use super::sequential::{
-    Entry, Feature, FeatureNorm, FeatureStage, Sequential, UNKNOWN_LAYER, decoder_settings,
-    epsilon, tables,
+use super::speculator::{
+    Entry, Feature, FeatureFusion, FeatureNorm, FeatureStage, Method, Speculator, UNKNOWN_LAYER,
+    decoder_settings, tables,
 };
 use super::verifier::Verifier;
 use super::vocabulary;
@@ -17,70 +16,98 @@ use serde_json::Value;
 /// Reads the speculator whose configuration is `top`.
 pub(super) fn read(
     top: &mut Settings,
-    mut weights: Weights,
+    weights: Weights,
     verifier: &Verifier,
     report: &mut Report,
-) -> Result<Sequential> {
-    let mut layer = decoder_settings(top)?;
-    weights.rename_prefix("midlayer.", "layers.0.", report)?;
-    warn_of_lost_layer(top, report)?;
+) -> Result<Speculator> {
+    let description = Description { kind: "eagle3", default_norm_before_residual: true };
+    description.read(top, weights, verifier, report, |top, _, fusion, _| {
+        let norm_output = top.flag_or("norm_output", false)?;
+        Ok(Method::Sequential { entry: Entry::Features(fusion), norm_output })
+    })
+}
 
-    let family = decoder::family(&mut layer, &weights, "layers.0.")?;
-    let sizes = Sizes::read(&mut layer, family, &weights, "layers.0.")?;
-    let sizes = sizes.of_reduced_vocabulary(top, &weights)?;
-    let max_position = layer.integer_or(
-        "max_position_embeddings",
-        1..=MOST_TOKENS,
-        family.defaults().max_position,
-    )?;
-    let rope = rope::read(&mut layer, sizes.head_dim, max_position, report)?;
-    let layers = {
-        let windows = decoder::windows(&mut layer, family, sizes.layers, report)?;
-        let mut reader = LayerReader::new(&mut layer, &mut weights, &sizes, family, report)?;
-        let mut read = |(index, window)| {
-            let prefix = format!("layers.{index}.");
-            let reads_embedding = index == 0;
-            reader.read(LayerForm { reads_embedding, window, ..LayerForm::ordinary(&prefix) })
+/// What EAGLE-3 and the kind that is made of it have in common.
+pub(super) struct Description {
+    /// What the format calls the kind.
+    pub(super) kind: &'static str,
+    /// A missing flag means to the engines that run most of these checkpoints, not what it means to the
+    /// code that trains them; what runs is followed.
+    pub(super) default_norm_before_residual: bool,
+}
+
+impl Description {
+    /// Reads a speculator; `method` reads how it drafts.
+    pub(super) fn read(
+        &self,
+        top: &mut Settings,
+        mut weights: Weights,
+        verifier: &Verifier,
+        report: &mut Report,
+        method: impl FnOnce(
+            &mut Settings,
+            &mut Weights,
+            FeatureFusion,
+            (&Decoder, &mut Report),
+        ) -> Result<Method>,
+    ) -> Result<Speculator> {
+        let mut layer = decoder_settings(top)?;
+        weights.rename_prefix("midlayer.", "layers.0.", report)?;
+        warn_of_lost_layer(top, report)?;
+
+        let family = decoder::family(&mut layer, &weights, "layers.0.")?;
+        let sizes = Sizes::read(&mut layer, family, &weights, "layers.0.")?;
+        let sizes = sizes.of_reduced_vocabulary(top, &weights)?;
+        let decoder = Decoder::read(&mut layer, sizes, family, report)?;
+        let layers = {
+            let windows = decoder::windows(&mut layer, family, sizes.layers, report)?;
+            let mut reader = LayerReader::new(&mut layer, &mut weights, &sizes, family, report)?;
+            let mut read = |(index, window)| {
+                let prefix = format!("layers.{index}.");
+                let reads_embedding = index == 0;
+                reader.read(LayerForm { reads_embedding, window, ..LayerForm::ordinary(&prefix) })
+            };
+            windows.into_iter().enumerate().map(&mut read).collect::<Result<_>>()?
         };
-        windows.into_iter().enumerate().map(&mut read).collect::<Result<_>>()?
-    };
-    let (features, fc) = features(top, &mut weights, &sizes, verifier, report)?;
-    let feature_norm = feature_norm(top, &mut weights, &features, report)?;
-    let (embedding, head) = tables(&mut weights, &sizes, verifier, report)?;
-    let (draft, full) = (sizes.draft_vocabulary, sizes.vocabulary);
-    let speculator = Sequential {
-        kind: "eagle3",
-        vocabulary: full,
-        draft_vocabulary: draft,
-        hidden_size: sizes.hidden,
-        intermediate_size: sizes.intermediate,
-        heads: sizes.heads,
-        kv_heads: sizes.kv_heads,
-        head_dim: sizes.head_dim,
-        epsilon: epsilon(&mut layer)?,
-        activation: decoder::activation(&mut layer)?,
-        features,
-        entry: Entry::Features {
-            norm: feature_norm,
+        let (features, fc) = features(top, &mut weights, &sizes, verifier, report)?;
+        let fusion = FeatureFusion {
+            norm: feature_norm(top, &mut weights, &features, report)?,
             fc,
-            norm_before_residual: norm_before_residual(top, report)?,
-        },
-        embedding,
-        head,
-        draft_token_ids: vocabulary::read(&mut weights, draft, full, report)?,
-        layers,
-        norm: Some(weights.required("norm.weight", &[sizes.hidden], report)?),
-        norm_output: top.flag_or("norm_output", false)?,
-        rope,
-        max_position,
-    };
-    layer.finish(report);
-    weights.finish(report, why_unneeded)?;
-    Ok(speculator)
+            norm_before_residual: self.norm_before_residual(top, report)?,
+        };
+        let (embedding, head) = tables(&mut weights, &sizes, verifier, report)?;
+        let (draft, full) = (sizes.draft_vocabulary, sizes.vocabulary);
+        let method = method(top, &mut weights, fusion, (&decoder, report))?;
+        let speculator = Speculator {
+            kind: self.kind,
+            decoder,
+            features,
+            embedding,
+            head,
+            draft_token_ids: vocabulary::read(&mut weights, draft, full, report)?,
+            layers,
+            norm: Some(weights.required("norm.weight", &[sizes.hidden], report)?),
+            method,
+        };
+        layer.finish(report);
+        weights.finish(report, why_unneeded)?;
+        Ok(speculator)
+    }
+
+    fn norm_before_residual(&self, top: &mut Settings, report: &mut Report) -> Result<bool> {
+        let flag = top.flag("norm_before_residual")?;
+        Ok(flag.unwrap_or_else(|| {
+            let default = self.default_norm_before_residual;
+            report.warn(format!(
+                "norm_before_residual is not set: taken as {default}; override it if that is wrong"
+            ));
+            top.assume("norm_before_residual", default)
+        }))
+    }
 }
 
 /// Tensors that files hold and drafting does not need.
-fn why_unneeded(name: &str) -> Option<&'static str> {
+pub(super) fn why_unneeded(name: &str) -> Option<&'static str> {
     match name {
         "d2t" | "t2d" => Some("all tokens are drafted"),
         "verifier_lm_head.weight" | "verifier_norm.weight" => Some("used in training only"),
@@ -103,22 +130,24 @@ fn warn_of_lost_layer(top: &mut Settings, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// A missing flag means true to the engine that runs most of these checkpoints, and
-/// false to the code that trains them; what runs is followed.
-fn norm_before_residual(top: &mut Settings, report: &mut Report) -> Result<bool> {
-    let flag = top.flag("norm_before_residual")?;
-    Ok(flag.unwrap_or_else(|| {
-        report.warn("norm_before_residual is not set: taken as true; override it if that is wrong");
-        top.assume("norm_before_residual", true)
-    }))
-}
-
 /// The features that are read, and the matrix that projects them.
 fn features(
     top: &mut Settings,
     weights: &mut Weights,
     sizes: &Sizes,
     verifier: &Verifier,
+    report: &mut Report,
+) -> Result<(Vec<Feature>, Tensor)> {
+    let layers = feature_layers(top, verifier)?;
+    projected_features(layers, top, weights, (sizes, verifier), report)
+}
+
+/// The features of these layers and the matrix `fc` that projects them.
+pub(super) fn projected_features(
+    layers: Vec<i32>,
+    top: &mut Settings,
+    weights: &mut Weights,
+    (sizes, verifier): (&Sizes, &Verifier),
     report: &mut Report,
 ) -> Result<(Vec<Feature>, Tensor)> {
     let Some(stored) = weights.peek("fc.weight") else {
@@ -129,7 +158,6 @@ fn features(
         )));
     };
     let columns = stored.shape().get(1).copied().unwrap_or(0);
-    let layers = feature_layers(top, verifier)?;
     let count = layers.len();
     let wanted = top.integer("target_hidden_size", 1..=WIDEST)?;
     // Training code ignores target_hidden_size; the stored matrix tells who is right.
@@ -156,19 +184,19 @@ fn features(
 /// can tell.
 fn feature_layers(top: &mut Settings, verifier: &Verifier) -> Result<Vec<i32>> {
     const KEY: &str = "eagle_aux_hidden_state_layer_ids";
-    let last = verifier.layers();
-    let listed = top.list(KEY)?.filter(|list| !list.is_empty());
-    let ids = match (listed, last) {
-        (Some(list), _) => list.iter().map(as_integer).collect(),
-        (None, Some(n)) => {
+    if let Some(listed) = listed_layers(KEY, top, verifier)? {
+        return Ok(listed);
+    }
+    let ids = match verifier.layers() {
+        Some(n) => {
             let n = n as i64;
             let default = vec![2, n / 2, n - 3];
             let values: Vec<Value> = default.iter().map(|&id| Value::from(id)).collect();
             top.assume(KEY, values);
-            Some(default)
+            default
         }
-        (None, None) if verifier.is_promised() => return Ok(vec![UNKNOWN_LAYER; 3]),
-        (None, None) => {
+        None if verifier.is_promised() => return Ok(vec![UNKNOWN_LAYER; 3]),
+        None => {
             return Err(Error::invalid(format!(
                 "{}: {KEY}: expected a list of layers, or the verifier's directory to count its \
                  layers, found neither",
@@ -176,15 +204,36 @@ fn feature_layers(top: &mut Settings, verifier: &Verifier) -> Result<Vec<i32>> {
             )));
         }
     };
-    let most = last.unwrap_or(100_000) as i64;
+    checked_layers(KEY, Some(ids), top, verifier)
+}
+
+/// The layers that the list `key` names, if it names any.
+pub(super) fn listed_layers(
+    key: &str,
+    top: &mut Settings,
+    verifier: &Verifier,
+) -> Result<Option<Vec<i32>>> {
+    let Some(list) = top.list(key)?.filter(|list| !list.is_empty()) else { return Ok(None) };
+    let ids = list.iter().map(as_integer).collect();
+    checked_layers(key, ids, top, verifier).map(Some)
+}
+
+/// Layers that the verifier has, each once.
+fn checked_layers(
+    key: &str,
+    ids: Option<Vec<i64>>,
+    top: &Settings,
+    verifier: &Verifier,
+) -> Result<Vec<i32>> {
+    let most = verifier.layers().unwrap_or(100_000) as i64;
     let in_range =
         |ids: &Vec<i64>| ids.len() <= 1024 && ids.iter().all(|id| (0..=most).contains(id));
     let Some(ids) = ids.filter(in_range) else {
-        return Err(top.unexpected(KEY, &format!("a list of layers from 0 to {most}")));
+        return Err(top.unexpected(key, &format!("a list of layers from 0 to {most}")));
     };
     if let Some(twice) = (1..ids.len()).find(|&later| ids[..later].contains(&ids[later])) {
         let text = format!("expected distinct layers, found {} twice in {ids:?}", ids[twice]);
-        return Err(top.wrong(KEY, text));
+        return Err(top.wrong(key, text));
     }
     Ok(ids.into_iter().map(|id| id as i32).collect())
 }

@@ -3,23 +3,28 @@
 
 mod config;
 mod decoder;
+mod dflash;
 mod eagle;
 mod eagle3;
 mod files;
 mod header;
 mod mapped;
 mod mtp;
+mod peagle;
 mod report;
 mod rope;
-mod sequential;
+mod speculator;
 mod verifier;
 mod vocabulary;
 mod weights;
 
-pub use decoder::{Activation, DecoderLayer};
+pub use decoder::{Activation, Decoder, DecoderLayer, Sizes};
 pub use report::Report;
 pub use rope::Rope;
-pub use sequential::{Entry, Feature, FeatureNorm, FeatureStage, Sequential};
+pub use speculator::{
+    Block, BlockEntry, BlockLength, Entry, Feature, FeatureFusion, FeatureNorm, FeatureStage, Method,
+    Speculator,
+};
 pub use weights::{Linear, Tensor};
 
 use crate::error::{Error, Result, Status};
@@ -68,16 +73,14 @@ pub struct Checkpoint {
     pub report: Report,
 }
 
-/// The speculators that can be loaded.
-#[derive(Clone, Debug)]
-pub enum Speculator {
-    /// One token after the other.
-    Sequential(Sequential),
-}
-
 /// The kinds that can be loaded. Each has a file of its own.
-const KINDS: [(&str, Reader); 3] =
-    [("eagle", eagle::read), ("eagle3", eagle3::read), ("mtp", mtp::read)];
+const KINDS: [(&str, Reader); 5] = [
+    ("dflash", dflash::read),
+    ("eagle", eagle::read),
+    ("eagle3", eagle3::read),
+    ("mtp", mtp::read),
+    ("peagle", peagle::read),
+];
 
 /// The names of the kinds that can be loaded.
 pub fn kinds() -> impl Iterator<Item = &'static str> {
@@ -85,7 +88,7 @@ pub fn kinds() -> impl Iterator<Item = &'static str> {
 }
 
 /// Reads the speculator of a configuration.
-type Reader = fn(&mut Settings<'_>, Weights, &Verifier, &mut Report) -> Result<Sequential>;
+type Reader = fn(&mut Settings<'_>, Weights, &Verifier, &mut Report) -> Result<Speculator>;
 
 /// Where the rows of a table of tokens come from.
 #[derive(Clone, Debug)]
@@ -129,16 +132,16 @@ pub fn inspect(directory: &Path) -> Result<Value> {
     let loaded = load(directory, &file, &config, None);
     let mut needed = Vec::new();
     let mut features = listed_features(&config);
-    if let Ok(Checkpoint { speculator: Speculator::Sequential(sequential), .. }) = &loaded {
-        for (source, what) in [(&sequential.embedding, "embedding"), (&sequential.head, "head")] {
+    if let Ok(Checkpoint { speculator, .. }) = &loaded {
+        for (source, what) in [(&speculator.embedding, "embedding"), (&speculator.head, "head")] {
             if matches!(source, RowSource::Lent | RowSource::LentRows) {
                 needed.push(what);
             }
         }
-        if sequential.features.iter().any(|feature| feature.layer == sequential::UNKNOWN_LAYER) {
+        if speculator.features.iter().any(|feature| feature.layer == speculator::UNKNOWN_LAYER) {
             needed.push("number of layers");
         } else {
-            let layers = sequential.features.iter();
+            let layers = speculator.features.iter();
             let described = layers.map(|f| json!({"layer": f.layer, "width": f.width}));
             features = described.collect();
         }
@@ -183,9 +186,19 @@ fn load(
     let map_files = options.is_some_and(|options| options.map_files);
     let stored = WeightFiles::locate(directory, map_files)?.open_all()?;
     let weights = Weights::new(directory, stored);
-    let sequential = read(&mut settings, weights, &verifier, &mut report)?;
+    let speculator = read(&mut settings, weights, &verifier, &mut report)?;
     settings.finish(&mut report);
-    Ok(Checkpoint { speculator: Speculator::Sequential(sequential), default_num_drafts, report })
+    let mut default_num_drafts = default_num_drafts;
+    if let Method::Block(block) = &speculator.method
+        && default_num_drafts > block.most_drafts
+    {
+        let most = block.most_drafts;
+        report.correct(format!(
+            "speculative_tokens: {most} instead of {default_num_drafts}, as a block drafts no more"
+        ));
+        default_num_drafts = most;
+    }
+    Ok(Checkpoint { speculator, default_num_drafts, report })
 }
 
 /// How many tokens to draft, and what the verifier is called.

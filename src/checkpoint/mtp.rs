@@ -1,10 +1,9 @@
 //! MTP: from settings and tensors to a description that can be run.
 
 use super::config::Settings;
-use super::decoder::{self, LayerForm, LayerReader, MOST_TOKENS, Sizes};
+use super::decoder::{self, Decoder, LayerForm, LayerReader, Sizes};
 use super::report::Report;
-use super::rope;
-use super::sequential::{self, Entry, Feature, Sequential, decoder_settings, epsilon, tables};
+use super::speculator::{self, Entry, Feature, Method, Speculator, decoder_settings, tables};
 use super::verifier::Verifier;
 use super::weights::{Linear, Weights};
 use crate::error::{Error, Result};
@@ -18,7 +17,7 @@ pub(super) fn read(
     mut weights: Weights,
     verifier: &Verifier,
     report: &mut Report,
-) -> Result<Sequential> {
+) -> Result<Speculator> {
     let mut layer = decoder_settings(top)?;
     top.text("speculators_version")?;
     if !matches!(layer.text("model_type")?, Some("qwen3")) {
@@ -27,10 +26,7 @@ pub(super) fn read(
     top.integer_or("num_nextn_predict_layers", 1..=1, 1)?;
     let family = decoder::family(&mut layer, &weights, LAYER)?;
     let sizes = Sizes::read(&mut layer, family, &weights, LAYER)?;
-    let default_positions = family.defaults().max_position;
-    let max_position =
-        layer.integer_or("max_position_embeddings", 1..=MOST_TOKENS, default_positions)?;
-    let rope = rope::read(&mut layer, sizes.head_dim, max_position, report)?;
+    let decoder = Decoder::read(&mut layer, sizes, family, report)?;
     // The rest of the settings is a copy of the verifier's: the layer sees all positions, whatever is
     // said there of windows.
     for key in ["layer_types", "max_window_layers", "sliding_window", "use_sliding_window"] {
@@ -49,31 +45,21 @@ pub(super) fn read(
     let (embedding_norm, hidden_norm, last_norm) =
         (norm("token_layernorm")?, norm("hidden_layernorm")?, norm("final_layernorm")?);
     let (embedding, head) = tables(&mut weights, &sizes, verifier, report)?;
-    let speculator = Sequential {
+    let entry = Entry::Token {
+        embedding_norm,
+        hidden_norm,
+        fusion: Linear { weight: fusion, bias: None },
+    };
+    let speculator = Speculator {
         kind: "mtp",
-        entry: Entry::Token {
-            embedding_norm,
-            hidden_norm,
-            fusion: Linear { weight: fusion, bias: None },
-        },
+        decoder,
         features: vec![feature],
         embedding,
         head,
         draft_token_ids: None,
         layers,
         norm: last_norm,
-        norm_output: true,
-        rope,
-        max_position,
-        vocabulary: sizes.vocabulary,
-        draft_vocabulary: sizes.vocabulary,
-        hidden_size: sizes.hidden,
-        intermediate_size: sizes.intermediate,
-        heads: sizes.heads,
-        kv_heads: sizes.kv_heads,
-        head_dim: sizes.head_dim,
-        epsilon: epsilon(&mut layer)?,
-        activation: decoder::activation(&mut layer)?,
+        method: Method::Sequential { entry, norm_output: true },
     };
     layer.finish(report);
     weights.finish(report, |name| {
@@ -90,10 +76,10 @@ fn feature(top: &mut Settings, sizes: &Sizes, verifier: &Verifier) -> Result<Fea
     match top.text(KEY)? {
         None => {
             top.assume(KEY, "post_norm");
-            sequential::final_norm(sizes.hidden, verifier, top)
+            speculator::final_norm(sizes.hidden, verifier, top)
         }
-        Some("post_norm") => sequential::final_norm(sizes.hidden, verifier, top),
-        Some("pre_norm") => sequential::last_residual(sizes.hidden, verifier, top),
+        Some("post_norm") => speculator::final_norm(sizes.hidden, verifier, top),
+        Some("pre_norm") => speculator::last_residual(sizes.hidden, verifier, top),
         Some(_) => Err(top.unexpected(KEY, "\"post_norm\" or \"pre_norm\"")),
     }
 }

@@ -48,7 +48,7 @@ impl Tensor {
         };
         let (rows, columns) = match *stored.shape() {
             [columns] => (1, columns),
-            [rows, columns] => (rows, columns),
+            [rows, columns] | [1, rows, columns] => (rows, columns),
             ref other => {
                 return Err(
                     stored.wrong(format_args!("expected 1 or 2 dimensions, found {other:?}"))
@@ -116,6 +116,21 @@ impl Tensor {
                 Ok(())
             }
         }
+    }
+
+    /// The elements of the rows `first .. first + rows`.
+    pub(super) fn values(&self, first: usize, rows: usize) -> Result<Vec<f32>> {
+        let mut bytes = vec![0; rows * self.row_bytes()];
+        self.read_into(first, rows, &mut bytes)?;
+        Ok(match self.dtype {
+            Dtype::F32 => bytes.as_chunks().0.iter().map(|&four| f32::from_le_bytes(four)).collect(),
+            Dtype::F16 => {
+                bytes.as_chunks().0.iter().map(|&two| f16::from_le_bytes(two).to_f32()).collect()
+            }
+            Dtype::Bf16 => {
+                bytes.as_chunks().0.iter().map(|&two| bf16::from_le_bytes(two).to_f32()).collect()
+            }
+        })
     }
 
     /// Where the data lie in memory: `None` if the file is not mapped, or if the address is no

@@ -4,7 +4,8 @@
 use crate::backend::phases::{DraftBatch, Limits, Plan, Rows};
 use crate::backend::{Backend, Stream};
 use crate::error::Result;
-use crate::model::sequential::{Scratch, Sequential, Step};
+use crate::model::decoder::{Scratch, Step};
+use crate::model::sequential::Sequential;
 
 /// Commits the call's rows, then proposes up to `batch.max_drafts` tokens per sequence.
 ///
@@ -20,12 +21,9 @@ pub fn draft(
     scratch: &Scratch,
 ) -> Result<()> {
     let committed = backend.plan_rows(stream, batch, limits, &scratch.pool, plan)?;
-    let step = |rows| Step { backend, stream, batch, plan, scratch, rows };
-    let mut first = 0;
-    while first < committed {
-        let len = scratch.chunk_rows().min(committed - first);
+    let step = |rows| Step { backend, stream, batch, plan, scratch, rows, block: None };
+    for (first, len) in scratch.chunks(committed) {
         network.commit(&step(plan.commit.slice(first, len)))?;
-        first += len;
     }
     if batch.max_drafts == 0 {
         return Ok(());

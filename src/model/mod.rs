@@ -1,14 +1,21 @@
 //! Loaded speculators: the networks, each written once as a sequence of phases, and the loading of
 //! their weights.
 
+pub mod block;
+pub mod decoder;
+mod fusion;
 mod placement;
 pub mod sequential;
 
 pub use crate::checkpoint::FeatureStage;
-use crate::checkpoint::{self, LentShape, Speculator};
+use crate::backend::Backend;
+use crate::backend::phases::KvPool;
+use crate::checkpoint::{self, LentShape, Method, Speculator};
 use crate::context::{Block, Context, LogLevel, MemoryKind};
 use crate::error::{Error, Result};
-use crate::tensor::{Matrix, Span};
+use crate::tensor::{Carver, Matrix, Span};
+use block::Block as BlockNetwork;
+use decoder::{Decoder, RowLimits, Scratch};
 use placement::{Mapped, Placement};
 use sequential::Sequential;
 use std::any::Any;
@@ -56,6 +63,47 @@ pub struct Feature {
 pub enum Network {
     /// One token after the other.
     Sequential(Sequential),
+    /// All tokens in one pass.
+    Block(BlockNetwork),
+}
+
+impl Network {
+    fn place(description: &Speculator, placement: &mut Placement<'_>) -> Result<Self> {
+        Ok(match &description.method {
+            Method::Sequential { entry, norm_output } => {
+                Self::Sequential(Sequential::place(description, (entry, *norm_output), placement)?)
+            }
+            Method::Block(block) => {
+                Self::Block(BlockNetwork::place(description, block, placement)?)
+            }
+        })
+    }
+
+    fn decoder(&self) -> &Decoder {
+        match self {
+            Self::Sequential(network) => &network.decoder,
+            Self::Block(network) => &network.decoder,
+        }
+    }
+
+    /// Cuts the memory for the intermediate rows of a session.
+    pub fn carve(
+        &self,
+        carver: &mut Carver,
+        backend: &dyn Backend,
+        pool: KvPool,
+        limits: &RowLimits,
+    ) -> Scratch {
+        match self {
+            Self::Sequential(network) => network.carve(carver, backend, pool, limits),
+            Self::Block(network) => network.carve(carver, backend, pool, limits),
+        }
+    }
+
+    /// Whether drafts take pages of the pool, behind those of the committed rows.
+    pub fn drafts_in_pages(&self) -> bool {
+        matches!(self, Self::Sequential(_))
+    }
 }
 
 /// What a model says about itself.
@@ -127,14 +175,22 @@ impl Model {
         for warning in checkpoint.report.warnings() {
             context.log(LogLevel::Warning, &format!("{}: {warning}", directory.display()));
         }
-        let Speculator::Sequential(description) = &checkpoint.speculator;
+        let description = &checkpoint.speculator;
+        if matches!(description.method, Method::Block(_)) && !device.drafts_blocks {
+            return Err(Error::unsupported(format!(
+                "{}: expected a kind that this device drafts with, found {:?}, which only CPU contexts \
+                 draft with in this version",
+                directory.display(),
+                description.kind
+            )));
+        }
         let facts = facts(directory, description, checkpoint.default_num_drafts)?;
         let mut counting = Placement::counting(&lent);
-        Sequential::place(description, &mut counting)?;
+        Network::place(description, &mut counting)?;
         let _scope = context.backend().enter()?;
         let weights = context.allocate(MemoryKind::Weights, "weights", counting.bytes())?;
         let mut filling = Placement::filling(&lent, weights.address(), context.backend());
-        let network = Network::Sequential(Sequential::place(description, &mut filling)?);
+        let network = Network::place(description, &mut filling)?;
         context.log(
             LogLevel::Info,
             &format!("{}: loaded {}, {} bytes", directory.display(), facts.kind, weights.bytes()),
@@ -182,26 +238,35 @@ impl Model {
 
     /// The drafter's hidden size.
     pub fn hidden_size(&self) -> usize {
-        let Network::Sequential(network) = &self.network;
-        network.hidden_size()
+        self.network.decoder().hidden_size()
     }
 
     /// Decoder layers.
     pub fn num_layers(&self) -> usize {
-        let Network::Sequential(network) = &self.network;
-        network.num_layers()
+        self.network.decoder().num_layers()
     }
 
     /// Key and value heads, and elements of a head.
     pub fn kv_shape(&self) -> (usize, usize) {
-        let Network::Sequential(network) = &self.network;
-        (network.heads().num_kv_heads, network.heads().head_dim)
+        let heads = self.network.decoder().heads();
+        (heads.num_kv_heads, heads.head_dim)
     }
 
-    /// Trailing positions of a cached prefix to commit again: a row reads the token after
-    /// its own, which the row of a prefix's last position did not know.
+    /// Trailing positions of a cached prefix to commit again: where a row reads the token after its own,
+    /// the row of a prefix's last position did not know it.
     pub fn prefix_margin(&self) -> usize {
-        1
+        match &self.network {
+            Network::Sequential(_) => 1,
+            Network::Block(network) => network.prefix_margin(),
+        }
+    }
+
+    /// The most tokens that are proposed for a sequence; more are not wanted of the kind.
+    pub fn most_drafts(&self) -> usize {
+        match &self.network {
+            Network::Sequential(_) => usize::MAX,
+            Network::Block(network) => network.most_drafts(),
+        }
     }
 
     /// Tokens per round that the checkpoint was made for.
@@ -243,7 +308,7 @@ impl Model {
 
 fn facts(
     directory: &Path,
-    description: &checkpoint::Sequential,
+    description: &Speculator,
     default_num_drafts: usize,
 ) -> Result<Facts> {
     let features = description.features.iter();
@@ -260,10 +325,10 @@ fn facts(
     Ok(Facts {
         kind: description.kind,
         features,
-        vocabulary: description.vocabulary,
-        draft_vocabulary: description.draft_vocabulary,
+        vocabulary: description.decoder.sizes.vocabulary,
+        draft_vocabulary: description.decoder.sizes.draft_vocabulary,
         draft_token_ids: description.draft_token_ids.clone(),
-        max_position: description.max_position,
+        max_position: description.decoder.max_position,
         default_num_drafts,
     })
 }

@@ -6,7 +6,7 @@ use crate::backend::Backend;
 use crate::backend::phases::{Linear, Norm};
 use crate::checkpoint::{self, RowSource, Tensor};
 use crate::error::Result;
-use crate::tensor::{Carver, Matrix, Span};
+use crate::tensor::{Carver, Dtype, Matrix, Span};
 use std::any::Any;
 use std::sync::Arc;
 
@@ -136,6 +136,13 @@ impl<'a> Placement<'a> {
             (first_row, done) = (end, done + len);
         }
         Ok(Some(matrix))
+    }
+
+    /// A row of numbers.
+    pub fn row(&mut self, values: &[f32]) -> Result<Matrix> {
+        let columns = values.len();
+        let address = self.table(values)?.address();
+        Ok(Matrix { address, dtype: Dtype::F32, rows: 1, columns, row_stride: columns })
     }
 
     /// A table of numbers.

@@ -4,8 +4,8 @@
 use super::CallLimits;
 use crate::backend::phases::{KvPool, Limits, Plan, Rows};
 use crate::error::{Error, Result};
-use crate::model::sequential::Scratch;
-use crate::model::{Model, Network};
+use crate::model::Model;
+use crate::model::decoder::{RowLimits, Scratch};
 use crate::tensor::{ALIGNMENT, Carver, Dtype, Matrix, Span};
 
 /// What a session is created for.
@@ -123,6 +123,8 @@ impl<'a> Layout<'a> {
             max_position: self.options.max_position,
             vocabulary: self.model.vocabulary(),
             num_slots: self.slots(),
+            most_drafts: self.model.most_drafts(),
+            drafts_in_pages: self.model.network().drafts_in_pages(),
         }
     }
 
@@ -141,8 +143,8 @@ impl<'a> Layout<'a> {
     pub fn carve(&self, carver: &mut Carver, kv_address: u64, fault: Span<i32>) -> Workspace {
         let sequences = self.options.max_sequences;
         let plan = Plan {
-            commit: rows(carver, self.options.max_rows),
-            draft: rows(carver, sequences),
+            commit: Rows::carve(carver, self.options.max_rows),
+            draft: Rows::carve(carver, sequences),
             drafting: carver.span(self.options.max_drafts),
             num_drafts: carver.span(sequences),
             page_row: carver.span(sequences),
@@ -166,28 +168,14 @@ impl<'a> Layout<'a> {
             slot_pages,
             pages_per_slot: self.pages_per_sequence,
         };
-        let scratch = match self.model.network() {
-            Network::Sequential(network) => network.carve(
-                carver,
-                self.model.context().backend(),
-                pool,
-                self.options.max_rows,
-                sequences,
-                self.positions(),
-            ),
+        let limits = RowLimits {
+            commit: self.options.max_rows,
+            sequences,
+            drafts: self.options.max_drafts,
+            positions: self.positions(),
         };
+        let backend = self.model.context().backend();
+        let scratch = self.model.network().carve(carver, backend, pool, &limits);
         Workspace { plan, scratch, slot_pages }
-    }
-}
-
-fn rows(carver: &mut Carver, len: usize) -> Rows {
-    Rows {
-        count: carver.span(1),
-        first: 0,
-        sequence: carver.span(len),
-        position: carver.span(len),
-        rope_position: carver.span(len),
-        token: carver.span(len),
-        source: carver.span(len),
     }
 }

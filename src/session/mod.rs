@@ -10,9 +10,9 @@ pub use layout::{Requirements, SessionOptions};
 use crate::backend::phases::{Limits, Plan};
 use crate::backend::{Backend, FaultWords};
 use crate::context::{Block, MemoryKind};
-use crate::drafter::sequential;
+use crate::drafter::{block, sequential};
 use crate::error::{Error, Result, Status};
-use crate::model::sequential::Scratch;
+use crate::model::decoder::Scratch;
 use crate::model::{Model, Network};
 use crate::tensor::{Carver, Span};
 use layout::Layout;
@@ -116,6 +116,9 @@ impl Session {
         match self.model.network() {
             Network::Sequential(network) => {
                 sequential::draft(queue, network, batch, &self.bounds, &self.plan, &self.scratch)
+            }
+            Network::Block(network) => {
+                block::draft(queue, network, batch, &self.bounds, &self.plan, &self.scratch)
             }
         }
     }

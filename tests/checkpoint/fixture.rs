@@ -3,7 +3,7 @@
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use speculators::checkpoint::{
-    self, Entry, FeatureNorm, Options, Report, Sequential, Speculator, Tensor,
+    self, Entry, FeatureNorm, Method, Options, Report, Speculator, Tensor,
 };
 use speculators::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -250,10 +250,10 @@ pub fn verifier(tied: bool) -> Directory {
 
 /// Opens a checkpoint that is expected to be sound.
 #[track_caller]
-pub fn open(directory: &Path, options: &Options) -> (Sequential, Report) {
+pub fn open(directory: &Path, options: &Options) -> (Speculator, Report) {
     match checkpoint::open(directory, options) {
         Ok(checkpoint) => {
-            let Speculator::Sequential(sequential) = checkpoint.speculator;
+            let sequential = checkpoint.speculator;
             (sequential, checkpoint.report)
         }
         Err(error) => panic!("{error}"),
@@ -263,10 +263,21 @@ pub fn open(directory: &Path, options: &Options) -> (Sequential, Report) {
 /// How an EAGLE-3 speculator fuses features: their norm, the matrix, and whether the residual stream goes
 /// on normed.
 #[track_caller]
-pub fn fusion(speculator: &Sequential) -> (&FeatureNorm, &Tensor, bool) {
-    match &speculator.entry {
-        Entry::Features { norm, fc, norm_before_residual } => (norm, fc, *norm_before_residual),
+pub fn fusion(speculator: &Speculator) -> (&FeatureNorm, &Tensor, bool) {
+    match &speculator.method {
+        Method::Sequential { entry: Entry::Features(fusion), .. } => {
+            (&fusion.norm, &fusion.fc, fusion.norm_before_residual)
+        }
         other => panic!("expected features, found {other:?}"),
+    }
+}
+
+/// Whether a sequential speculator goes on from what comes after its last norm.
+#[track_caller]
+pub fn norm_output(speculator: &Speculator) -> bool {
+    match &speculator.method {
+        Method::Sequential { norm_output, .. } => *norm_output,
+        other => panic!("expected a sequential drafter, found {other:?}"),
     }
 }
 

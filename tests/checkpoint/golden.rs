@@ -2,7 +2,7 @@
 
 use crate::fixture::refused;
 use serde_json::Value;
-use speculators::checkpoint::{self, Feature, FeatureStage, Options, Sequential, Speculator};
+use speculators::checkpoint::{self, Feature, FeatureStage, Options, Speculator};
 use speculators::error::Status;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,14 +41,14 @@ fn checkpoints(golden: &Path) -> Vec<(String, PathBuf)> {
 fn is_known(kind: &str, directory: &Path) -> bool {
     let config = json_in(&directory.join("config.json"));
     match kind {
-        "eagle" | "eagle3" => true,
+        "dflash" | "eagle" | "eagle3" | "peagle" => true,
         "mtp" => config["transformer_layer_config"]["model_type"] == "qwen3",
         _ => false,
     }
 }
 
 /// The features that a speculator reads, as text.
-fn stages(speculator: &Sequential) -> Vec<String> {
+fn stages(speculator: &Speculator) -> Vec<String> {
     let describe = |feature: &Feature| match feature.stage {
         FeatureStage::LayerInput => format!("into layer {}", feature.layer),
         FeatureStage::FinalNorm => "final norm".to_owned(),
@@ -101,7 +101,7 @@ fn every_reference_checkpoint_of_a_known_kind_opens() {
             let used = report["tensors"]["used"].as_array().unwrap().len();
             assert_eq!(used, about["tensors"].as_object().unwrap().len(), "{name}");
             assert_eq!(report["unknown_settings"], serde_json::json!({}), "{name}");
-            let Speculator::Sequential(speculator) = loaded.speculator;
+            let speculator = loaded.speculator;
             assert_eq!(speculator.kind, kind, "{name}");
             assert_eq!(serde_json::json!(stages(&speculator)), expected_stages(&about), "{name}");
             let layer = &config["transformer_layer_config"];

@@ -3,7 +3,7 @@
 use crate::fixture::refused;
 use serde_json::{Value, json};
 use speculators::checkpoint::{
-    self, Checkpoint, Entry, FeatureStage, Options, Report, Sequential, Speculator,
+    self, Checkpoint, Entry, FeatureStage, Method, Options, Report, Speculator,
 };
 use speculators::error::{Error, Result, Status};
 use std::path::{Path, PathBuf};
@@ -30,10 +30,18 @@ fn mtp(overrides: Value) -> Result<Checkpoint> {
     open("mtp/qwen3_postnorm", "qwen3_tied", overrides)
 }
 
-fn sound(checkpoint: Result<Checkpoint>) -> (Sequential, Report) {
+fn sound(checkpoint: Result<Checkpoint>) -> (Speculator, Report) {
     let checkpoint = checkpoint.unwrap_or_else(|error| panic!("{error}"));
-    let Speculator::Sequential(sequential) = checkpoint.speculator;
+    let sequential = checkpoint.speculator;
     (sequential, checkpoint.report)
+}
+
+#[track_caller]
+fn entry(speculator: &Speculator) -> &Entry {
+    match &speculator.method {
+        Method::Sequential { entry, .. } => entry,
+        other => panic!("expected a sequential drafter, found {other:?}"),
+    }
 }
 
 #[track_caller]
@@ -79,7 +87,7 @@ fn mtp_layers_of_other_families_and_several_of_them_are_refused_by_name() {
 
 #[test]
 fn eagle_has_the_norms_and_the_bias_that_its_settings_name() {
-    let parts = |speculator: &Sequential| match &speculator.entry {
+    let parts = |speculator: &Speculator| match entry(speculator) {
         Entry::Token { embedding_norm, hidden_norm, fusion } => {
             assert!(hidden_norm.is_none());
             let norms = [
@@ -93,7 +101,7 @@ fn eagle_has_the_norms_and_the_bias_that_its_settings_name() {
     };
     let (plain, _) = sound(eagle("plain", json!({})));
     assert_eq!(parts(&plain), ([false; 3], false));
-    assert!(!plain.norm_output);
+    assert!(matches!(plain.method, Method::Sequential { norm_output: false, .. }));
     let (hass, _) = sound(eagle("hass_layernorms_bias", json!({})));
     assert_eq!(parts(&hass), ([true; 3], true));
     let error = refused(eagle("plain", json!({"fusion_bias": true})));
@@ -118,7 +126,7 @@ fn eagle_rotates_as_its_verifier_does_and_says_so() {
     assert_eq!(report.warnings(), [] as [&str; 0]);
     let overrides = json!({"transformer_layer_config": other});
     let (changed, report) = sound(eagle("plain", overrides));
-    assert_eq!(changed.rope, plain.rope);
+    assert_eq!(changed.decoder.rope, plain.decoder.rope);
     assert!(report.warnings()[0].contains("rotate as the verifier's"), "{:?}", report.warnings());
 }
 

@@ -29,17 +29,17 @@ fn a_plain_checkpoint_is_described_completely() {
     assert_eq!(checkpoint.default_num_drafts, 4);
     let (eagle3, report) = open(directory.path(), &Options::default());
     assert_eq!(
-        (eagle3.vocabulary, eagle3.draft_vocabulary, eagle3.hidden_size, eagle3.intermediate_size),
+        (eagle3.decoder.sizes.vocabulary, eagle3.decoder.sizes.draft_vocabulary, eagle3.decoder.sizes.hidden, eagle3.decoder.sizes.intermediate),
         (VOCABULARY, DRAFTED.len(), HIDDEN, 6)
     );
-    assert_eq!((eagle3.heads, eagle3.kv_heads, eagle3.head_dim), (2, 1, 6));
-    assert_eq!((eagle3.epsilon, eagle3.activation), (1e-5, Activation::Silu));
+    assert_eq!((eagle3.decoder.sizes.heads, eagle3.decoder.sizes.kv_heads, eagle3.decoder.sizes.head_dim), (2, 1, 6));
+    assert_eq!((eagle3.decoder.epsilon, eagle3.decoder.activation), (1e-5, Activation::Silu));
     assert_eq!(layers(&eagle3.features), [1, 3, 5]);
     assert!(eagle3.features.iter().all(|feature| feature.width == HIDDEN));
     assert!(matches!(*fusion(&eagle3).0, FeatureNorm::None));
     assert_eq!(eagle3.draft_token_ids.as_deref(), Some(&DRAFTED[..]));
-    assert_eq!((fusion(&eagle3).2, eagle3.norm_output), (false, false));
-    assert_eq!((eagle3.rope.rotated(), eagle3.max_position), (6, 64));
+    assert_eq!((fusion(&eagle3).2, norm_output(&eagle3)), (false, false));
+    assert_eq!((eagle3.decoder.rope.rotated(), eagle3.decoder.max_position), (6, 64));
     let [layer] = &eagle3.layers[..] else { panic!("expected one layer") };
     assert!(layer.hidden_norm.is_some() && layer.query_norm.is_none() && layer.window.is_none());
     assert_eq!((layer.query.weight.rows, layer.query.weight.columns), (12, 2 * HIDDEN));
@@ -139,11 +139,11 @@ fn numbers_may_be_spelled_as_floats_and_strings_and_old_spellings_are_read() {
     layer["rope_theta"] = json!(10000);
     layer["rope_scaling"] = json!(null);
     let (eagle3, report) = open(fixture.write().path(), &Options::default());
-    assert_eq!((eagle3.hidden_size, eagle3.head_dim, eagle3.epsilon), (HIDDEN, 6, 1e-5));
+    assert_eq!((eagle3.decoder.sizes.hidden, eagle3.decoder.sizes.head_dim, eagle3.decoder.epsilon), (HIDDEN, 6, 1e-5));
     assert_eq!(layers(&eagle3.features), [1, 3, 5]);
-    assert!(eagle3.norm_output);
+    assert!(norm_output(&eagle3));
     let (plain, _) = open(Fixture::llama().write().path(), &Options::default());
-    assert_eq!(eagle3.rope, plain.rope);
+    assert_eq!(eagle3.decoder.rope, plain.decoder.rope);
     let json = report.to_json();
     assert_eq!(json["unknown_settings"], json!({}));
     assert_eq!(json["assumed_defaults"], json!({"transformer_layer_config.head_dim": 6}));
@@ -171,7 +171,7 @@ fn a_sparse_configuration_is_completed_and_says_so() {
     let (eagle3, report) = open(directory.path(), &Options::default());
     assert!(fusion(&eagle3).2);
     assert!(eagle3.layers[0].query_norm.is_some());
-    assert_eq!((eagle3.kv_heads, eagle3.head_dim, eagle3.draft_vocabulary), (2, 6, 5));
+    assert_eq!((eagle3.decoder.sizes.kv_heads, eagle3.decoder.sizes.head_dim, eagle3.decoder.sizes.draft_vocabulary), (2, 6, 5));
     let assumed = report.to_json()["assumed_defaults"].clone();
     for (key, value) in [
         ("draft_vocab_size", json!(5)),
@@ -275,7 +275,7 @@ fn activations_are_read_by_all_their_names() {
         let mut fixture = Fixture::llama();
         fixture.layer_config()["hidden_act"] = json!(name);
         let (eagle3, _) = open(fixture.write().path(), &Options::default());
-        assert_eq!(eagle3.activation, expected);
+        assert_eq!(eagle3.decoder.activation, expected);
     }
 }
 
@@ -285,7 +285,7 @@ fn overrides_are_merged_before_anything_is_read() {
     let overrides = json!({"norm_output": true, "transformer_layer_config": {"rms_norm_eps": 0.5}});
     let options = Options { overrides: Some(overrides.clone()), ..Options::default() };
     let (eagle3, report) = open(directory.path(), &options);
-    assert_eq!((eagle3.norm_output, eagle3.epsilon, eagle3.head_dim), (true, 0.5, 6));
+    assert_eq!((norm_output(&eagle3), eagle3.decoder.epsilon, eagle3.decoder.sizes.head_dim), (true, 0.5, 6));
     assert_eq!(report.to_json()["overrides"], overrides);
     let options = Options { overrides: Some(json!([1])), ..Options::default() };
     let error = refused(checkpoint::open(directory.path(), &options));

@@ -47,43 +47,94 @@ pub fn scratch_bytes(rows: usize, heads: &AttentionHeads, positions: usize) -> u
     units.saturating_mul(partitions).saturating_mul(partial_len(heads.head_dim) * size_of::<f32>())
 }
 
-/// The part of the pool where a head's keys or values of a position lie.
-fn head_address(
-    paging: &Paging,
+/// Where keys and values of one sequence's positions are, seen by one of its rows.
+#[derive(Clone, Copy)]
+struct Places<'a> {
+    paging: &'a Paging,
     sequence: usize,
-    position: usize,
-    head: usize,
-    value: bool,
-) -> u64 {
-    let KvPool { pages, page_size, num_kv_heads, head_dim, .. } = paging.pool;
-    // SAFETY: plan_rows has filled page_row and checked the pages of all positions of its rows.
-    let page = unsafe {
-        let first = elements(paging.page_row)[sequence] as usize;
-        elements(paging.table)[first + position / page_size] as usize
-    };
-    let plane = (paging.layer * 2 + usize::from(value)) * num_kv_heads + head;
-    let offset = (plane * page_size + position % page_size) * head_dim;
-    pages.row_address(page) + (offset * pages.dtype.size()) as u64
+    /// The first position of the row's block, and the first page of the block.
+    block: Option<(usize, usize)>,
 }
 
-/// Writes one position's keys and values, `[kv_heads, head_dim]` each.
+impl<'a> Places<'a> {
+    fn of(paging: &'a Paging, row: usize, sequence: usize, position: usize) -> Self {
+        let page_size = paging.pool.page_size;
+        let block = paging.block.map(|block| {
+            (position - row % block.len, row / block.len * block.pages_per_block(page_size))
+        });
+        Self { paging, sequence, block }
+    }
+
+    /// Where a head's keys or values of a position lie.
+    fn address(&self, position: usize, head: usize, value: bool) -> u64 {
+        let KvPool { pages, page_size, num_kv_heads, head_dim, .. } = self.paging.pool;
+        let (pages, page, place, layer) = match (self.block, &self.paging.block) {
+            (Some((begin, first)), Some(block)) if position >= begin => {
+                let place = position - begin;
+                (block.pages, first + place / page_size, place % page_size, 0)
+            }
+            _ => {
+                // SAFETY: plan_rows has filled page_row and checked the pages of all positions of
+                // its rows.
+                let page = unsafe {
+                    let first = elements(self.paging.page_row)[self.sequence] as usize;
+                    elements(self.paging.table)[first + position / page_size] as usize
+                };
+                (pages, page, position % page_size, self.paging.layer)
+            }
+        };
+        let plane = (layer * 2 + usize::from(value)) * num_kv_heads + head;
+        let offset = (plane * page_size + place) * head_dim;
+        pages.row_address(page) + (offset * pages.dtype.size()) as u64
+    }
+}
+
+/// Writes a row's keys and values, `[kv_heads, head_dim]` each, given its place among the phase's rows,
+/// its sequence and its position.
 ///
 /// # Safety
 ///
-/// The contract of [`crate::backend::Backend`]; the row was laid out by `plan_rows`.
+/// The contract of [`crate::backend::Backend`]; the row was laid out by `plan_rows` or `start_block`.
 pub unsafe fn append(
     paging: &Paging,
-    sequence: usize,
-    position: usize,
+    (row, sequence, position): (usize, usize, usize),
     keys: &[f32],
     values: &[f32],
 ) {
     let KvPool { head_dim, pages, .. } = paging.pool;
+    let places = Places::of(paging, row, sequence, position);
     for (value, rows) in [(false, keys), (true, values)] {
         for (head, row) in rows.chunks_exact(head_dim).enumerate() {
-            let address = head_address(paging, sequence, position, head, value);
+            let address = places.address(position, head, value);
             // SAFETY: inside of the page, as this function's contract.
             unsafe { store(row, address, pages.dtype) };
+        }
+    }
+}
+
+/// The positions that a row sees, of those that have keys.
+struct Seen {
+    begin: usize,
+    /// A position that is seen in any case.
+    first: usize,
+    end: usize,
+}
+
+impl Seen {
+    fn of(phase: &Attend, places: &Places<'_>, position: usize) -> Self {
+        let mask = &phase.mask;
+        let next = position + 1;
+        let block = places.block.zip(phase.paging.block);
+        let first = block.map_or(position, |((begin, _), _)| begin);
+        let window_end = if mask.window_from_block { first } else { next };
+        Self {
+            begin: mask.window.map_or(0, |window| window_end.saturating_sub(window)),
+            // A window that moves with the row may leave the beginning of its block out.
+            first: if mask.window_from_block { first } else { position },
+            end: match block {
+                Some(((begin, _), block)) if mask.sees_block => begin + block.len,
+                _ => next,
+            },
         }
     }
 }
@@ -92,7 +143,7 @@ pub unsafe fn append(
 struct Unit<'a> {
     phase: &'a Attend,
     row: usize,
-    sequence: usize,
+    places: Places<'a>,
     kv_head: usize,
     first_head: usize,
     heads: usize,
@@ -118,16 +169,16 @@ impl<'a> Unit<'a> {
             let begin = phase.context_begin.map_or(0, |begin| elements(begin)[sequence].max(0));
             (sequence, elements(position)[row] as usize, begin as usize)
         };
-        let end = position + 1;
-        let window = phase.window.map_or(0, |window| end.saturating_sub(window));
+        let places = Places::of(&phase.paging, row, sequence, position);
+        let Seen { begin: window, first, end } = Seen::of(phase, &places, position);
         Self {
             phase,
             row,
-            sequence,
+            places,
             kv_head,
             first_head: kv_head * queries + group * GROUP,
             heads: GROUP.min(queries - group * GROUP),
-            begin: begin.max(window).min(position),
+            begin: begin.max(window).min(first),
             end,
         }
     }
@@ -154,10 +205,8 @@ impl<'a> Unit<'a> {
         let start = (block * BLOCK).max(self.begin);
         let end = ((block + 1) * BLOCK).min(self.end);
         let mut addresses = [std::ptr::null(); BLOCK];
-        let paging = &self.phase.paging;
         for (address, position) in addresses.iter_mut().zip(start..end) {
-            *address =
-                head_address(paging, self.sequence, position, self.kv_head, value) as *const u8;
+            *address = self.places.address(position, self.kv_head, value) as *const u8;
         }
         (addresses, 0..end.saturating_sub(start))
     }
@@ -417,6 +466,7 @@ unsafe fn accumulate<L: Lanes, E: Element>(
 mod tests {
     use super::super::threads::Threads;
     use super::*;
+    use crate::backend::phases::Mask;
     use crate::tensor::Matrix;
 
     const HEADS: AttentionHeads = AttentionHeads { num_heads: 20, num_kv_heads: 2, head_dim: 20 };
@@ -461,7 +511,7 @@ mod tests {
                 let keys: Vec<f32> = (0..width).map(|column| key(position, column)).collect();
                 let values: Vec<f32> = (0..width).map(|column| value(position, column)).collect();
                 // SAFETY: the pages have room for all positions.
-                unsafe { append(&paging, 0, position, &keys, &values) };
+                unsafe { append(&paging, (0, 0, position), &keys, &values) };
             }
             sequence
         }
@@ -484,7 +534,8 @@ mod tests {
                 pages_per_slot: 0,
             };
             let table = Span::new(self.table.as_ptr() as u64, self.table.len());
-            Paging { pool, table, page_row: Span::new(first.as_ptr() as u64, 1), layer: 1 }
+            let page_row = Span::new(first.as_ptr() as u64, 1);
+            Paging { pool, table, page_row, layer: 1, block: None }
         }
 
         fn attend(&mut self, isa: Isa, threads: usize, position: i32, range: Range) -> Vec<f32> {
@@ -517,7 +568,11 @@ mod tests {
                 output: matrix(&mut output),
                 paging: self.paging(&first),
                 context_begin: Some(span(&begin)),
-                window: range.window,
+                mask: Mask {
+                    window: range.window,
+                    window_from_block: false,
+                    sees_block: false,
+                },
                 scale: 0.3,
                 scratch: Span::new(scratch.as_mut_ptr() as u64, scratch.len() * 8),
             };

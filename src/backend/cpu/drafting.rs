@@ -5,9 +5,9 @@ use super::matmul::{Product, Sink, multiply};
 use super::memory::{elements, elements_mut, place, row, row_mut, store};
 use super::{attention, vector, verify};
 use crate::backend::phases::{
-    AddProjection, DraftBatch, EmbeddingInput, FeatureNorm, FuseFeatures, FuseToken, GateUp,
-    Gather, HiddenSource, KvProjection, Linear, Norm, Project, Propose, QueryProjection,
-    RowSegments, Rows,
+    AddProjection, BlockInput, DraftBatch, EmbeddingInput, FeatureNorm, FuseFeatures, FuseToken,
+    GateUp, Gather, HiddenSource, KvProjection, Linear, Norm, Project, Propose, QueryProjection,
+    RowSegments, Rows, StartBlock,
 };
 use crate::tensor::{Matrix, Span};
 
@@ -183,7 +183,7 @@ impl CpuBackend {
                 self.turn_heads(keys, head_dim, key_norm.as_ref(), turns);
                 let sequence = elements(phase.rows.sequence)[index] as usize;
                 let position = elements(phase.rows.position)[index] as usize;
-                attention::append(&phase.paging, sequence, position, keys, values);
+                attention::append(&phase.paging, (index, sequence, position), keys, values);
             }
         }
     }
@@ -230,6 +230,48 @@ impl CpuBackend {
         });
     }
 
+    pub(super) unsafe fn start_blocks(&self, phase: &StartBlock<'_>) {
+        // SAFETY: the contract of Backend.
+        unsafe {
+            let blocks = active(&phase.draft);
+            *place(phase.rows.count, 0) = (blocks * phase.len) as i32;
+            *place(phase.slots.count, 0) = (blocks * phase.num_slots) as i32;
+            self.pool.run(blocks, &|block| {
+                for row in 0..phase.len {
+                    self.start_row(phase, block, row);
+                }
+                for slot in 0..phase.num_slots {
+                    let to = block * phase.num_slots + slot;
+                    copy_place(&phase.draft, block, slot, &phase.slots, to);
+                    let source = block * phase.len + phase.first_slot + slot;
+                    *place(phase.slots.source, to) = source as i32;
+                }
+            });
+        }
+    }
+
+    /// Lays out a row of a block, and what enters the first layer with it.
+    unsafe fn start_row(&self, phase: &StartBlock<'_>, block: usize, row: usize) {
+        let to = block * phase.len + row;
+        // SAFETY: the block's own rows, as the contract of Backend says.
+        unsafe {
+            copy_place(&phase.draft, block, phase.distance + row, &phase.rows, to);
+            let token = match row {
+                0 => elements(phase.draft.token)[block],
+                _ => phase.mask_token,
+            };
+            *place(phase.rows.token, to) = token;
+            let hidden = row_mut(&phase.hidden, to);
+            match &phase.input {
+                BlockInput::Embedding(embedding) => self.embed(embedding, token, hidden),
+                BlockInput::Hidden { first, .. } if row == 0 => {
+                    hidden.copy_from_slice(self::row(first, block));
+                }
+                BlockInput::Hidden { others, .. } => hidden.copy_from_slice(self::row(others, 0)),
+            }
+        }
+    }
+
     pub(super) unsafe fn gather_rows(&self, phase: &Gather) {
         // SAFETY: the contract of Backend; sources in the chunk are rows of `from`.
         unsafe {
@@ -267,9 +309,13 @@ impl CpuBackend {
                 row_mut(&phase.hidden, index).copy_from_slice(row(&phase.input, index));
             }
             let sequence = elements(phase.rows.sequence)[index] as usize;
+            let step = phase.step + index % phase.slots;
+            if step >= elements(phase.num_drafts)[sequence] as usize {
+                return;
+            }
             let mut logits = phase.logits.row_range(index, 1);
             if let Some(wanted) = draft_logits {
-                let wanted = wanted.row_range(sequence * max_drafts + phase.step, 1);
+                let wanted = wanted.row_range(sequence * max_drafts + step, 1);
                 store(row(&logits, 0), wanted.address, wanted.dtype);
                 logits = wanted;
             }
@@ -280,7 +326,7 @@ impl CpuBackend {
             let column =
                 verify::draw_draft(self.isa, &logits, &sampling, sequence, drawn_at, scratch);
             let token = phase.target_ids.map_or(column as i32, |ids| elements(ids)[column]);
-            *place(draft_tokens.span, sequence * draft_tokens.stride + phase.step) = token;
+            *place(draft_tokens.span, sequence * draft_tokens.stride + step) = token;
             *place(phase.rows.token, index) = token;
             *position += 1;
             let rope_position = place(phase.rows.rope_position, index);
@@ -299,6 +345,23 @@ impl CpuBackend {
                 elements_mut(to).copy_from_slice(elements(from));
             }
         }
+    }
+}
+
+/// Places a row `distance` positions behind another one.
+///
+/// # Safety
+///
+/// The contract of [`crate::backend::Backend`].
+unsafe fn copy_place(from: &Rows, row: usize, distance: usize, to: &Rows, to_row: usize) {
+    // SAFETY: as this function's contract.
+    unsafe {
+        let distance = distance as i32;
+        *place(to.sequence, to_row) = elements(from.sequence)[row];
+        *place(to.position, to_row) = elements(from.position)[row] + distance;
+        // The host's rope positions are any numbers.
+        *place(to.rope_position, to_row) =
+            elements(from.rope_position)[row].wrapping_add(distance);
     }
 }
 

@@ -18,7 +18,7 @@ pub use threads::{ParallelFor, Pool, Threads};
 
 use super::phases::{
     AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateUp,
-    Gather, KvPool, Limits, Plan, Project, Propose,
+    Gather, KvPool, Limits, Plan, Project, Propose, StartBlock,
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
@@ -66,6 +66,7 @@ impl Backend for CpuBackend {
             kv_dtype: Dtype::F32,
             reads_mapped_files: true,
             max_row_segments: usize::MAX,
+            drafts_blocks: true,
         }
     }
 
@@ -179,6 +180,12 @@ impl Backend for CpuBackend {
     fn gate_up(&self, _: Stream, phase: &GateUp) -> Result<()> {
         // SAFETY: as above.
         unsafe { self.gate(phase) };
+        Ok(())
+    }
+
+    fn start_block(&self, _: Stream, phase: &StartBlock<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.start_blocks(phase) };
         Ok(())
     }
 

@@ -120,7 +120,7 @@ impl Planner<'_> {
 
     /// The tokens that the sequence proposes if all is well.
     unsafe fn drafts(&self, b: usize, position: usize) -> usize {
-        let max_drafts = self.batch.max_drafts as i64;
+        let max_drafts = self.batch.max_drafts.min(self.limits.most_drafts) as i64;
         // SAFETY: as for `sequence`.
         let (wanted, limit) = unsafe {
             (
@@ -185,7 +185,8 @@ impl Planner<'_> {
         // SAFETY: as for `sequence`; the range is checked before it is read.
         unsafe {
             let (first, len) = self.pages(rows.sequence)?;
-            let last = (rows.position + rows.drafts.max(1) - 2) / self.pool.page_size;
+            let drafted = if self.limits.drafts_in_pages { rows.drafts.max(1) - 1 } else { 0 };
+            let last = (rows.position + drafted - 1) / self.pool.page_size;
             if last >= len {
                 return Err(Fault::Page);
             }

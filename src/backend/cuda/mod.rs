@@ -26,11 +26,11 @@ pub use memory::DeviceMemory;
 
 use super::phases::{
     AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateUp,
-    Gather, KvPool, Limits, Plan, Project, Propose,
+    Gather, KvPool, Limits, Plan, Project, Propose, StartBlock,
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Matrix, Span};
 use device::Device;
 use images::Images;
@@ -167,6 +167,7 @@ impl Backend for CudaBackend {
             kv_dtype: Dtype::Bf16,
             reads_mapped_files: false,
             max_row_segments: MAX_ROW_SEGMENTS,
+            drafts_blocks: false,
         }
     }
 
@@ -263,6 +264,10 @@ impl Backend for CudaBackend {
     fn gate_up(&self, stream: Stream, phase: &GateUp) -> Result<()> {
         // SAFETY: as above.
         unsafe { layer::gate_up(&self.kernels, stream, phase) }
+    }
+
+    fn start_block(&self, _: Stream, _: &StartBlock<'_>) -> Result<()> {
+        Err(Error::unsupported("expected a device that drafts blocks, as its description says"))
     }
 
     fn gather(&self, stream: Stream, phase: &Gather) -> Result<()> {

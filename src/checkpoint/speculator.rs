@@ -1,10 +1,9 @@
-//! Speculators that draft in sequence: their description, and what their kinds read alike.
+//! The description of a speculator, and what the kinds read alike.
 
 use super::RowSource;
 use super::config::Settings;
-use super::decoder::{Activation, DecoderLayer, Sizes};
+use super::decoder::{Decoder, DecoderLayer, Sizes};
 use super::report::Report;
-use super::rope::Rope;
 use super::verifier::Verifier;
 use super::weights::{Linear, Tensor, Weights};
 use crate::error::{Error, Result};
@@ -12,34 +11,15 @@ use crate::error::{Error, Result};
 /// The layer of a feature in an inspection, where only the verifier can tell it.
 pub(super) const UNKNOWN_LAYER: i32 = -1;
 
-/// A speculator that drafts one token after the other: a small decoder that reads a hidden state of the
-/// target and the next token, and goes on with its own hidden state and the token that it drafted.
+/// A speculator: a small decoder that reads hidden states of the target and proposes tokens.
 #[derive(Clone, Debug)]
-pub struct Sequential {
+pub struct Speculator {
     /// What the format calls it.
     pub kind: &'static str,
-    /// Tokens of the target.
-    pub vocabulary: usize,
-    /// Tokens that can be drafted.
-    pub draft_vocabulary: usize,
-    /// The width of the drafter's residual stream.
-    pub hidden_size: usize,
-    /// The width between the two halves of an MLP.
-    pub intermediate_size: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads, which divide the query heads.
-    pub kv_heads: usize,
-    /// Elements of a head; `heads * head_dim` need not be `hidden_size`.
-    pub head_dim: usize,
-    /// What RMS norms add to the mean square.
-    pub epsilon: f32,
-    /// The gate's activation.
-    pub activation: Activation,
+    /// What all decoder layers share.
+    pub decoder: Decoder,
     /// The target's hidden states that are read, in the order in which they stand side by side.
     pub features: Vec<Feature>,
-    /// How the hidden state and the token come in.
-    pub entry: Entry,
     /// The token embedding, a row for each target token.
     pub embedding: RowSource,
     /// The output head, a row for each drafted token.
@@ -50,12 +30,66 @@ pub struct Sequential {
     pub layers: Vec<DecoderLayer>,
     /// The norm before the head, if there is one.
     pub norm: Option<Tensor>,
-    /// Whether the next step is fed what comes after `norm`, not before.
-    pub norm_output: bool,
-    /// How positions rotate queries and keys.
-    pub rope: Rope,
-    /// Positions lie below this.
-    pub max_position: usize,
+    /// How it drafts.
+    pub method: Method,
+}
+
+/// The ways to draft.
+#[derive(Clone, Debug)]
+pub enum Method {
+    /// One token after the other: the decoder goes on with its own hidden state and the token that it
+    /// drafted.
+    Sequential {
+        /// How the hidden state and the token come in.
+        entry: Entry,
+        /// Whether the next step is fed what comes after the last norm, not before.
+        norm_output: bool,
+    },
+    /// All tokens in one pass.
+    Block(Block),
+}
+
+/// A speculator that runs once over a block: the last known token and rows with a mask token behind it.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// How features become a hidden state.
+    pub fusion: FeatureFusion,
+    /// What a block begins with.
+    pub entry: BlockEntry,
+    /// The token of the rows behind the first.
+    pub mask_token: i32,
+    /// Rows of a block.
+    pub length: BlockLength,
+    /// The most tokens that can be drafted.
+    pub most_drafts: usize,
+    /// The first row that drafts a token.
+    pub first_slot: usize,
+}
+
+/// What a block begins with.
+#[derive(Clone, Debug)]
+pub enum BlockEntry {
+    /// P-EAGLE: the last verified row. What is fused from features stands in it; in the rows behind it
+    /// stands what is fused from learnt features.
+    Continued {
+        /// What is fused from the learnt features.
+        mask_hidden: Vec<f32>,
+    },
+    /// DFlash: the token that has no features yet. The layers attend to what is fused from features as
+    /// it is, behind this norm.
+    Anchored {
+        /// The norm of the context.
+        context_norm: Tensor,
+    },
+}
+
+/// How many rows a block has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockLength {
+    /// As many as in training, however few tokens are drafted.
+    Trained(usize),
+    /// No more than the tokens to draft take.
+    Drafts,
 }
 
 /// How what the target knows and the next token come into the first layer.
@@ -63,14 +97,7 @@ pub struct Sequential {
 pub enum Entry {
     /// EAGLE-3: features are fused once, for the rows that are committed. In each step layer 0 attends to
     /// the embedding beside the hidden state.
-    Features {
-        /// What is done to the features before `fc`.
-        norm: FeatureNorm,
-        /// From all features side by side to `hidden_size`.
-        fc: Tensor,
-        /// Whether the residual stream of layer 0 starts from the normed hidden state.
-        norm_before_residual: bool,
-    },
+    Features(FeatureFusion),
     /// EAGLE and MTP: in each step the embedding and the hidden state side by side, in this order, are
     /// mapped to what enters layer 0, an ordinary layer.
     Token {
@@ -78,9 +105,20 @@ pub enum Entry {
         embedding_norm: Option<Tensor>,
         /// The norm of the hidden state.
         hidden_norm: Option<Tensor>,
-        /// From both to `hidden_size`.
+        /// From both to the hidden size.
         fusion: Linear,
     },
+}
+
+/// How features become the hidden state of EAGLE-3 and P-EAGLE.
+#[derive(Clone, Debug)]
+pub struct FeatureFusion {
+    /// What is done to the features before `fc`.
+    pub norm: FeatureNorm,
+    /// From all features side by side to the hidden size.
+    pub fc: Tensor,
+    /// Whether the residual stream of layer 0 starts from the normed hidden state.
+    pub norm_before_residual: bool,
 }
 
 /// A hidden state of the target.
@@ -136,15 +174,6 @@ fn refuse_quantized(settings: &mut Settings) -> Result<()> {
     Err(Error::unsupported(format!("{file}: {path}: expected unquantized weights, found it set")))
 }
 
-/// What RMS norms add to the mean square.
-pub(super) fn epsilon(layer: &mut Settings) -> Result<f32> {
-    let epsilon = layer.positive_or("rms_norm_eps", 1e-6)? as f32;
-    if !(f32::MIN_POSITIVE..=1.0).contains(&epsilon) {
-        return Err(layer.unexpected("rms_norm_eps", "a small number above 0"));
-    }
-    Ok(epsilon)
-}
-
 /// The embedding and the head: the checkpoint's own, or else the verifier's.
 pub(super) fn tables(
     weights: &mut Weights,
@@ -169,6 +198,15 @@ pub(super) fn tables(
         None => verifier.head(draft, vocabulary, hidden, report)?,
     };
     Ok((embedding, head))
+}
+
+/// The token of rows that wait for one, which has to be known.
+pub(super) fn mask_token(top: &mut Settings, vocabulary: usize) -> Result<i32> {
+    const KEY: &str = "mask_token_id";
+    match top.integer(KEY, 0..=vocabulary - 1)? {
+        Some(token) => Ok(token as i32),
+        None => Err(top.unexpected(KEY, &format!("a token from 0 to {}", vocabulary - 1))),
+    }
 }
 
 /// The output of the target's final norm.

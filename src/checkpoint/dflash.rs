@@ -1,0 +1,120 @@
+//! DFlash: from settings and tensors to a description that can be run.
+
+use super::config::Settings;
+use super::decoder::{self, Decoder, DecoderLayer, Family, LayerForm, LayerReader, Sizes};
+use super::eagle3::{listed_layers, projected_features, why_unneeded};
+use super::report::Report;
+use super::speculator::{
+    Block, BlockEntry, BlockLength, FeatureFusion, FeatureNorm, Method, Speculator,
+    decoder_settings, mask_token, tables,
+};
+use super::verifier::Verifier;
+use super::vocabulary;
+use super::weights::Weights;
+use crate::error::Result;
+
+/// Whose reading of the format is followed where the library that trains these drafters and the engine
+/// that runs most of them differ.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Semantics {
+    /// Blocks are as long as in training, each layer has its own mask, windows end before the block.
+    Library,
+    /// Blocks are as long as the drafts take, one mask holds for all layers, windows move with the row.
+    Vllm,
+}
+
+/// Reads the speculator whose configuration is `top`.
+pub(super) fn read(
+    top: &mut Settings,
+    mut weights: Weights,
+    verifier: &Verifier,
+    report: &mut Report,
+) -> Result<Speculator> {
+    let mut layer = decoder_settings(top)?;
+    for key in ["speculators_version", "architectures", "max_anchors"] {
+        top.has(key);
+    }
+    let family = decoder::family(&mut layer, &weights, "layers.0.")?;
+    let sizes = Sizes::read(&mut layer, family, &weights, "layers.0.")?;
+    let sizes = sizes.of_reduced_vocabulary(top, &weights)?;
+    let decoder = Decoder::read(&mut layer, sizes, family, report)?;
+    let semantics = semantics(top)?;
+    let sees_block = top.flag("sliding_window_non_causal")?;
+    let layers = {
+        let windows = decoder::windows(&mut layer, family, sizes.layers, report)?;
+        // Whatever the settings are a copy of, the layers are those of Qwen3.
+        let family = Family::Qwen3;
+        let mut reader = LayerReader::new(&mut layer, &mut weights, &sizes, family, report)?;
+        let mut read = |(index, window)| {
+            let prefix = format!("layers.{index}.");
+            let read = reader.read(LayerForm { window, ..LayerForm::ordinary(&prefix) })?;
+            Ok(masked(read, semantics, sees_block))
+        };
+        windows.into_iter().enumerate().map(&mut read).collect::<Result<_>>()?
+    };
+    const LAYERS: &str = "aux_hidden_state_layer_ids";
+    let Some(ids) = listed_layers(LAYERS, top, verifier)? else {
+        return Err(top.unexpected(LAYERS, "a list of layers"));
+    };
+    let (features, fc) = projected_features(ids, top, &mut weights, (&sizes, verifier), report)?;
+    let (embedding, head) = tables(&mut weights, &sizes, verifier, report)?;
+    let (draft, full) = (sizes.draft_vocabulary, sizes.vocabulary);
+    let block_size = top.integer_or("block_size", 2..=1024, 8)?;
+    let first_slot = usize::from(!top.flag_or("sample_from_anchor", false)?);
+    let block = Block {
+        fusion: FeatureFusion { norm: FeatureNorm::None, fc, norm_before_residual: false },
+        entry: BlockEntry::Anchored {
+            context_norm: weights.required("hidden_norm.weight", &[sizes.hidden], report)?,
+        },
+        mask_token: mask_token(top, full)?,
+        length: match semantics {
+            Semantics::Library => BlockLength::Trained(block_size),
+            Semantics::Vllm => BlockLength::Drafts,
+        },
+        most_drafts: block_size - first_slot,
+        first_slot,
+    };
+    let speculator = Speculator {
+        kind: "dflash",
+        decoder,
+        features,
+        embedding,
+        head,
+        draft_token_ids: vocabulary::read(&mut weights, draft, full, report)?,
+        layers,
+        norm: Some(weights.required("norm.weight", &[sizes.hidden], report)?),
+        method: Method::Block(block),
+    };
+    layer.finish(report);
+    weights.finish(report, why_unneeded)?;
+    Ok(speculator)
+}
+
+/// Which reading is asked for: not a setting of files, but one that a host may override.
+fn semantics(top: &mut Settings) -> Result<Semantics> {
+    const KEY: &str = "block_semantics";
+    match top.text(KEY)? {
+        None => {
+            top.assume(KEY, "library");
+            Ok(Semantics::Library)
+        }
+        Some("library") => Ok(Semantics::Library),
+        Some("vllm") => Ok(Semantics::Vllm),
+        Some(_) => Err(top.unexpected(KEY, "\"library\" or \"vllm\"")),
+    }
+}
+
+/// A layer with the mask that its rows see their block through.
+fn masked(
+    layer: DecoderLayer,
+    semantics: Semantics,
+    non_causal: Option<bool>,
+) -> DecoderLayer {
+    match semantics {
+        Semantics::Library => {
+            let sees_block = layer.window.is_none() || non_causal == Some(true);
+            DecoderLayer { window_from_block: true, sees_block, ..layer }
+        }
+        Semantics::Vllm => DecoderLayer { sees_block: non_causal != Some(false), ..layer },
+    }
+}

@@ -1,0 +1,180 @@
+//! The networks that draft a block in one pass: rows with a mask token stand behind the last known token
+//! and each proposes one. P-EAGLE ("Parallel EAGLE") goes on from the last committed row; DFlash ("Block
+//! Diffusion for Flash Speculative Decoding") attends to the target's features, projected once for all
+//! layers, and the rows of its blocks see each other. Both as the speculators format stores them.
+
+use super::decoder::{BlockScratch, Decoder, Halves, Proposal, RowLimits, Scratch, Step};
+use super::fusion::FeatureFusion;
+use super::placement::Placement;
+use crate::backend::Backend;
+use crate::backend::phases::{BlockInput, BlockKv, Gather, KvPool, Norm, Rows, StartBlock};
+use crate::checkpoint::{self, BlockLength, Speculator};
+use crate::error::Result;
+use crate::tensor::{Carver, Dtype, Matrix};
+
+/// The network and where its weights are.
+#[derive(Debug)]
+pub struct Block {
+    pub(super) decoder: Decoder,
+    fusion: FeatureFusion,
+    entry: Entry,
+    mask_token: i32,
+    length: BlockLength,
+    most_drafts: usize,
+    first_slot: usize,
+}
+
+/// What a block begins with.
+#[derive(Debug)]
+enum Entry {
+    /// The last committed row, whose hidden state is fused from features. The other rows have this one.
+    Continued { mask_hidden: Matrix },
+    /// The next token. The context's keys and values come from the fused features through this norm.
+    Anchored { context_norm: Norm },
+}
+
+impl Block {
+    /// Gives all weights of a checkpoint their place.
+    pub(super) fn place(
+        description: &Speculator,
+        block: &checkpoint::Block,
+        placement: &mut Placement<'_>,
+    ) -> Result<Self> {
+        let epsilon = description.decoder.epsilon;
+        Ok(Self {
+            decoder: Decoder::place(description, placement)?,
+            fusion: FeatureFusion::place(&block.fusion, epsilon, placement)?,
+            entry: match &block.entry {
+                checkpoint::BlockEntry::Continued { mask_hidden } => {
+                    Entry::Continued { mask_hidden: placement.row(mask_hidden)? }
+                }
+                checkpoint::BlockEntry::Anchored { context_norm } => {
+                    Entry::Anchored { context_norm: placement.norm(context_norm, epsilon)? }
+                }
+            },
+            mask_token: block.mask_token,
+            length: block.length,
+            most_drafts: block.most_drafts,
+            first_slot: block.first_slot,
+        })
+    }
+
+    /// Trailing positions of a cached prefix to commit again.
+    pub(super) fn prefix_margin(&self) -> usize {
+        match self.entry {
+            Entry::Continued { .. } => 1,
+            // Rows read features alone.
+            Entry::Anchored { .. } => 0,
+        }
+    }
+
+    /// The most tokens that a block proposes.
+    pub(super) fn most_drafts(&self) -> usize {
+        self.most_drafts
+    }
+
+    /// Rows of the blocks of a call that proposes up to `drafts` tokens.
+    fn rows_of_block(&self, drafts: usize) -> usize {
+        match self.length {
+            BlockLength::Trained(rows) => rows,
+            BlockLength::Drafts => drafts + self.first_slot,
+        }
+    }
+
+    /// Cuts the memory for the intermediate rows of a session.
+    pub(super) fn carve(
+        &self,
+        carver: &mut Carver,
+        backend: &dyn Backend,
+        pool: KvPool,
+        limits: &RowLimits,
+    ) -> Scratch {
+        let drafts = limits.drafts.min(self.most_drafts);
+        let (len, hidden) = (self.rows_of_block(drafts), self.decoder.hidden_size());
+        let (rows, slots) = (limits.sequences * len, limits.sequences * drafts);
+        let mut scratch = self.decoder.carve(carver, backend, pool, limits, (rows, slots));
+        let page_columns = 2 * pool.num_kv_heads * pool.page_size * pool.head_dim;
+        let pages = limits.sequences * len.div_ceil(pool.page_size);
+        scratch.block = Some(BlockScratch {
+            rows: Rows::carve(carver, rows),
+            slots: Rows::carve(carver, slots),
+            pages: carver.matrix(pool.pages.dtype, pages, page_columns),
+            hidden: carver.matrix(Dtype::F32, rows, hidden),
+            slot_hidden: carver.matrix(Dtype::F32, slots, hidden),
+        });
+        scratch
+    }
+
+    /// Commits the step's rows: appends their keys and values in all layers, and keeps the hidden state of
+    /// the rows that blocks go on from.
+    pub fn commit(&self, step: &Step<'_>) -> Result<()> {
+        self.fusion.fuse(&self.decoder, step)?;
+        let Entry::Anchored { context_norm } = &self.entry else {
+            self.decoder.gather(step)?;
+            let last = self.decoder.num_layers() - 1;
+            let (hidden, norms) = (step.scratch.hidden, self.fusion.norm_before_residual);
+            for layer in 0..last {
+                self.decoder.layer(step, layer, hidden, norms)?;
+            }
+            return self.decoder.project(step, last, hidden, Halves::KeyValue, norms);
+        };
+        self.decoder.append_context(step, *context_norm)
+    }
+
+    /// Runs the blocks of all sequences that draft, and proposes from them. `step` has the drafting rows.
+    pub fn draft(&self, step: &Step<'_>) -> Result<()> {
+        let Some(scratch) = &step.scratch.block else {
+            unreachable!("carve gives these networks memory for blocks")
+        };
+        let drafts = step.batch.max_drafts.min(self.most_drafts);
+        let len = self.rows_of_block(drafts);
+        let sequences = step.batch.num_sequences;
+        let rows = scratch.rows.slice(0, sequences * len);
+        let slots = scratch.slots.slice(0, sequences * drafts);
+        let start = StartBlock {
+            draft: step.rows,
+            rows,
+            len,
+            distance: usize::from(matches!(self.entry, Entry::Anchored { .. })),
+            mask_token: self.mask_token,
+            slots,
+            first_slot: self.first_slot,
+            num_slots: drafts,
+            input: self.input(step),
+            hidden: scratch.hidden,
+        };
+        step.backend.start_block(step.stream, &start)?;
+        let pages = scratch.pages;
+        let block = Step { rows, block: Some(BlockKv { pages, len }), ..*step };
+        for layer in 0..self.decoder.num_layers() {
+            let norms = self.fusion.norm_before_residual;
+            self.decoder.layer(&block, layer, scratch.hidden, norms)?;
+        }
+        let gather = Gather {
+            rows: slots,
+            from: scratch.hidden,
+            first: 0,
+            len: rows.len(),
+            to: scratch.slot_hidden,
+        };
+        step.backend.gather(step.stream, &gather)?;
+        let proposal = Proposal {
+            step: 0,
+            slots: drafts,
+            hidden: scratch.slot_hidden,
+            feed_back_normed: false,
+        };
+        self.decoder.propose(&Step { rows: slots, ..*step }, &proposal)
+    }
+
+    fn input<'s>(&'s self, step: &Step<'s>) -> BlockInput<'s> {
+        match self.entry {
+            Entry::Continued { mask_hidden } => {
+                BlockInput::Hidden { first: step.scratch.draft_hidden, others: mask_hidden }
+            }
+            Entry::Anchored { .. } => {
+                BlockInput::Embedding(self.decoder.embedding_input(step, None))
+            }
+        }
+    }
+}

@@ -1,0 +1,491 @@
+//! What all networks are made of: the token embedding, decoder layers, the norm before the head, and the
+//! head.
+
+use super::placement::Placement;
+use crate::backend::phases::{
+    Activation, AddProjection, Attend, AttentionHeads, BlockKv, DraftBatch, EmbeddingInput, GateUp,
+    Gather, KvPool, KvProjection, Linear, MAX_HEAD_DIM, Mask, Norm, Paging, Plan, Project, Propose,
+    QueryProjection, Rotary, RowSegments, Rows,
+};
+use crate::backend::{Backend, Stream};
+use crate::checkpoint::{self, Speculator};
+use crate::error::{Error, Result};
+use crate::tensor::{Carver, Dtype, Matrix, Span};
+
+/// The decoder of a speculator and where its weights are.
+#[derive(Debug)]
+pub struct Decoder {
+    embedding: Vec<Matrix>,
+    layers: Vec<Layer>,
+    norm: Option<Norm>,
+    head: Vec<Matrix>,
+    target_ids: Option<Span<i32>>,
+    rotary: Rotary,
+    shape: Shape,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    hidden: usize,
+    intermediate: usize,
+    features: usize,
+    draft_vocabulary: usize,
+    heads: AttentionHeads,
+    activation: Activation,
+}
+
+#[derive(Debug)]
+pub(super) struct Layer {
+    input_norm: Option<Norm>,
+    /// The norm of the hidden half, where a layer reads the embedding, too; its input norm is for the
+    /// embedded half.
+    hidden_norm: Option<Norm>,
+    query: Linear,
+    query_norm: Option<Norm>,
+    key: Linear,
+    key_norm: Option<Norm>,
+    value: Linear,
+    output: Linear,
+    post_attention_norm: Norm,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    mask: Mask,
+}
+
+/// The numbers of rows that a session has memory for.
+#[derive(Clone, Copy, Debug)]
+pub struct RowLimits {
+    /// Rows that one call commits.
+    pub commit: usize,
+    /// Sequences of a call.
+    pub sequences: usize,
+    /// Tokens proposed for a sequence.
+    pub drafts: usize,
+    /// Positions that a row sees.
+    pub positions: usize,
+}
+
+/// A session's memory for the intermediate rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch {
+    /// The KV pages.
+    pub pool: KvPool,
+    /// What the rows of blocks take besides.
+    pub block: Option<BlockScratch>,
+    /// Of the chunk's rows.
+    pub(super) hidden: Matrix,
+    /// Of the drafting rows: one of a sequence, or the first of its block.
+    pub(super) draft_hidden: Matrix,
+    chunk_rows: usize,
+    input: Span<f32>,
+    query: Matrix,
+    attention: Matrix,
+    kv: Matrix,
+    turns: Matrix,
+    gate: Matrix,
+    logits: Matrix,
+    projection_scratch: Span<u8>,
+    attention_scratch: Span<u8>,
+    proposal_scratch: Span<u8>,
+}
+
+/// A session's memory for blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockScratch {
+    /// The blocks' rows.
+    pub rows: Rows,
+    /// The rows whose hidden states the proposals are read from.
+    pub slots: Rows,
+    /// The blocks' keys and values, of one layer at a time.
+    pub pages: Matrix,
+    /// The residual stream of the blocks' rows.
+    pub hidden: Matrix,
+    /// That of the slots.
+    pub slot_hidden: Matrix,
+}
+
+impl Scratch {
+    /// The first row and the number of rows of each commit of `rows` rows.
+    pub fn chunks(&self, rows: usize) -> impl Iterator<Item = (usize, usize)> {
+        let chunk = self.chunk_rows;
+        (0..rows).step_by(chunk).map(move |first| (first, chunk.min(rows - first)))
+    }
+
+    /// What [`Backend::prepare_scratch`] prepares.
+    pub fn prepared(&self) -> [Span<u8>; 3] {
+        [self.projection_scratch, self.attention_scratch, self.proposal_scratch]
+    }
+
+    /// The normed input of a phase, as wide as it needs.
+    pub(super) fn input(&self, columns: usize) -> Matrix {
+        let rows = self.input.len() / columns;
+        let address = self.input.address();
+        Matrix { address, dtype: Dtype::F32, rows, columns, row_stride: columns }
+    }
+}
+
+/// What one run of the network works on.
+#[derive(Clone, Copy)]
+pub struct Step<'a> {
+    /// The device.
+    pub backend: &'a dyn Backend,
+    /// Where its work is enqueued.
+    pub stream: Stream,
+    /// The call.
+    pub batch: &'a DraftBatch<'a>,
+    /// Its rows.
+    pub plan: &'a Plan,
+    /// The session's memory.
+    pub scratch: &'a Scratch,
+    /// The rows of this run.
+    pub rows: Rows,
+    /// Where their keys and values are if they are the rows of blocks.
+    pub block: Option<BlockKv>,
+}
+
+impl Step<'_> {
+    /// Where keys and values of a layer are.
+    pub(super) fn paging(&self, layer: usize) -> Paging {
+        let pool = self.scratch.pool;
+        let table = self.batch.block_table.map_or(pool.slot_pages, |table| table.span);
+        Paging { pool, table, page_row: self.plan.page_row, layer, block: self.block }
+    }
+}
+
+/// Which halves of a layer's projections are wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Halves {
+    Query,
+    KeyValue,
+    Both,
+}
+
+impl Decoder {
+    /// Gives all weights of a checkpoint's decoder their place.
+    pub(super) fn place(description: &Speculator, placement: &mut Placement<'_>) -> Result<Self> {
+        let epsilon = description.decoder.epsilon;
+        let ids = description.draft_token_ids.as_deref();
+        let shape = Shape::of(description)?;
+        let layers = description.layers.iter();
+        let layers = layers.map(|layer| Layer::place(layer, epsilon, placement));
+        let rope = &description.decoder.rope;
+        Ok(Self {
+            layers: layers.collect::<Result<_>>()?,
+            embedding: placement.embedding(&description.embedding)?,
+            norm: placement.optional_norm(description.norm.as_ref(), epsilon)?,
+            head: placement.head(
+                &description.head,
+                shape.draft_vocabulary,
+                ids.unwrap_or_default(),
+            )?,
+            target_ids: ids.map(|ids| placement.table(ids)).transpose()?,
+            rotary: Rotary {
+                inverse_frequency: placement.table(&rope.inverse_frequency)?,
+                long_inverse_frequency: placement.table(&rope.long_inverse_frequency)?,
+                long_from: rope.long_from,
+                scale: rope.scale,
+            },
+            shape,
+        })
+    }
+
+    /// H.
+    pub fn hidden_size(&self) -> usize {
+        self.shape.hidden
+    }
+
+    /// L.
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The heads of every layer.
+    pub fn heads(&self) -> AttentionHeads {
+        self.shape.heads
+    }
+
+    /// The width of all features side by side.
+    pub(super) fn feature_width(&self) -> usize {
+        self.shape.features
+    }
+
+    /// Cuts the memory for the intermediate rows of a session: `draft_rows` run at a time to draft,
+    /// `proposals` tokens are proposed at a time.
+    pub(super) fn carve(
+        &self,
+        carver: &mut Carver,
+        backend: &dyn Backend,
+        pool: KvPool,
+        limits: &RowLimits,
+        (draft_rows, proposals): (usize, usize),
+    ) -> Scratch {
+        let Shape { hidden, heads, .. } = self.shape;
+        let chunk_rows = limits.commit.min(backend.description().commit_rows);
+        let rows = chunk_rows.max(draft_rows);
+        let input_columns = self.shape.features.max(2 * hidden);
+        let mut f32_matrix = |rows, columns| carver.matrix(Dtype::F32, rows, columns);
+        let query_columns = heads.num_heads * heads.head_dim;
+        let hidden_rows = f32_matrix(chunk_rows, hidden);
+        let draft_hidden = f32_matrix(limits.sequences, hidden);
+        let query = f32_matrix(rows, query_columns);
+        let attention = f32_matrix(rows, query_columns);
+        let kv = f32_matrix(rows, 2 * heads.num_kv_heads * heads.head_dim);
+        let turns = f32_matrix(rows, 2 * self.rotary.inverse_frequency.len());
+        let gate = f32_matrix(rows, self.shape.intermediate);
+        let logits = f32_matrix(proposals, self.shape.draft_vocabulary);
+        let projection = backend.projection_scratch(rows, heads);
+        let scratch = backend.attention_scratch(rows, heads, limits.positions);
+        let proposal = backend.proposal_scratch(proposals, self.shape.draft_vocabulary);
+        Scratch {
+            pool,
+            block: None,
+            chunk_rows,
+            hidden: hidden_rows,
+            draft_hidden,
+            input: carver.span(rows.max(proposals).saturating_mul(input_columns)),
+            query,
+            attention,
+            kv,
+            turns,
+            gate,
+            logits,
+            projection_scratch: carver.span(projection),
+            attention_scratch: carver.span(scratch),
+            proposal_scratch: carver.span(proposal),
+        }
+    }
+
+    /// Copies the hidden state of the rows that go on drafting out of the step's committed rows.
+    pub(super) fn gather(&self, step: &Step<'_>) -> Result<()> {
+        if step.batch.max_drafts == 0 {
+            return Ok(());
+        }
+        let count = step.plan.drafting.slice(0, 1);
+        let gather = Gather {
+            rows: Rows { count, ..step.plan.draft.slice(0, step.batch.num_sequences) },
+            from: step.scratch.hidden,
+            first: step.rows.first,
+            len: step.rows.len(),
+            to: step.scratch.draft_hidden,
+        };
+        step.backend.gather(step.stream, &gather)
+    }
+
+    /// The embedded half of an input.
+    pub(super) fn embedding_input<'s>(
+        &'s self,
+        step: &Step<'s>,
+        norm: Option<Norm>,
+    ) -> EmbeddingInput<'s> {
+        EmbeddingInput {
+            table: RowSegments { segments: &self.embedding },
+            embeddings: step.batch.embeddings,
+            norm,
+        }
+    }
+
+    /// Runs a layer on the step's rows.
+    pub(super) fn layer(
+        &self,
+        step: &Step<'_>,
+        index: usize,
+        hidden: Matrix,
+        norms_residual: bool,
+    ) -> Result<()> {
+        self.project(step, index, hidden, Halves::Both, norms_residual)?;
+        self.finish_layer(step, index, hidden)
+    }
+
+    /// Queries, keys and values of a layer. Where `norms_residual` is set, the residual stream of a layer
+    /// that reads the embedding goes on from its normed form.
+    pub(super) fn project(
+        &self,
+        step: &Step<'_>,
+        index: usize,
+        hidden: Matrix,
+        halves: Halves,
+        norms_residual: bool,
+    ) -> Result<()> {
+        let layer = &self.layers[index];
+        let scratch = step.scratch;
+        let embedding = layer.hidden_norm.map(|_| self.embedding_input(step, layer.input_norm));
+        let columns = if embedding.is_some() { 2 * self.shape.hidden } else { self.shape.hidden };
+        let query =
+            QueryProjection { linear: layer.query, norm: layer.query_norm, output: scratch.query };
+        let kv = KvProjection {
+            key: layer.key,
+            value: layer.value,
+            key_norm: layer.key_norm,
+            scratch: scratch.kv,
+        };
+        let phase = Project {
+            rows: step.rows,
+            hidden,
+            norm: layer.hidden_norm.or(layer.input_norm),
+            // Keys and values alone leave the residual stream as it is for the query half.
+            residual_is_normed: layer.hidden_norm.is_some()
+                && norms_residual
+                && halves != Halves::KeyValue,
+            embedding,
+            input: scratch.input(columns),
+            query: (halves != Halves::KeyValue).then_some(query),
+            kv: (halves != Halves::Query).then_some(kv),
+            rotary: self.rotary,
+            turns: scratch.turns,
+            paging: step.paging(index),
+            scratch: scratch.projection_scratch,
+        };
+        step.backend.project(step.stream, &phase)
+    }
+
+    /// Keys and values of all layers from the same rows of the target's context, which pass no layer.
+    pub(super) fn append_context(&self, step: &Step<'_>, norm: Norm) -> Result<()> {
+        let scratch = step.scratch;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let phase = Project {
+                rows: step.rows,
+                hidden: scratch.hidden,
+                norm: Some(norm),
+                residual_is_normed: false,
+                embedding: None,
+                input: scratch.input(self.shape.hidden),
+                query: None,
+                kv: Some(KvProjection {
+                    key: layer.key,
+                    value: layer.value,
+                    key_norm: layer.key_norm,
+                    scratch: scratch.kv,
+                }),
+                rotary: self.rotary,
+                turns: scratch.turns,
+                paging: step.paging(index),
+                scratch: scratch.projection_scratch,
+            };
+            step.backend.project(step.stream, &phase)?;
+        }
+        Ok(())
+    }
+
+    /// Attention, its output map, and the MLP.
+    pub(super) fn finish_layer(&self, step: &Step<'_>, index: usize, hidden: Matrix) -> Result<()> {
+        let (layer, scratch) = (&self.layers[index], step.scratch);
+        let (backend, stream) = (step.backend, step.stream);
+        let attend = Attend {
+            rows: step.rows,
+            heads: self.shape.heads,
+            query: scratch.query,
+            output: scratch.attention,
+            paging: step.paging(index),
+            context_begin: step.batch.context_begin,
+            mask: layer.mask,
+            scale: 1.0 / (self.shape.heads.head_dim as f32).sqrt(),
+            scratch: scratch.attention_scratch,
+        };
+        backend.attend(stream, &attend)?;
+        let add = |input, linear| AddProjection { rows: step.rows, input, linear, hidden };
+        backend.add_projection(stream, &add(scratch.attention, layer.output))?;
+        let gate_up = GateUp {
+            rows: step.rows,
+            hidden,
+            norm: layer.post_attention_norm,
+            gate: layer.gate,
+            up: layer.up,
+            activation: self.shape.activation,
+            input: scratch.input(self.shape.hidden),
+            output: scratch.gate,
+        };
+        backend.gate_up(stream, &gate_up)?;
+        backend.add_projection(stream, &add(scratch.gate, layer.down))
+    }
+
+    /// Chooses tokens from the hidden state of rows: from the `step`-th to propose on, as many of each
+    /// sequence as `slots` says.
+    pub(super) fn propose(&self, step: &Step<'_>, proposal: &Proposal) -> Result<()> {
+        let phase = Propose {
+            rows: step.rows,
+            step: proposal.step,
+            slots: proposal.slots,
+            num_drafts: step.plan.num_drafts,
+            batch: *step.batch,
+            hidden: proposal.hidden,
+            norm: self.norm,
+            feed_back_normed: proposal.feed_back_normed,
+            head: RowSegments { segments: &self.head },
+            target_ids: self.target_ids,
+            input: step.scratch.input(self.shape.hidden),
+            logits: step.scratch.logits,
+            scratch: step.scratch.proposal_scratch,
+        };
+        step.backend.propose(step.stream, &phase)
+    }
+}
+
+/// What tokens are chosen from.
+pub(super) struct Proposal {
+    /// The first token that is proposed, of each sequence.
+    pub(super) step: usize,
+    /// Rows of each sequence, one for each token from there on.
+    pub(super) slots: usize,
+    /// The rows' hidden states.
+    pub(super) hidden: Matrix,
+    /// Whether they go on in their normed form.
+    pub(super) feed_back_normed: bool,
+}
+
+impl Shape {
+    fn of(description: &Speculator) -> Result<Self> {
+        let sizes = &description.decoder.sizes;
+        if sizes.head_dim > MAX_HEAD_DIM {
+            return Err(Error::unsupported(format!(
+                "head_dim: expected at most {MAX_HEAD_DIM}, found {}",
+                sizes.head_dim
+            )));
+        }
+        Ok(Self {
+            hidden: sizes.hidden,
+            intermediate: sizes.intermediate,
+            features: description.features.iter().map(|feature| feature.width).sum(),
+            draft_vocabulary: sizes.draft_vocabulary,
+            heads: AttentionHeads {
+                num_heads: sizes.heads,
+                num_kv_heads: sizes.kv_heads,
+                head_dim: sizes.head_dim,
+            },
+            activation: match description.decoder.activation {
+                checkpoint::Activation::Silu => Activation::Silu,
+                checkpoint::Activation::GeluTanh => Activation::GeluTanh,
+                checkpoint::Activation::Gelu => Activation::Gelu,
+                checkpoint::Activation::Relu => Activation::Relu,
+            },
+        })
+    }
+}
+
+impl Layer {
+    fn place(
+        description: &checkpoint::DecoderLayer,
+        epsilon: f32,
+        placement: &mut Placement<'_>,
+    ) -> Result<Self> {
+        Ok(Self {
+            input_norm: placement.optional_norm(description.input_norm.as_ref(), epsilon)?,
+            hidden_norm: placement.optional_norm(description.hidden_norm.as_ref(), epsilon)?,
+            query: placement.linear(&description.query)?,
+            query_norm: placement.optional_norm(description.query_norm.as_ref(), epsilon)?,
+            key: placement.linear(&description.key)?,
+            key_norm: placement.optional_norm(description.key_norm.as_ref(), epsilon)?,
+            value: placement.linear(&description.value)?,
+            output: placement.linear(&description.output)?,
+            post_attention_norm: placement.norm(&description.post_attention_norm, epsilon)?,
+            gate: placement.linear(&description.gate)?,
+            up: placement.linear(&description.up)?,
+            down: placement.linear(&description.down)?,
+            mask: Mask {
+                window: description.window,
+                window_from_block: description.window_from_block,
+                sees_block: description.sees_block,
+            },
+        })
+    }
+}
