@@ -522,7 +522,12 @@ typedef struct spec_model_options {
    * member where both are objects. NULL: nothing. Of `mtp` it may hold `hidden_input`, the
    * hidden state that the speculator was trained on, which its files do not tell:
    * `post_norm`, the default, after the target's final norm, as the heads that come with
-   * models are; or `pre_norm`, before it, as those that the speculators library trains are.
+   * models are; or `pre_norm`, before it, as those that the speculators library trains are. Of
+   * `dflash` it may hold `block_semantics`: `library`, the default, runs blocks as the
+   * speculators library trains them, at their full length however few tokens are drafted, each
+   * layer with its own mask and windows that end before the block; `vllm` as that engine runs
+   * them, as long as the drafts take, with one mask for all layers and windows that move with
+   * the row.
    */
   const char *config_overrides;
   /**
@@ -578,7 +583,10 @@ typedef struct spec_model_info {
    * each, in this order.
    */
   const spec_feature_layer *features;
-  /** The kind of speculator: `eagle`, `eagle3` or `mtp`. Never NULL, ends with NUL. */
+  /**
+   * The kind of speculator: `dflash`, `eagle`, `eagle3`, `mtp` or `peagle`. Never NULL, ends with
+   * NUL.
+   */
   const char *kind;
   /** V: tokens of the target's vocabulary. */
   int32_t vocabulary;
@@ -595,7 +603,8 @@ typedef struct spec_model_info {
   int32_t num_layers;
   /**
    * Trailing positions of a cached prefix whose rows must be committed again when another
-   * token follows than before: 1 where the drafter's row t reads token t + 1.
+   * token follows than before: 1 where the drafter's row t reads token t + 1, 0 for `dflash`,
+   * whose rows read features alone.
    */
   int32_t prefix_margin;
   /**
@@ -1073,9 +1082,9 @@ const char *spec_version(void);
 /**
  * Says whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
  *
- * Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `eagle`,
- * `eagle3` and `mtp` (the kinds of speculator), `verify.chain` (verification of chains),
- * `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives 0.
+ * Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `dflash`,
+ * `eagle`, `eagle3`, `mtp` and `peagle` (the kinds of speculator; `dflash` and `peagle` in CPU
+ * contexts), `verify.chain` (verification of chains), `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives 0.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.
  */
@@ -1331,7 +1340,8 @@ spec_status spec_verify(const spec_context *context,
  * committed: prompt chunks and accepted rows alike, mixed in one batch. All earlier positions from
  * `context_begin` on were committed before, in the pages that the call names. Then
  * min(`num_drafts`, `max_drafts`, `limit` - 1, max_position - position + 1) tokens are proposed,
- * where max_position is the session's. Keys and values that drafting itself makes are overwritten
+ * where max_position is the session's, and of `dflash` no more than a block has room for:
+ * `block_size` - 1, or `block_size` if the first row of a block drafts, too. Keys and values that drafting itself makes are overwritten
  * by the next commit; nothing else is kept, so a smaller `position` is a rollback, and a sequence
  * that is not mentioned costs nothing.
  *
@@ -1340,7 +1350,10 @@ spec_status spec_verify(const spec_context *context,
  * token t + 1; each further step continues from the drafter's own hidden state. So it is for
  * EAGLE (Li et al., 2024, "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty")
  * and MTP (DeepSeek-AI, 2024, "DeepSeek-V3 Technical Report"), whose one feature is the last
- * hidden state of the target.
+ * hidden state of the target. P-EAGLE and DFlash, as the speculators format has them, draft all
+ * tokens in one pass, over the last known token and rows with a mask token behind it; sampled
+ * tokens are drawn independently. The pass leaves nothing in the pages, which need have room for
+ * the committed rows alone.
  *
  * `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT (also more sequences than slots where
  * `block_table` is NULL), UNSUPPORTED (a flag or field that this version does not know, trees),

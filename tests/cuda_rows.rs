@@ -25,12 +25,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
 /// The limits of a session for a kind that drafts in sequence.
-fn limits(
-    max_rows: usize,
-    max_position: usize,
-    vocabulary: usize,
-    num_slots: usize,
-) -> Limits {
+fn limits(max_rows: usize, max_position: usize, vocabulary: usize, num_slots: usize) -> Limits {
     let most_drafts = usize::MAX;
     Limits { max_rows, max_position, vocabulary, num_slots, most_drafts, drafts_in_pages: true }
 }

@@ -17,7 +17,8 @@ use std::fmt::{Display, Formatter};
 /// committed: prompt chunks and accepted rows alike, mixed in one batch. All earlier positions from
 /// `context_begin` on were committed before, in the pages that the call names. Then
 /// min(`num_drafts`, `max_drafts`, `limit` - 1, max_position - position + 1) tokens are proposed,
-/// where max_position is the session's. Keys and values that drafting itself makes are overwritten
+/// where max_position is the session's, and of `dflash` no more than a block has room for:
+/// `block_size` - 1, or `block_size` if the first row of a block drafts, too. Keys and values that drafting itself makes are overwritten
 /// by the next commit; nothing else is kept, so a smaller `position` is a rollback, and a sequence
 /// that is not mentioned costs nothing.
 ///
@@ -26,7 +27,10 @@ use std::fmt::{Display, Formatter};
 /// token t + 1; each further step continues from the drafter's own hidden state. So it is for
 /// EAGLE (Li et al., 2024, "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty")
 /// and MTP (DeepSeek-AI, 2024, "DeepSeek-V3 Technical Report"), whose one feature is the last
-/// hidden state of the target.
+/// hidden state of the target. P-EAGLE and DFlash, as the speculators format has them, draft all
+/// tokens in one pass, over the last known token and rows with a mask token behind it; sampled
+/// tokens are drawn independently. The pass leaves nothing in the pages, which need have room for
+/// the committed rows alone.
 ///
 /// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT (also more sequences than slots where
 /// `block_table` is NULL), UNSUPPORTED (a flag or field that this version does not know, trees),

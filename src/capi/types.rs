@@ -245,7 +245,12 @@ pub struct spec_model_options {
     /// member where both are objects. NULL: nothing. Of `mtp` it may hold `hidden_input`, the
     /// hidden state that the speculator was trained on, which its files do not tell:
     /// `post_norm`, the default, after the target's final norm, as the heads that come with
-    /// models are; or `pre_norm`, before it, as those that the speculators library trains are.
+    /// models are; or `pre_norm`, before it, as those that the speculators library trains are. Of
+    /// `dflash` it may hold `block_semantics`: `library`, the default, runs blocks as the
+    /// speculators library trains them, at their full length however few tokens are drafted, each
+    /// layer with its own mask and windows that end before the block; `vllm` as that engine runs
+    /// them, as long as the drafts take, with one mask for all layers and windows that move with
+    /// the row.
     pub config_overrides: *const c_char,
     /// `[num_embedding]`: the verifier's token embedding, `[V, hidden]`, lent by the host as
     /// ranges that cover all rows in order. Rows from V on are padding and not used. Used in
@@ -304,7 +309,8 @@ pub struct spec_model_info {
     /// `[num_features]`, never NULL: the hidden states that `spec_draft` wants, one tensor
     /// each, in this order.
     pub features: *const spec_feature_layer,
-    /// The kind of speculator: `eagle`, `eagle3` or `mtp`. Never NULL, ends with NUL.
+    /// The kind of speculator: `dflash`, `eagle`, `eagle3`, `mtp` or `peagle`. Never NULL, ends with
+    /// NUL.
     pub kind: *const c_char,
     /// V: tokens of the target's vocabulary.
     pub vocabulary: i32,
@@ -318,7 +324,8 @@ pub struct spec_model_info {
     /// Decoder layers of the drafter.
     pub num_layers: i32,
     /// Trailing positions of a cached prefix whose rows must be committed again when another
-    /// token follows than before: 1 where the drafter's row t reads token t + 1.
+    /// token follows than before: 1 where the drafter's row t reads token t + 1, 0 for `dflash`,
+    /// whose rows read features alone.
     pub prefix_margin: i32,
     /// Tokens per round that the checkpoint says it was made for, 1 to 1024; 5 if it does not
     /// say, which the report lists as assumed.

@@ -105,11 +105,7 @@ fn semantics(top: &mut Settings) -> Result<Semantics> {
 }
 
 /// A layer with the mask that its rows see their block through.
-fn masked(
-    layer: DecoderLayer,
-    semantics: Semantics,
-    non_causal: Option<bool>,
-) -> DecoderLayer {
+fn masked(layer: DecoderLayer, semantics: Semantics, non_causal: Option<bool>) -> DecoderLayer {
     match semantics {
         Semantics::Library => {
             let sees_block = layer.window.is_none() || non_causal == Some(true);

@@ -22,8 +22,8 @@ pub use decoder::{Activation, Decoder, DecoderLayer, Sizes};
 pub use report::Report;
 pub use rope::Rope;
 pub use speculator::{
-    Block, BlockEntry, BlockLength, Entry, Feature, FeatureFusion, FeatureNorm, FeatureStage, Method,
-    Speculator,
+    Block, BlockEntry, BlockLength, Entry, Feature, FeatureFusion, FeatureNorm, FeatureStage,
+    Method, Speculator,
 };
 pub use weights::{Linear, Tensor};
 

@@ -45,11 +45,8 @@ pub(super) fn read(
     let (embedding_norm, hidden_norm, last_norm) =
         (norm("token_layernorm")?, norm("hidden_layernorm")?, norm("final_layernorm")?);
     let (embedding, head) = tables(&mut weights, &sizes, verifier, report)?;
-    let entry = Entry::Token {
-        embedding_norm,
-        hidden_norm,
-        fusion: Linear { weight: fusion, bias: None },
-    };
+    let entry =
+        Entry::Token { embedding_norm, hidden_norm, fusion: Linear { weight: fusion, bias: None } };
     let speculator = Speculator {
         kind: "mtp",
         decoder,

@@ -123,7 +123,9 @@ impl Tensor {
         let mut bytes = vec![0; rows * self.row_bytes()];
         self.read_into(first, rows, &mut bytes)?;
         Ok(match self.dtype {
-            Dtype::F32 => bytes.as_chunks().0.iter().map(|&four| f32::from_le_bytes(four)).collect(),
+            Dtype::F32 => {
+                bytes.as_chunks().0.iter().map(|&four| f32::from_le_bytes(four)).collect()
+            }
             Dtype::F16 => {
                 bytes.as_chunks().0.iter().map(|&two| f16::from_le_bytes(two).to_f32()).collect()
             }

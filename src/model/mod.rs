@@ -7,9 +7,9 @@ mod fusion;
 mod placement;
 pub mod sequential;
 
-pub use crate::checkpoint::FeatureStage;
 use crate::backend::Backend;
 use crate::backend::phases::KvPool;
+pub use crate::checkpoint::FeatureStage;
 use crate::checkpoint::{self, LentShape, Method, Speculator};
 use crate::context::{Block, Context, LogLevel, MemoryKind};
 use crate::error::{Error, Result};
@@ -306,11 +306,7 @@ impl Model {
     }
 }
 
-fn facts(
-    directory: &Path,
-    description: &Speculator,
-    default_num_drafts: usize,
-) -> Result<Facts> {
+fn facts(directory: &Path, description: &Speculator, default_num_drafts: usize) -> Result<Facts> {
     let features = description.features.iter();
     let features: Vec<_> = features
         .map(|feature| Feature { layer: feature.layer, stage: feature.stage, width: feature.width })

@@ -3,7 +3,7 @@
 use crate::fixture::refused;
 use serde_json::{Value, json};
 use speculators::checkpoint::{
-    self, Checkpoint, Entry, FeatureStage, Method, Options, Report, Speculator,
+    self, Block, BlockLength, Checkpoint, Entry, FeatureStage, Method, Options, Report, Speculator,
 };
 use speculators::error::{Error, Result, Status};
 use std::path::{Path, PathBuf};
@@ -134,4 +134,80 @@ fn eagle_rotates_as_its_verifier_does_and_says_so() {
 fn a_hidden_state_of_another_width_than_the_verifiers_is_refused() {
     let error = refused(open("eagle/plain", "qwen3_tied", json!({})));
     assert_says(&error, Status::Format, "expected the verifier's 72, found 80");
+}
+
+fn dflash(variant: &str, overrides: Value) -> Result<Checkpoint> {
+    let target = if variant.starts_with("sliding") { "llama_untied" } else { "qwen3_tied" };
+    open(&format!("dflash/{variant}"), target, overrides)
+}
+
+#[track_caller]
+fn block(speculator: &Speculator) -> &Block {
+    match &speculator.method {
+        Method::Block(block) => block,
+        other => panic!("expected a drafter of blocks, found {other:?}"),
+    }
+}
+
+/// What the layers see: whether their window ends before the block, and whether they see all of it.
+fn masks(speculator: &Speculator) -> Vec<(bool, bool)> {
+    speculator.layers.iter().map(|layer| (layer.window_from_block, layer.sees_block)).collect()
+}
+
+#[test]
+fn dflash_blocks_are_those_of_training_unless_the_host_asks_for_the_engines() {
+    let (library, report) = sound(dflash("full_default", json!({})));
+    assert_eq!(report.to_json()["assumed_defaults"]["block_semantics"], "library");
+    assert!(matches!(block(&library).length, BlockLength::Trained(_)));
+    assert!(masks(&library).iter().all(|&mask| mask == (true, true)), "{:?}", masks(&library));
+    let (engine, _) = sound(dflash("full_default", json!({"block_semantics": "vllm"})));
+    assert_eq!(block(&engine).length, BlockLength::Drafts);
+    assert!(masks(&engine).iter().all(|&mask| mask == (false, false)), "one causal mask for all");
+    let error = refused(dflash("full_default", json!({"block_semantics": "both"})));
+    assert_says(&error, Status::Format, "block_semantics: expected");
+}
+
+#[test]
+fn dflash_layers_that_slide_see_their_block_as_their_setting_says() {
+    for (non_causal, sees_block) in [(false, false), (true, true)] {
+        let overrides = json!({"sliding_window_non_causal": non_causal});
+        let (sliding, _) = sound(dflash("sliding_causal_bias", overrides));
+        assert!(sliding.layers[0].window.is_some());
+        assert_eq!(masks(&sliding)[0], (true, sees_block));
+    }
+    let unset = json!({"transformer_layer_config": {"use_sliding_window": false}});
+    let (full, report) = sound(dflash("sliding_causal_bias", unset));
+    assert_eq!((full.layers[0].window, masks(&full)[0]), (None, (true, true)));
+    assert!(report.warnings()[0].contains("full attention"), "{:?}", report.warnings());
+}
+
+#[test]
+fn a_block_drafts_no_more_tokens_than_it_has_rows_for() {
+    let loaded = dflash("full_default", json!({}));
+    let (speculator, _) = sound(loaded.clone());
+    let BlockLength::Trained(rows) = block(&speculator).length else { panic!("a trained length") };
+    assert_eq!(block(&speculator).most_drafts, rows - 1);
+    let config = json!({"speculators_config": {"proposal_methods": [
+        {"proposal_type": "greedy", "speculative_tokens": rows},
+    ]}});
+    let checkpoint = dflash("full_default", config).unwrap();
+    assert_eq!(checkpoint.default_num_drafts, rows - 1);
+    assert!(checkpoint.report.warnings()[0].contains("a block drafts no more"));
+    let (anchored, _) = sound(dflash("full_default", json!({"sample_from_anchor": true})));
+    assert_eq!(block(&anchored).most_drafts, rows);
+}
+
+#[test]
+fn blocks_without_a_mask_token_or_layers_to_read_are_refused() {
+    for key in ["mask_token_id", "aux_hidden_state_layer_ids"] {
+        let error = refused(dflash("full_default", json!({ key: null })));
+        assert_says(&error, Status::Format, &format!("{key}: expected"));
+    }
+    let error = refused(dflash("full_default", json!({"mask_token_id": 328})));
+    assert_says(&error, Status::Format, "mask_token_id: expected");
+    let peagle = |overrides| open("peagle/llama_base", "llama_untied", overrides);
+    let error = refused(peagle(json!({"mask_token_id": null})));
+    assert_says(&error, Status::Format, "mask_token_id: expected");
+    let (speculator, _) = sound(peagle(json!({})));
+    assert_eq!(block(&speculator).length, BlockLength::Drafts);
 }

@@ -568,11 +568,7 @@ mod tests {
                 output: matrix(&mut output),
                 paging: self.paging(&first),
                 context_begin: Some(span(&begin)),
-                mask: Mask {
-                    window: range.window,
-                    window_from_block: false,
-                    sees_block: false,
-                },
+                mask: Mask { window: range.window, window_from_block: false, sees_block: false },
                 scale: 0.3,
                 scratch: Span::new(scratch.as_mut_ptr() as u64, scratch.len() * 8),
             };

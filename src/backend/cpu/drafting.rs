@@ -360,8 +360,7 @@ unsafe fn copy_place(from: &Rows, row: usize, distance: usize, to: &Rows, to_row
         *place(to.sequence, to_row) = elements(from.sequence)[row];
         *place(to.position, to_row) = elements(from.position)[row] + distance;
         // The host's rope positions are any numbers.
-        *place(to.rope_position, to_row) =
-            elements(from.rope_position)[row].wrapping_add(distance);
+        *place(to.rope_position, to_row) = elements(from.rope_position)[row].wrapping_add(distance);
     }
 }
 

@@ -181,7 +181,10 @@ pub unsafe fn attend(
         counters,
         partials: counters + COUNTER_BYTES as u64,
         scale: phase.scale * std::f32::consts::LOG2_E,
-        window: phase.mask.window.map_or(u32::MAX, |window| window.clamp(1, u32::MAX as usize) as u32),
+        window: phase
+            .mask
+            .window
+            .map_or(u32::MAX, |window| window.clamp(1, u32::MAX as usize) as u32),
         num_heads: num_heads as u32,
         groups: groups.count as u32,
         group_heads: groups.heads as u32,
