@@ -1084,7 +1084,8 @@ const char *spec_version(void);
  *
  * Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `dflash`,
  * `eagle`, `eagle3`, `mtp` and `peagle` (the kinds of speculator; `dflash` and `peagle` in CPU
- * contexts), `verify.chain` (verification of chains), `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives 0.
+ * contexts), `verify.chain` (verification of chains), `draft.sampling` (sampled drafts). `name`
+ * ends with NUL; NULL gives 0.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.
  */
@@ -1341,9 +1342,9 @@ spec_status spec_verify(const spec_context *context,
  * `context_begin` on were committed before, in the pages that the call names. Then
  * min(`num_drafts`, `max_drafts`, `limit` - 1, max_position - position + 1) tokens are proposed,
  * where max_position is the session's, and of `dflash` no more than a block has room for:
- * `block_size` - 1, or `block_size` if the first row of a block drafts, too. Keys and values that drafting itself makes are overwritten
- * by the next commit; nothing else is kept, so a smaller `position` is a rollback, and a sequence
- * that is not mentioned costs nothing.
+ * `block_size` - 1, or `block_size` if the first row of a block drafts, too. Keys and values
+ * that drafting itself makes are overwritten by the next commit; nothing else is kept, so a
+ * smaller `position` is a rollback, and a sequence that is not mentioned costs nothing.
  *
  * For EAGLE-3 (Li et al., 2025, "EAGLE-3: Scaling up Inference Acceleration of Large Language
  * Models via Training-Time Test") row t fuses the features of position t with the embedding of

@@ -18,9 +18,9 @@ use std::fmt::{Display, Formatter};
 /// `context_begin` on were committed before, in the pages that the call names. Then
 /// min(`num_drafts`, `max_drafts`, `limit` - 1, max_position - position + 1) tokens are proposed,
 /// where max_position is the session's, and of `dflash` no more than a block has room for:
-/// `block_size` - 1, or `block_size` if the first row of a block drafts, too. Keys and values that drafting itself makes are overwritten
-/// by the next commit; nothing else is kept, so a smaller `position` is a rollback, and a sequence
-/// that is not mentioned costs nothing.
+/// `block_size` - 1, or `block_size` if the first row of a block drafts, too. Keys and values
+/// that drafting itself makes are overwritten by the next commit; nothing else is kept, so a
+/// smaller `position` is a rollback, and a sequence that is not mentioned costs nothing.
 ///
 /// For EAGLE-3 (Li et al., 2025, "EAGLE-3: Scaling up Inference Acceleration of Large Language
 /// Models via Training-Time Test") row t fuses the features of position t with the embedding of
