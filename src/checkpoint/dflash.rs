@@ -2,11 +2,11 @@
 
 use super::config::Settings;
 use super::decoder::{self, Decoder, DecoderLayer, Family, LayerForm, LayerReader, Sizes};
-use super::eagle3::{listed_layers, projected_features, why_unneeded};
+use super::features::{listed_layers, projected};
 use super::report::Report;
 use super::speculator::{
     Block, BlockEntry, BlockLength, FeatureFusion, FeatureNorm, Method, Speculator,
-    decoder_settings, mask_token, tables,
+    decoder_settings, mask_token, tables, why_unneeded,
 };
 use super::verifier::Verifier;
 use super::vocabulary;
@@ -56,7 +56,7 @@ pub(super) fn read(
     let Some(ids) = listed_layers(LAYERS, top, verifier)? else {
         return Err(top.unexpected(LAYERS, "a list of layers"));
     };
-    let (features, fc) = projected_features(ids, top, &mut weights, (&sizes, verifier), report)?;
+    let (features, fc) = projected(ids, top, &mut weights, (&sizes, verifier), report)?;
     let (embedding, head) = tables(&mut weights, &sizes, verifier, report)?;
     let (draft, full) = (sizes.draft_vocabulary, sizes.vocabulary);
     let block_size = top.integer_or("block_size", 2..=1024, 8)?;

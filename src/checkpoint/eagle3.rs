@@ -1,11 +1,12 @@
 //! EAGLE-3: from settings and tensors to a description that can be run.
 
-use super::config::{Settings, as_integer};
-use super::decoder::{self, Decoder, LayerForm, LayerReader, Sizes, WIDEST};
+use super::config::Settings;
+use super::decoder::{self, Decoder, LayerForm, LayerReader, Sizes};
+use super::features::{checked_layers, listed_layers, projected};
 use super::report::Report;
 use super::speculator::{
-    Entry, Feature, FeatureFusion, FeatureNorm, FeatureStage, Method, Speculator, UNKNOWN_LAYER,
-    decoder_settings, tables,
+    Entry, Feature, FeatureFusion, FeatureNorm, Method, Speculator, UNKNOWN_LAYER,
+    decoder_settings, tables, why_unneeded,
 };
 use super::verifier::Verifier;
 use super::vocabulary;
@@ -31,8 +32,8 @@ pub(super) fn read(
 pub(super) struct Description {
     /// What the format calls the kind.
     pub(super) kind: &'static str,
-    /// A missing flag means to the engines that run most of these checkpoints, not what it means to the
-    /// code that trains them; what runs is followed.
+    /// What a missing flag means to the engine that runs most checkpoints of the kind, which is followed;
+    /// the code that trains them may take it otherwise.
     pub(super) default_norm_before_residual: bool,
 }
 
@@ -69,7 +70,8 @@ impl Description {
             };
             windows.into_iter().enumerate().map(&mut read).collect::<Result<_>>()?
         };
-        let (features, fc) = features(top, &mut weights, &sizes, verifier, report)?;
+        let read = feature_layers(top, verifier)?;
+        let (features, fc) = projected(read, top, &mut weights, (&sizes, verifier), report)?;
         let fusion = FeatureFusion {
             norm: feature_norm(top, &mut weights, &features, report)?,
             fc,
@@ -106,16 +108,6 @@ impl Description {
     }
 }
 
-/// Tensors that files hold and drafting does not need.
-pub(super) fn why_unneeded(name: &str) -> Option<&'static str> {
-    match name {
-        "d2t" | "t2d" => Some("all tokens are drafted"),
-        "verifier_lm_head.weight" | "verifier_norm.weight" => Some("used in training only"),
-        _ if name.ends_with("rotary_emb.inv_freq") => Some("computed from the configuration"),
-        _ => None,
-    }
-}
-
 /// Some versions of the converter dropped layer 0 and left random weights in its place.
 fn warn_of_lost_layer(top: &mut Settings, report: &mut Report) -> Result<()> {
     let version = top.text("speculators_version")?.unwrap_or("");
@@ -128,56 +120,6 @@ fn warn_of_lost_layer(top: &mut Settings, report: &mut Report) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// The features that are read, and the matrix that projects them.
-fn features(
-    top: &mut Settings,
-    weights: &mut Weights,
-    sizes: &Sizes,
-    verifier: &Verifier,
-    report: &mut Report,
-) -> Result<(Vec<Feature>, Tensor)> {
-    let layers = feature_layers(top, verifier)?;
-    projected_features(layers, top, weights, (sizes, verifier), report)
-}
-
-/// The features of these layers and the matrix `fc` that projects them.
-pub(super) fn projected_features(
-    layers: Vec<i32>,
-    top: &mut Settings,
-    weights: &mut Weights,
-    (sizes, verifier): (&Sizes, &Verifier),
-    report: &mut Report,
-) -> Result<(Vec<Feature>, Tensor)> {
-    let Some(stored) = weights.peek("fc.weight") else {
-        return Err(Error::unsupported(format!(
-            "{}: tensor \"fc.weight\": expected a projection of the target's features, found no \
-             such tensor; drafters that take the target's last hidden state are not supported",
-            weights.directory.display()
-        )));
-    };
-    let columns = stored.shape().get(1).copied().unwrap_or(0);
-    let count = layers.len();
-    let wanted = top.integer("target_hidden_size", 1..=WIDEST)?;
-    // Training code ignores target_hidden_size; the stored matrix tells who is right.
-    let widths = [wanted, Some(sizes.hidden), verifier.hidden_size()];
-    let fits = |width: &usize| width.checked_mul(count) == Some(columns);
-    let first = wanted.unwrap_or(sizes.hidden);
-    let width = widths.into_iter().flatten().find(fits).unwrap_or(first);
-    let fc = weights.required("fc.weight", &[sizes.hidden, count * width], report)?;
-    if width != first {
-        report.correct(format!(
-            "target_hidden_size: {width}, because fc.weight has {columns} columns"
-        ));
-    }
-    if let Some(target) = verifier.hidden_size().filter(|&target| target != width) {
-        let text =
-            format!("features of width {width} are read, the verifier's have width {target}");
-        return Err(Error::format(top.file(), format!("target_hidden_size: {text}")));
-    }
-    let feature = |layer| Feature { layer, stage: FeatureStage::LayerInput, width };
-    Ok((layers.into_iter().map(feature).collect(), fc))
 }
 
 /// The layers whose input is read; [`UNKNOWN_LAYER`] if only the verifier, which is to come later,
@@ -205,37 +147,6 @@ fn feature_layers(top: &mut Settings, verifier: &Verifier) -> Result<Vec<i32>> {
         }
     };
     checked_layers(KEY, Some(ids), top, verifier)
-}
-
-/// The layers that the list `key` names, if it names any.
-pub(super) fn listed_layers(
-    key: &str,
-    top: &mut Settings,
-    verifier: &Verifier,
-) -> Result<Option<Vec<i32>>> {
-    let Some(list) = top.list(key)?.filter(|list| !list.is_empty()) else { return Ok(None) };
-    let ids = list.iter().map(as_integer).collect();
-    checked_layers(key, ids, top, verifier).map(Some)
-}
-
-/// Layers that the verifier has, each once.
-fn checked_layers(
-    key: &str,
-    ids: Option<Vec<i64>>,
-    top: &Settings,
-    verifier: &Verifier,
-) -> Result<Vec<i32>> {
-    let most = verifier.layers().unwrap_or(100_000) as i64;
-    let in_range =
-        |ids: &Vec<i64>| ids.len() <= 1024 && ids.iter().all(|id| (0..=most).contains(id));
-    let Some(ids) = ids.filter(in_range) else {
-        return Err(top.unexpected(key, &format!("a list of layers from 0 to {most}")));
-    };
-    if let Some(twice) = (1..ids.len()).find(|&later| ids[..later].contains(&ids[later])) {
-        let text = format!("expected distinct layers, found {} twice in {ids:?}", ids[twice]);
-        return Err(top.wrong(key, text));
-    }
-    Ok(ids.into_iter().map(|id| id as i32).collect())
 }
 
 fn feature_norm(

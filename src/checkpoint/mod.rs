@@ -6,6 +6,7 @@ mod decoder;
 mod dflash;
 mod eagle;
 mod eagle3;
+mod features;
 mod files;
 mod header;
 mod mapped;

@@ -34,6 +34,18 @@ pub struct Speculator {
     pub method: Method,
 }
 
+impl Speculator {
+    /// Whether the residual stream goes on from the normed hidden state of a layer that reads the
+    /// embedding.
+    pub fn norms_residual(&self) -> bool {
+        match &self.method {
+            Method::Sequential { entry: Entry::Features(fusion), .. }
+            | Method::Block(Block { fusion, .. }) => fusion.norm_before_residual,
+            Method::Sequential { entry: Entry::Token { .. }, .. } => false,
+        }
+    }
+}
+
 /// The ways to draft.
 #[derive(Clone, Debug)]
 pub enum Method {
@@ -72,8 +84,8 @@ pub enum BlockEntry {
     /// P-EAGLE: the last verified row. What is fused from features stands in it; in the rows behind it
     /// stands what is fused from learnt features.
     Continued {
-        /// What is fused from the learnt features.
-        mask_hidden: Vec<f32>,
+        /// The learnt features.
+        mask_features: Tensor,
     },
     /// DFlash: the token that has no features yet. The layers attend to what is fused from features as
     /// it is, behind this norm.
@@ -198,6 +210,16 @@ pub(super) fn tables(
         None => verifier.head(draft, vocabulary, hidden, report)?,
     };
     Ok((embedding, head))
+}
+
+/// Tensors that files hold and drafting does not need.
+pub(super) fn why_unneeded(name: &str) -> Option<&'static str> {
+    match name {
+        "d2t" | "t2d" => Some("all tokens are drafted"),
+        "verifier_lm_head.weight" | "verifier_norm.weight" => Some("used in training only"),
+        _ if name.ends_with("rotary_emb.inv_freq") => Some("computed from the configuration"),
+        _ => None,
+    }
 }
 
 /// The token of rows that wait for one, which has to be known.

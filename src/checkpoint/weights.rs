@@ -48,7 +48,8 @@ impl Tensor {
         };
         let (rows, columns) = match *stored.shape() {
             [columns] => (1, columns),
-            [rows, columns] | [1, rows, columns] => (rows, columns),
+            [rows, columns] => (rows, columns),
+            [1, 1, columns] => (1, columns),
             ref other => {
                 return Err(
                     stored.wrong(format_args!("expected 1 or 2 dimensions, found {other:?}"))

@@ -45,8 +45,10 @@ impl Block {
             decoder: Decoder::place(description, placement)?,
             fusion: FeatureFusion::place(&block.fusion, epsilon, placement)?,
             entry: match &block.entry {
-                checkpoint::BlockEntry::Continued { mask_hidden } => {
-                    Entry::Continued { mask_hidden: placement.row(mask_hidden)? }
+                checkpoint::BlockEntry::Continued { mask_features } => {
+                    let mask_hidden = || block.fusion.hidden_of(mask_features, epsilon);
+                    let columns = description.decoder.sizes.hidden;
+                    Entry::Continued { mask_hidden: placement.row(columns, mask_hidden)? }
                 }
                 checkpoint::BlockEntry::Anchored { context_norm } => {
                     Entry::Anchored { context_norm: placement.norm(context_norm, epsilon)? }
@@ -111,12 +113,9 @@ impl Block {
         self.fusion.fuse(&self.decoder, step)?;
         let Entry::Anchored { context_norm } = &self.entry else {
             self.decoder.gather(step)?;
-            let last = self.decoder.num_layers() - 1;
-            let (hidden, norms) = (step.scratch.hidden, self.fusion.norm_before_residual);
-            for layer in 0..last {
-                self.decoder.layer(step, layer, hidden, norms)?;
-            }
-            return self.decoder.project(step, last, hidden, Halves::KeyValue, norms);
+            let (last, hidden) = (self.decoder.num_layers() - 1, step.scratch.hidden);
+            self.decoder.run(step, 0..last, hidden)?;
+            return self.decoder.project(step, last, hidden, Halves::KeyValue);
         };
         self.decoder.append_context(step, *context_norm)
     }
@@ -146,10 +145,7 @@ impl Block {
         step.backend.start_block(step.stream, &start)?;
         let pages = scratch.pages;
         let block = Step { rows, block: Some(BlockKv { pages, len }), ..*step };
-        for layer in 0..self.decoder.num_layers() {
-            let norms = self.fusion.norm_before_residual;
-            self.decoder.layer(&block, layer, scratch.hidden, norms)?;
-        }
+        self.decoder.run(&block, 0..self.decoder.num_layers(), scratch.hidden)?;
         let gather = Gather {
             rows: slots,
             from: scratch.hidden,

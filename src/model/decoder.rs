@@ -11,6 +11,7 @@ use crate::backend::{Backend, Stream};
 use crate::checkpoint::{self, Speculator};
 use crate::error::{Error, Result};
 use crate::tensor::{Carver, Dtype, Matrix, Span};
+use std::ops::Range;
 
 /// The decoder of a speculator and where its weights are.
 #[derive(Debug)]
@@ -20,6 +21,9 @@ pub struct Decoder {
     norm: Option<Norm>,
     head: Vec<Matrix>,
     target_ids: Option<Span<i32>>,
+    /// Whether the residual stream goes on from the normed hidden state of a layer that reads the
+    /// embedding.
+    norms_residual: bool,
     rotary: Rotary,
     shape: Shape,
 }
@@ -35,7 +39,7 @@ struct Shape {
 }
 
 #[derive(Debug)]
-pub(super) struct Layer {
+struct Layer {
     input_norm: Option<Norm>,
     /// The norm of the hidden half, where a layer reads the embedding, too; its input norm is for the
     /// embedded half.
@@ -146,7 +150,7 @@ pub struct Step<'a> {
 
 impl Step<'_> {
     /// Where keys and values of a layer are.
-    pub(super) fn paging(&self, layer: usize) -> Paging {
+    fn paging(&self, layer: usize) -> Paging {
         let pool = self.scratch.pool;
         let table = self.batch.block_table.map_or(pool.slot_pages, |table| table.span);
         Paging { pool, table, page_row: self.plan.page_row, layer, block: self.block }
@@ -180,6 +184,7 @@ impl Decoder {
                 ids.unwrap_or_default(),
             )?,
             target_ids: ids.map(|ids| placement.table(ids)).transpose()?,
+            norms_residual: description.norms_residual(),
             rotary: Rotary {
                 inverse_frequency: placement.table(&rope.inverse_frequency)?,
                 long_inverse_frequency: placement.table(&rope.long_inverse_frequency)?,
@@ -285,31 +290,46 @@ impl Decoder {
         }
     }
 
-    /// Runs a layer on the step's rows.
-    pub(super) fn layer(
-        &self,
-        step: &Step<'_>,
-        index: usize,
-        hidden: Matrix,
-        norms_residual: bool,
-    ) -> Result<()> {
-        self.project(step, index, hidden, Halves::Both, norms_residual)?;
-        self.finish_layer(step, index, hidden)
+    /// Runs some of the layers on the step's rows.
+    pub(super) fn run(&self, step: &Step<'_>, layers: Range<usize>, hidden: Matrix) -> Result<()> {
+        for index in layers {
+            self.project(step, index, hidden, Halves::Both)?;
+            self.finish_layer(step, index, hidden)?;
+        }
+        Ok(())
     }
 
-    /// Queries, keys and values of a layer. Where `norms_residual` is set, the residual stream of a layer
-    /// that reads the embedding goes on from its normed form.
+    /// Queries, keys and values of a layer.
     pub(super) fn project(
         &self,
         step: &Step<'_>,
         index: usize,
         hidden: Matrix,
         halves: Halves,
-        norms_residual: bool,
     ) -> Result<()> {
         let layer = &self.layers[index];
-        let scratch = step.scratch;
         let embedding = layer.hidden_norm.map(|_| self.embedding_input(step, layer.input_norm));
+        let norm = layer.hidden_norm.or(layer.input_norm);
+        self.project_input(step, index, (hidden, norm), embedding, halves)
+    }
+
+    /// Keys and values of all layers from the same rows of the target's context, which pass no layer.
+    pub(super) fn append_context(&self, step: &Step<'_>, norm: Norm) -> Result<()> {
+        let input = (step.scratch.hidden, Some(norm));
+        (0..self.layers.len())
+            .try_for_each(|index| self.project_input(step, index, input, None, Halves::KeyValue))
+    }
+
+    /// The projections of a layer from hidden states, their norm, and what stands before them.
+    fn project_input(
+        &self,
+        step: &Step<'_>,
+        index: usize,
+        (hidden, norm): (Matrix, Option<Norm>),
+        embedding: Option<EmbeddingInput<'_>>,
+        halves: Halves,
+    ) -> Result<()> {
+        let (layer, scratch) = (&self.layers[index], step.scratch);
         let columns = if embedding.is_some() { 2 * self.shape.hidden } else { self.shape.hidden };
         let query =
             QueryProjection { linear: layer.query, norm: layer.query_norm, output: scratch.query };
@@ -322,10 +342,10 @@ impl Decoder {
         let phase = Project {
             rows: step.rows,
             hidden,
-            norm: layer.hidden_norm.or(layer.input_norm),
+            norm,
             // Keys and values alone leave the residual stream as it is for the query half.
-            residual_is_normed: layer.hidden_norm.is_some()
-                && norms_residual
+            residual_is_normed: embedding.is_some()
+                && self.norms_residual
                 && halves != Halves::KeyValue,
             embedding,
             input: scratch.input(columns),
@@ -337,34 +357,6 @@ impl Decoder {
             scratch: scratch.projection_scratch,
         };
         step.backend.project(step.stream, &phase)
-    }
-
-    /// Keys and values of all layers from the same rows of the target's context, which pass no layer.
-    pub(super) fn append_context(&self, step: &Step<'_>, norm: Norm) -> Result<()> {
-        let scratch = step.scratch;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let phase = Project {
-                rows: step.rows,
-                hidden: scratch.hidden,
-                norm: Some(norm),
-                residual_is_normed: false,
-                embedding: None,
-                input: scratch.input(self.shape.hidden),
-                query: None,
-                kv: Some(KvProjection {
-                    key: layer.key,
-                    value: layer.value,
-                    key_norm: layer.key_norm,
-                    scratch: scratch.kv,
-                }),
-                rotary: self.rotary,
-                turns: scratch.turns,
-                paging: step.paging(index),
-                scratch: scratch.projection_scratch,
-            };
-            step.backend.project(step.stream, &phase)?;
-        }
-        Ok(())
     }
 
     /// Attention, its output map, and the MLP.

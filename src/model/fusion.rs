@@ -12,8 +12,6 @@ pub(super) struct FeatureFusion {
     joint: Option<Norm>,
     each: Vec<Norm>,
     linear: Linear,
-    /// Whether the residual stream goes on from the first layer's normed hidden state.
-    pub(super) norm_before_residual: bool,
 }
 
 impl FeatureFusion {
@@ -35,7 +33,6 @@ impl FeatureFusion {
             joint: placement.optional_norm(joint, epsilon)?,
             each,
             linear: Linear { weight, bias: None },
-            norm_before_residual: description.norm_before_residual,
         })
     }
 

@@ -138,23 +138,32 @@ impl<'a> Placement<'a> {
         Ok(Some(matrix))
     }
 
-    /// A row of numbers.
-    pub fn row(&mut self, values: &[f32]) -> Result<Matrix> {
-        let columns = values.len();
-        let address = self.table(values)?.address();
-        Ok(Matrix { address, dtype: Dtype::F32, rows: 1, columns, row_stride: columns })
+    /// A row of numbers, which are computed only where there is something to fill.
+    pub fn row(
+        &mut self,
+        columns: usize,
+        values: impl FnOnce() -> Result<Vec<f32>>,
+    ) -> Result<Matrix> {
+        let matrix = self.carver.matrix(Dtype::F32, 1, columns);
+        if self.backend.is_some() {
+            self.fill_with(memory(&matrix), &values()?)?;
+        }
+        Ok(matrix)
     }
 
     /// A table of numbers.
     pub fn table<T: bytemuck::Pod>(&mut self, values: &[T]) -> Result<Span<T>> {
         let span = self.carver.span(values.len());
-        let bytes = Span::new(span.address(), size_of_val(values));
-        self.fill(bytes, size_of::<T>(), &mut |offset, to| {
+        self.fill_with(Span::new(span.address(), size_of_val(values)), values)?;
+        Ok(span)
+    }
+
+    fn fill_with<T: bytemuck::Pod>(&self, memory: Span<u8>, values: &[T]) -> Result<()> {
+        self.fill(memory, size_of::<T>(), &mut |offset, to| {
             let values: &[u8] = bytemuck::cast_slice(values);
             to.copy_from_slice(&values[offset..offset + to.len()]);
             Ok(())
-        })?;
-        Ok(span)
+        })
     }
 
     fn fill(

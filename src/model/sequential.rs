@@ -70,17 +70,15 @@ impl Sequential {
             }
         }
         let last = self.decoder.num_layers() - 1;
-        for layer in 0..last {
-            self.decoder.layer(step, layer, hidden, self.norms_residual())?;
-        }
+        self.decoder.run(step, 0..last, hidden)?;
         self.decoder.gather(step)?;
-        self.project(step, last, hidden, Halves::KeyValue)
+        self.decoder.project(step, last, hidden, Halves::KeyValue)
     }
 
     /// Runs the rest of the last layer for the rows that go on drafting.
     pub fn continue_from_commit(&self, step: &Step<'_>) -> Result<()> {
         let last = self.decoder.num_layers() - 1;
-        self.project(step, last, step.scratch.draft_hidden, Halves::Query)?;
+        self.decoder.project(step, last, step.scratch.draft_hidden, Halves::Query)?;
         self.decoder.finish_layer(step, last, step.scratch.draft_hidden)
     }
 
@@ -88,10 +86,7 @@ impl Sequential {
     pub fn forward(&self, step: &Step<'_>) -> Result<()> {
         let hidden = step.scratch.draft_hidden;
         self.fuse_token(step, HiddenSource::Rows(hidden), hidden)?;
-        for layer in 0..self.decoder.num_layers() {
-            self.decoder.layer(step, layer, hidden, self.norms_residual())?;
-        }
-        Ok(())
+        self.decoder.run(step, 0..self.decoder.num_layers(), hidden)
     }
 
     /// Chooses the token of each drafting row and moves the rows on.
@@ -120,14 +115,6 @@ impl Sequential {
             hidden: to,
         };
         step.backend.fuse_token(step.stream, &phase)
-    }
-
-    fn norms_residual(&self) -> bool {
-        matches!(&self.entry, Entry::Features(features) if features.norm_before_residual)
-    }
-
-    fn project(&self, step: &Step<'_>, index: usize, hidden: Matrix, halves: Halves) -> Result<()> {
-        self.decoder.project(step, index, hidden, halves, self.norms_residual())
     }
 }
 

@@ -10,7 +10,7 @@ pub use layout::{Requirements, SessionOptions};
 use crate::backend::phases::{Limits, Plan};
 use crate::backend::{Backend, FaultWords};
 use crate::context::{Block, MemoryKind};
-use crate::drafter::{block, sequential};
+use crate::drafter::{Call, block, sequential};
 use crate::error::{Error, Result, Status};
 use crate::model::decoder::Scratch;
 use crate::model::{Model, Network};
@@ -112,14 +112,17 @@ impl Session {
             return Ok(());
         }
         let _scope = backend.enter()?;
-        let queue = (backend, stream);
+        let call = Call {
+            backend,
+            stream,
+            batch,
+            limits: &self.bounds,
+            plan: &self.plan,
+            scratch: &self.scratch,
+        };
         match self.model.network() {
-            Network::Sequential(network) => {
-                sequential::draft(queue, network, batch, &self.bounds, &self.plan, &self.scratch)
-            }
-            Network::Block(network) => {
-                block::draft(queue, network, batch, &self.bounds, &self.plan, &self.scratch)
-            }
+            Network::Sequential(network) => sequential::draft(&call, network),
+            Network::Block(network) => block::draft(&call, network),
         }
     }
 

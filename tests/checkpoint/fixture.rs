@@ -252,10 +252,7 @@ pub fn verifier(tied: bool) -> Directory {
 #[track_caller]
 pub fn open(directory: &Path, options: &Options) -> (Speculator, Report) {
     match checkpoint::open(directory, options) {
-        Ok(checkpoint) => {
-            let sequential = checkpoint.speculator;
-            (sequential, checkpoint.report)
-        }
+        Ok(checkpoint) => (checkpoint.speculator, checkpoint.report),
         Err(error) => panic!("{error}"),
     }
 }

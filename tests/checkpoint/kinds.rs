@@ -32,8 +32,7 @@ fn mtp(overrides: Value) -> Result<Checkpoint> {
 
 fn sound(checkpoint: Result<Checkpoint>) -> (Speculator, Report) {
     let checkpoint = checkpoint.unwrap_or_else(|error| panic!("{error}"));
-    let sequential = checkpoint.speculator;
-    (sequential, checkpoint.report)
+    (checkpoint.speculator, checkpoint.report)
 }
 
 #[track_caller]

@@ -9,8 +9,11 @@ use super::memory::{elements, elements_mut, row, store};
 use super::simd::{Isa, LANES, Lanes, dispatched};
 use super::threads::Pool;
 use super::vector::exp;
-use crate::backend::phases::{Attend, AttentionHeads, KvPool, MAX_HEAD_DIM, Paging, Rows};
+use crate::backend::phases::{
+    Attend, AttentionHeads, BlockKv, KvPool, MAX_HEAD_DIM, Mask, Paging, Rows,
+};
 use crate::tensor::{Dtype, Span};
+use std::ops::Range;
 
 /// Query heads that share one pass over the keys.
 const GROUP: usize = 8;
@@ -47,20 +50,30 @@ pub fn scratch_bytes(rows: usize, heads: &AttentionHeads, positions: usize) -> u
     units.saturating_mul(partitions).saturating_mul(partial_len(heads.head_dim) * size_of::<f32>())
 }
 
+/// The block that a row belongs to.
+#[derive(Clone, Copy)]
+struct RowBlock {
+    /// The position of its first row.
+    begin: usize,
+    /// Its first page.
+    first_page: usize,
+    kv: BlockKv,
+}
+
 /// Where keys and values of one sequence's positions are, seen by one of its rows.
 #[derive(Clone, Copy)]
 struct Places<'a> {
     paging: &'a Paging,
     sequence: usize,
-    /// The first position of the row's block, and the first page of the block.
-    block: Option<(usize, usize)>,
+    block: Option<RowBlock>,
 }
 
 impl<'a> Places<'a> {
     fn of(paging: &'a Paging, row: usize, sequence: usize, position: usize) -> Self {
-        let page_size = paging.pool.page_size;
-        let block = paging.block.map(|block| {
-            (position - row % block.len, row / block.len * block.pages_per_block(page_size))
+        let block = paging.block.map(|kv| RowBlock {
+            begin: position - row % kv.len,
+            first_page: row / kv.len * kv.pages_per_block(paging.pool.page_size),
+            kv,
         });
         Self { paging, sequence, block }
     }
@@ -68,10 +81,10 @@ impl<'a> Places<'a> {
     /// Where a head's keys or values of a position lie.
     fn address(&self, position: usize, head: usize, value: bool) -> u64 {
         let KvPool { pages, page_size, num_kv_heads, head_dim, .. } = self.paging.pool;
-        let (pages, page, place, layer) = match (self.block, &self.paging.block) {
-            (Some((begin, first)), Some(block)) if position >= begin => {
-                let place = position - begin;
-                (block.pages, first + place / page_size, place % page_size, 0)
+        let (pages, page, place, layer) = match self.block {
+            Some(block) if position >= block.begin => {
+                let place = position - block.begin;
+                (block.kv.pages, block.first_page + place / page_size, place % page_size, 0)
             }
             _ => {
                 // SAFETY: plan_rows has filled page_row and checked the pages of all positions of
@@ -86,6 +99,23 @@ impl<'a> Places<'a> {
         let plane = (layer * 2 + usize::from(value)) * num_kv_heads + head;
         let offset = (plane * page_size + place) * head_dim;
         pages.row_address(page) + (offset * pages.dtype.size()) as u64
+    }
+
+    /// The positions that a row at `position` sees, of those that have keys from `context` on.
+    fn seen(&self, mask: &Mask, context: usize, position: usize) -> Range<usize> {
+        let next = position + 1;
+        // A window that moves with the row may leave the beginning of its block out; one that ends
+        // before the block never does.
+        let (window_end, kept) = match self.block {
+            Some(block) if mask.window_from_block => (block.begin, block.begin),
+            _ => (next, position),
+        };
+        let end = match self.block {
+            Some(block) if mask.sees_block => block.begin + block.kv.len,
+            _ => next,
+        };
+        let window = mask.window.map_or(0, |window| window_end.saturating_sub(window));
+        context.max(window).min(kept)..end
     }
 }
 
@@ -108,33 +138,6 @@ pub unsafe fn append(
             let address = places.address(position, head, value);
             // SAFETY: inside of the page, as this function's contract.
             unsafe { store(row, address, pages.dtype) };
-        }
-    }
-}
-
-/// The positions that a row sees, of those that have keys.
-struct Seen {
-    begin: usize,
-    /// A position that is seen in any case.
-    first: usize,
-    end: usize,
-}
-
-impl Seen {
-    fn of(phase: &Attend, places: &Places<'_>, position: usize) -> Self {
-        let mask = &phase.mask;
-        let next = position + 1;
-        let block = places.block.zip(phase.paging.block);
-        let first = block.map_or(position, |((begin, _), _)| begin);
-        let window_end = if mask.window_from_block { first } else { next };
-        Self {
-            begin: mask.window.map_or(0, |window| window_end.saturating_sub(window)),
-            // A window that moves with the row may leave the beginning of its block out.
-            first: if mask.window_from_block { first } else { position },
-            end: match block {
-                Some(((begin, _), block)) if mask.sees_block => begin + block.len,
-                _ => next,
-            },
         }
     }
 }
@@ -170,7 +173,7 @@ impl<'a> Unit<'a> {
             (sequence, elements(position)[row] as usize, begin as usize)
         };
         let places = Places::of(&phase.paging, row, sequence, position);
-        let Seen { begin: window, first, end } = Seen::of(phase, &places, position);
+        let seen = places.seen(&phase.mask, begin, position);
         Self {
             phase,
             row,
@@ -178,12 +181,12 @@ impl<'a> Unit<'a> {
             kv_head,
             first_head: kv_head * queries + group * GROUP,
             heads: GROUP.min(queries - group * GROUP),
-            begin: begin.max(window).min(first),
-            end,
+            begin: seen.start,
+            end: seen.end,
         }
     }
 
-    fn partitions(&self) -> std::ops::Range<usize> {
+    fn partitions(&self) -> Range<usize> {
         self.begin / PARTITION..self.end.div_ceil(PARTITION)
     }
 
@@ -201,7 +204,7 @@ impl<'a> Unit<'a> {
         &row[self.first_head * head_dim..][..self.heads * head_dim]
     }
 
-    fn addresses(&self, block: usize, value: bool) -> ([*const u8; BLOCK], std::ops::Range<usize>) {
+    fn addresses(&self, block: usize, value: bool) -> ([*const u8; BLOCK], Range<usize>) {
         let start = (block * BLOCK).max(self.begin);
         let end = ((block + 1) * BLOCK).min(self.end);
         let mut addresses = [std::ptr::null(); BLOCK];
@@ -466,7 +469,6 @@ unsafe fn accumulate<L: Lanes, E: Element>(
 mod tests {
     use super::super::threads::Threads;
     use super::*;
-    use crate::backend::phases::Mask;
     use crate::tensor::Matrix;
 
     const HEADS: AttentionHeads = AttentionHeads { num_heads: 20, num_kv_heads: 2, head_dim: 20 };
@@ -538,7 +540,7 @@ mod tests {
             Paging { pool, table, page_row, layer: 1, block: None }
         }
 
-        fn attend(&mut self, isa: Isa, threads: usize, position: i32, range: Range) -> Vec<f32> {
+        fn attend(&mut self, isa: Isa, threads: usize, position: i32, range: Seen) -> Vec<f32> {
             let pool = Pool::new(Threads::Own(threads)).unwrap();
             let width = HEADS.num_heads * HEADS.head_dim;
             let mut query: Vec<f32> = (0..width).map(number).collect();
@@ -579,12 +581,12 @@ mod tests {
     }
 
     #[derive(Clone, Copy)]
-    struct Range {
+    struct Seen {
         begin: i32,
         window: Option<usize>,
     }
 
-    fn exact(position: i32, range: Range) -> Vec<f64> {
+    fn exact(position: i32, range: Seen) -> Vec<f64> {
         let end = position as usize + 1;
         let begin = (range.begin as usize).max(range.window.map_or(0, |w| end.saturating_sub(w)));
         let mut output = Vec::new();
@@ -615,7 +617,7 @@ mod tests {
                 .into_iter()
                 .chain([(2999, 1100, None), (2999, 0, Some(1)), (2100, 0, Some(1500))])
         {
-            let range = Range { begin, window };
+            let range = Seen { begin, window };
             let found = sequence.attend(Isa::Portable, 1, position, range);
             for (found, exact) in found.iter().zip(exact(position, range)) {
                 assert!((f64::from(*found) - exact).abs() < 2e-5, "{position}: {found} {exact}");
@@ -625,7 +627,7 @@ mod tests {
 
     #[test]
     fn attention_does_not_depend_on_pages_threads_or_instructions() {
-        let range = Range { begin: 70, window: None };
+        let range = Seen { begin: 70, window: None };
         let reference = Sequence::new(2600, 16, Dtype::F32).attend(Isa::Portable, 1, 2599, range);
         for (page_size, dtype) in [(7, Dtype::F32), (64, Dtype::F16), (2600, Dtype::F32)] {
             let mut sequence = Sequence::new(2600, page_size, dtype);
