@@ -523,11 +523,11 @@ typedef struct spec_model_options {
    * hidden state that the speculator was trained on, which its files do not tell:
    * `post_norm`, the default, after the target's final norm, as the heads that come with
    * models are; or `pre_norm`, before it, as those that the speculators library trains are. Of
-   * `dflash` it may hold `block_semantics`: `library`, the default, runs blocks as the
-   * speculators library trains them, at their full length however few tokens are drafted, each
-   * layer with its own mask and windows that end before the block; `vllm` as that engine runs
-   * them, as long as the drafts take, with one mask for all layers and windows that move with
-   * the row.
+   * `dflash` and the kinds that are made of it it may hold `block_semantics`: `library`, the
+   * default, runs blocks as the speculators library trains them, at their full length however
+   * few tokens are drafted, each layer with its own mask and windows that end before the
+   * block; `vllm` as that engine runs them, as long as the drafts take (but for `xpress`),
+   * with one mask for all layers and windows that move with the row.
    */
   const char *config_overrides;
   /**
@@ -584,17 +584,18 @@ typedef struct spec_model_info {
    */
   const spec_feature_layer *features;
   /**
-   * The kind of speculator: `dflash`, `eagle`, `eagle3`, `mtp` or `peagle`. Never NULL, ends with
-   * NUL.
+   * The kind of speculator: `dflash`, `dflash2`, `dspark`, `eagle`, `eagle3`, `mtp`, `peagle` or
+   * `xpress`. Never NULL, ends with NUL.
    */
   const char *kind;
   /** V: tokens of the target's vocabulary. */
   int32_t vocabulary;
-  /** Vd: columns of draft logits. */
+  /** Vd: tokens that can be proposed. */
   int32_t draft_vocabulary;
   /**
    * `[Vd]`: the target's id of each column of draft logits, rising, in host memory; NULL:
-   * the identity. Fits `spec_distribution.token_ids`.
+   * the identity, or, if `has_row_candidates`, what `spec_draft_args.draft_candidates` says.
+   * Fits `spec_distribution.token_ids`.
    */
   const int32_t *draft_token_ids;
   /** H: the drafter's hidden size. */
@@ -603,8 +604,8 @@ typedef struct spec_model_info {
   int32_t num_layers;
   /**
    * Trailing positions of a cached prefix whose rows must be committed again when another
-   * token follows than before: 1 where the drafter's row t reads token t + 1, 0 for `dflash`,
-   * whose rows read features alone.
+   * token follows than before: 1 where the drafter's row t reads token t + 1, 0 for `dflash`
+   * and the kinds that are made of it, whose rows read features alone.
    */
   int32_t prefix_margin;
   /**
@@ -619,6 +620,30 @@ typedef struct spec_model_info {
   int64_t max_position;
   /** Bytes of weights in memory of the allocator. Mapped and lent weights do not count. */
   uint64_t weight_bytes;
+  /** C: columns of draft logits: Vd, or how many candidates each proposal is chosen from. */
+  int32_t draft_columns;
+  /**
+   * 1 if each row of draft logits has candidates of its own, whose ids
+   * `spec_draft_args.draft_candidates` takes; 0 if all have the same columns.
+   */
+  int32_t has_row_candidates;
+  /**
+   * 1 if drafting tells how probably each proposal is accepted, see
+   * `spec_draft_args.confidence`; otherwise 0.
+   */
+  int32_t has_confidence;
+  /**
+   * The most tokens that are proposed for a sequence in one call, whatever it asks for; 1023
+   * if the kind has no limit of its own.
+   */
+  int32_t most_drafts;
+  /**
+   * Rows of the blocks that are drafted in one pass, as in training; 0 where a call's drafts
+   * say how many rows there are, or tokens are drafted one after the other.
+   */
+  int32_t block_size;
+  /** The token that stands for those to be drafted, 0 to V - 1; -1: there is none. */
+  int32_t mask_token;
 } spec_model_info;
 
 /** How `spec_session_create` sizes a session. */
@@ -1015,11 +1040,12 @@ typedef struct spec_draft_args {
    */
   int32_t *num_proposed;
   /**
-   * `[B * max_drafts, Vd]` (F32, F16 or BF16), the struct in host memory; its data are
-   * written: row `b * max_drafts + i` has the logits that proposal i, counted from 0, was
-   * drawn from, before temperature and filters; rows without proposal are left as they
-   * were. The draw uses the values as rounded to this type, so that they are the true
-   * distribution for `spec_distribution`. NULL: not wanted.
+   * `[B * max_drafts, C]` (F32, F16 or BF16), the struct in host memory, where C is the
+   * model's `draft_columns`; its data are written: row `b * max_drafts + i` has the logits
+   * that proposal i, counted from 0, was drawn from, before temperature and filters; rows
+   * without proposal are left as they were (those that `min_confidence` drops are written).
+   * The draw uses the values as rounded to this type, so that they are the true distribution
+   * for `spec_distribution`. NULL: not wanted.
    */
   const spec_tensor *draft_logits;
   /**
@@ -1027,8 +1053,26 @@ typedef struct spec_draft_args {
    * that.
    */
   int32_t draft_stride;
-  /** 0. */
-  int32_t reserved;
+  /**
+   * Proposals of a sequence end before the first one whose confidence, times that of all
+   * before it, is below this, 0 to 1. A proposal's confidence depends on the proposals before
+   * it alone, so that verification stays lossless. 0: they do not. Above 0 only if the model
+   * `has_confidence`.
+   */
+  float min_confidence;
+  /**
+   * `[B * max_drafts, C]`, written: the target's ids of the columns of `draft_logits`, row by
+   * row. Fits `spec_distribution.token_ids` with a stride of C. NULL: not wanted; NULL also
+   * if the model has no `has_row_candidates`, and never if it has and `draft_logits` is given.
+   */
+  int32_t *draft_candidates;
+  /**
+   * `[B * max_drafts]`, written: how probably each proposal is accepted if all before it are,
+   * 0 to 1, as the drafter sees it; elements without proposal are left as they were, but for
+   * the first that `min_confidence` drops. NULL: not wanted; NULL also if the model has no
+   * `has_confidence`.
+   */
+  float *confidence;
 } spec_draft_args;
 
 /** The call did what it says. */
@@ -1083,9 +1127,9 @@ const char *spec_version(void);
  * Says whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
  *
  * Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `dflash`,
- * `eagle`, `eagle3`, `mtp` and `peagle` (the kinds of speculator; `dflash` and `peagle` in CPU
- * contexts), `verify.chain` (verification of chains), `draft.sampling` (sampled drafts). `name`
- * ends with NUL; NULL gives 0.
+ * `dflash2`, `dspark`, `eagle`, `eagle3`, `mtp`, `peagle` and `xpress` (the kinds of speculator;
+ * all but `eagle`, `eagle3` and `mtp` in CPU contexts), `verify.chain` (verification of chains),
+ * `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives 0.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.
  */
@@ -1341,8 +1385,7 @@ spec_status spec_verify(const spec_context *context,
  * committed: prompt chunks and accepted rows alike, mixed in one batch. All earlier positions from
  * `context_begin` on were committed before, in the pages that the call names. Then
  * min(`num_drafts`, `max_drafts`, `limit` - 1, max_position - position + 1) tokens are proposed,
- * where max_position is the session's, and of `dflash` no more than a block has room for:
- * `block_size` - 1, or `block_size` if the first row of a block drafts, too. Keys and values
+ * where max_position is the session's, and no more than the model's `most_drafts`. Keys and values
  * that drafting itself makes are overwritten by the next commit; nothing else is kept, so a
  * smaller `position` is a rollback, and a sequence that is not mentioned costs nothing.
  *
@@ -1354,7 +1397,12 @@ spec_status spec_verify(const spec_context *context,
  * hidden state of the target. P-EAGLE and DFlash, as the speculators format has them, draft all
  * tokens in one pass, over the last known token and rows with a mask token behind it; sampled
  * tokens are drawn independently. The pass leaves nothing in the pages, which need have room for
- * the committed rows alone.
+ * the committed rows alone. Three kinds of that format add to DFlash what makes the tokens of a
+ * pass depend on each other: DSpark draws them one after the other, each from logits that the one
+ * before has changed; so does DFlash2, out of a few candidates for each; XPress chooses all
+ * greedily, then all again from logits that the choice before has changed, a fixed number of
+ * times, and draws those of the last. In all of them the logits that a token was drawn from are
+ * those given the tokens drawn before it, so that verification with them is lossless.
  *
  * `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT (also more sequences than slots where
  * `block_table` is NULL), UNSUPPORTED (a flag or field that this version does not know, trees),

@@ -377,6 +377,7 @@ fn everything_may_lie_in_memory_of_the_device() {
             let found = Drafts {
                 tokens: tokens[first..first + count].to_vec(),
                 logits: (first..first + count).map(|row| logits.row(row)).collect(),
+                ..Drafts::default()
             };
             assert_eq!(found, *expected, "{name}, sequence {sequence}");
         }

@@ -13,9 +13,9 @@ use random::Random;
 use speculators::backend::cpu::{CpuBackend, Threads};
 use speculators::backend::cuda::{CudaBackend, KernelCache, Options};
 use speculators::backend::phases::{
-    Activation, AddProjection, AttentionHeads, Column, DraftBatch, EmbeddingInput, FeatureNorm,
-    FuseFeatures, FuseToken, GateUp, HiddenSource, KvPool, KvProjection, Linear, Norm, Paging,
-    Project, Propose, QueryProjection, Rotary, RowSegments, Rows,
+    Activation, AddProjection, AttentionHeads, Choice, Column, DraftBatch, EmbeddingInput,
+    FeatureNorm, FuseFeatures, FuseToken, GateUp, HiddenSource, KvPool, KvProjection, Linear, Norm,
+    Paging, Project, Propose, QueryProjection, Rotary, RowSegments, Rows,
 };
 use speculators::backend::verify::SamplingArrays;
 use speculators::backend::{Backend, Stream};
@@ -637,7 +637,7 @@ impl GateCase {
         let phase = GateUp {
             rows: self.rows.lend(&mut place),
             hidden: place.matrix(&self.hidden),
-            norm: place.norm(&self.gain),
+            norm: Some(place.norm(&self.gain)),
             gate: place.linear(&self.gate.0, &self.gate.1),
             up: place.linear(&self.up.0, &self.up.1),
             activation: self.activation,
@@ -1145,6 +1145,9 @@ impl ProposeCase {
             draft_tokens: Column { span: draft_tokens, stride },
             num_proposed: None,
             draft_logits,
+            draft_candidates: None,
+            confidence: None,
+            min_confidence: 0.0,
             padding: -1,
         };
         let phase = Propose {
@@ -1157,6 +1160,9 @@ impl ProposeCase {
             norm: Some(place.norm(&self.gain)),
             feed_back_normed: self.feed_back_normed,
             head: RowSegments { segments: &head },
+            base: None,
+            choice: Choice::Proposed,
+            keeps_logits: false,
             target_ids: self.target_ids.as_ref().map(|ids| place.array(ids)),
             input: place.output(most, self.hidden.columns),
             logits: place.output(most, columns),

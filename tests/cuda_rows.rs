@@ -418,6 +418,9 @@ impl Planner {
             draft_tokens,
             num_proposed: arrays.optional(&proposed),
             draft_logits: None,
+            draft_candidates: None,
+            confidence: None,
+            min_confidence: 0.0,
             padding: -99,
         };
         let pages = Matrix {

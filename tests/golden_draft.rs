@@ -122,19 +122,22 @@ impl Coverage {
     /// Compares one proposal with its record: tokens up to the first near-tie that was decided
     /// otherwise, and the logits of the steps that had the same input.
     fn compare(&mut self, what: &str, drafts: &Drafts, proposal: &Proposal, tensors: &Tensors) {
-        let recorded = proposal.key.as_ref().map(|key| {
-            tensors.matrix(&format!("{key}.draft_logits")).expect("the recorded logits")
-        });
+        let recorded = proposal.key.as_ref().map(|key| Recorded::of(tensors, key, drafts));
         assert_eq!(drafts.tokens.len(), proposal.tokens.len(), "{what}");
         self.tokens += proposal.tokens.len();
         for (step, (&token, &expected)) in drafts.tokens.iter().zip(&proposal.tokens).enumerate() {
             let logits = &drafts.logits[step];
             if let Some(recorded) = &recorded {
-                assert_close(&format!("{what}, step {step}"), logits, &recorded.row(step));
+                let what = format!("{what}, step {step}");
+                assert_close(&what, logits, &recorded.logits[step]);
+                if let Some(confidence) = &recorded.confidence {
+                    let confidence = &confidence[step..=step];
+                    assert_close(&what, &drafts.confidence[step..=step], confidence);
+                }
                 self.logit_rows += 1;
             }
             let margin =
-                recorded.as_ref().map_or_else(|| margin(logits), |all| margin(&all.row(step)));
+                recorded.as_ref().map_or_else(|| margin(logits), |all| margin(&all.logits[step]));
             if margin > NEAR_TIE {
                 assert_eq!(token, expected, "{what}, step {step}, margin {margin}");
                 self.compared += 1;
@@ -148,6 +151,38 @@ impl Coverage {
         assert!(self.tokens > 0, "{what}: nothing was compared");
         let share = self.compared as f64 / self.tokens as f64;
         assert!(share >= 0.95, "{what}: only {share:.3} of the tokens could be compared");
+    }
+}
+
+/// What is recorded of a proposal, with the logits in the order of our columns.
+struct Recorded {
+    logits: Vec<Vec<f32>>,
+    confidence: Option<Vec<f32>>,
+}
+
+impl Recorded {
+    fn of(tensors: &Tensors, key: &str, drafts: &Drafts) -> Self {
+        let get = |name: &str| tensors.matrix(&format!("{key}.{name}"));
+        let logits = match (get("candidate_ids"), get("candidate_scores")) {
+            (Some(ids), Some(scores)) => {
+                let rows = drafts.candidates.iter().enumerate();
+                let row = |(row, ours): (usize, &Vec<i32>)| {
+                    let (ids, scores) = (ids.row(row), scores.row(row));
+                    let score = |&ours: &i32| {
+                        let place = ids.iter().position(|&id| id as i32 == ours);
+                        scores[place.unwrap_or_else(|| panic!("{key}: no candidate {ours}"))]
+                    };
+                    ours.iter().map(score).collect()
+                };
+                rows.map(row).collect()
+            }
+            _ => {
+                let all = get("draft_logits").expect("the recorded logits");
+                (0..all.rows).map(|row| all.row(row)).collect()
+            }
+        };
+        let confidence = tensors.get(&format!("{key}.confidence")).map(<[f32]>::to_vec);
+        Self { logits, confidence }
     }
 }
 
@@ -464,7 +499,7 @@ impl<'a> Loop<'a> {
         call.sampling = None;
         (call.tokens, call.features) = (rows.tokens, rows.features);
         call.position = vec![0; self.outputs.len()];
-        let mut prepared = call.prepare(self.session.draft_vocabulary);
+        let mut prepared = call.prepare(self.session.outputs);
         prepared.args.position = decisions.column(SPEC_DECISION_NEXT_POSITION).as_ptr();
         prepared.args.row_count = decisions.column(SPEC_DECISION_EMITTED).as_ptr();
         prepared.args.next_token = decisions.column(SPEC_DECISION_NEXT_TOKEN).as_ptr();

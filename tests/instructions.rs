@@ -113,6 +113,9 @@ fn run(session: &Session, call: &DraftCall) -> Vec<Drafts> {
         sampling: sampling_arrays(call.sampling.as_ref().expect("samplings")),
         draft_tokens: column(args.draft_tokens, call.draft_stride),
         num_proposed: span(args.num_proposed, sequences),
+        draft_candidates: None,
+        confidence: None,
+        min_confidence: 0.0,
         draft_logits: Some(tensor::Matrix {
             address: logits.data as u64,
             dtype: tensor::Dtype::F32,

@@ -459,7 +459,15 @@ fn wrong_arguments_are_refused_by_drafting() {
         ("too many features", INVALID, |args| args.num_features += 1),
         ("a draft_stride below max_drafts", INVALID, |args| args.draft_stride = DRAFTS - 1),
         ("negative draft_stride", INVALID, |args| args.draft_stride = -1),
-        ("reserved", UNSUPPORTED, |args| args.reserved = 1),
+        ("a min_confidence of NaN", INVALID, |args| args.min_confidence = f32::NAN),
+        ("a min_confidence above 1", INVALID, |args| args.min_confidence = 1.5),
+        ("min_confidence without confidence", INVALID, |args| args.min_confidence = 0.5),
+        ("confidence that the model has not", INVALID, |args| {
+            args.confidence = args.draft_tokens.cast();
+        }),
+        ("candidates that the model has not", INVALID, |args| {
+            args.draft_candidates = args.draft_tokens;
+        }),
         ("a tree", UNSUPPORTED, |args| args.tree = dangling()),
         ("an odd sampling", INVALID, |args| args.sampling = args.sampling.wrapping_byte_add(2)),
         ("no struct_size", INVALID, |args| args.struct_size = 0),
@@ -592,7 +600,7 @@ fn a_fault_takes_one_sequence_out_and_is_reported_once() {
         fault(&mut bad);
         let drafts =
             bad.run(&fixture.session).unwrap_or_else(|failure| panic!("{what}: {failure:?}"));
-        assert_eq!(drafts[1], Drafts { tokens: vec![], logits: vec![] }, "{what}");
+        assert_eq!(drafts[1], Drafts::default(), "{what}");
         assert_eq!((&drafts[0], &drafts[2]), (&expected[0], &expected[2]), "{what}: neighbours");
         let poll = fixture.session.poll();
         let message = poll.as_ref().expect_err(what).message.clone();

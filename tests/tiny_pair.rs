@@ -55,7 +55,7 @@ impl Pair {
             wanted,
             sampling: sampling(index),
             committed: 0,
-            drafts: Drafts { tokens: Vec::new(), logits: Vec::new() },
+            drafts: Drafts::default(),
             accepted: Vec::new(),
         };
         prompts.map(request).collect()

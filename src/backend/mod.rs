@@ -1,6 +1,7 @@
 //! The seam to a device: a trait whose unit is the fused phase, one kernel launch on a GPU. The
 //! networks and the verification are written once, as sequences of these phases.
 
+pub mod block_heads;
 pub mod cpu;
 pub mod cuda;
 pub mod phases;
@@ -8,9 +9,10 @@ pub mod verify;
 
 use crate::error::Result;
 use crate::tensor::{Dtype, Matrix, Span};
+use block_heads::{Convolve, RateDrafts, Refine, SelectCandidates, StepMarkov, WalkCandidates};
 use phases::{
     AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateUp,
-    Gather, KvPool, Limits, Plan, Project, Propose, StartBlock,
+    Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
 };
 use std::any::Any;
 use std::ffi::CStr;
@@ -48,6 +50,8 @@ pub struct Description {
     pub max_row_segments: usize,
     /// Whether the device has the phases of blocks.
     pub drafts_blocks: bool,
+    /// Whether the device has the phases of [`block_heads`].
+    pub has_block_heads: bool,
 }
 
 /// The host's queue of a device's work: a `CUstream`, or nothing on the CPU.
@@ -170,6 +174,27 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// The residual stream of the rows that go on drafting.
     fn gather(&self, stream: Stream, phase: &Gather) -> Result<()>;
+
+    /// Norm and linear map of rows.
+    fn map_rows(&self, stream: Stream, phase: &MapRows<'_>) -> Result<()>;
+
+    /// A convolution over the rows of each block.
+    fn convolve(&self, stream: Stream, phase: &Convolve) -> Result<()>;
+
+    /// A step of a Markov head.
+    fn step_markov(&self, stream: Stream, phase: &StepMarkov) -> Result<()>;
+
+    /// Confidence in the proposals, and their truncation by it.
+    fn rate_drafts(&self, stream: Stream, phase: &RateDrafts<'_>) -> Result<()>;
+
+    /// The tokens with the largest logits of each row.
+    fn select_candidates(&self, stream: Stream, phase: &SelectCandidates) -> Result<()>;
+
+    /// A walk through the candidates of each block.
+    fn walk_candidates(&self, stream: Stream, phase: &WalkCandidates<'_>) -> Result<()>;
+
+    /// One pass of a refiner.
+    fn refine(&self, stream: Stream, phase: &Refine<'_>) -> Result<()>;
 
     /// Norm, head and choice of a draft token.
     fn propose(&self, stream: Stream, phase: &Propose<'_>) -> Result<()>;

@@ -60,6 +60,12 @@ pub struct DraftBatch<'a> {
     pub num_proposed: Option<Span<i32>>,
     /// The logits that the proposals were drawn from, row `b * max_drafts + step`.
     pub draft_logits: Option<Matrix>,
+    /// Where drafters choose out of candidates: the ids of their columns, in the same rows.
+    pub draft_candidates: Option<Span<i32>>,
+    /// How probably each proposal is accepted, in the same rows, as far as the drafter tells.
+    pub confidence: Option<Span<f32>>,
+    /// Proposals end before the first one whose confidence, times that of all before it, is below this.
+    pub min_confidence: f32,
     /// What stands in `draft_tokens` beyond the proposals.
     pub padding: i32,
 }
@@ -473,6 +479,25 @@ pub struct AddProjection {
     pub hidden: Matrix,
 }
 
+/// Norm and linear map of rows.
+#[derive(Clone, Copy, Debug)]
+pub struct MapRows<'a> {
+    /// The rows.
+    pub rows: Rows,
+    /// `[rows, inputs]`.
+    pub from: Matrix,
+    /// Its norm.
+    pub norm: Option<Norm>,
+    /// `[outputs, inputs]`.
+    pub weight: RowSegments<'a>,
+    /// One row of `outputs`.
+    pub bias: Option<Matrix>,
+    /// Scratch for the normed input.
+    pub input: Matrix,
+    /// `[rows, outputs]`, written.
+    pub to: Matrix,
+}
+
 /// Elementwise functions of a gated MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -494,7 +519,7 @@ pub struct GateUp {
     /// The residual stream.
     pub hidden: Matrix,
     /// Its norm.
-    pub norm: Norm,
+    pub norm: Option<Norm>,
     /// The gate.
     pub gate: Linear,
     /// What it gates.
@@ -564,7 +589,16 @@ pub struct Gather {
     pub to: Matrix,
 }
 
-/// Norm, head, choice of the next draft token; moves the rows on to the next step.
+/// What becomes of the tokens that rows choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// They are drawn as the call says and proposed; the rows move on to the next step.
+    Proposed,
+    /// Those with the largest logits stay in the rows, which stay where they are.
+    Kept,
+}
+
+/// Norm, head, choice of the next draft token.
 #[derive(Clone, Copy, Debug)]
 pub struct Propose<'a> {
     /// The drafting rows of this step.
@@ -585,12 +619,18 @@ pub struct Propose<'a> {
     pub feed_back_normed: bool,
     /// The rows of the head.
     pub head: RowSegments<'a>,
+    /// Logits that the head's are added to, one row for each; they may be `logits`.
+    pub base: Option<Matrix>,
+    /// What becomes of the tokens.
+    pub choice: Choice,
     /// The target's id of each row of the head; `None` is the identity.
     pub target_ids: Option<Span<i32>>,
     /// Scratch for the normed input.
     pub input: Matrix,
     /// Scratch for the logits.
     pub logits: Matrix,
+    /// Whether they are wanted afterwards.
+    pub keeps_logits: bool,
     /// Scratch of [`super::Backend::proposal_scratch`] bytes, prepared.
     pub scratch: Span<u8>,
 }

@@ -1,6 +1,6 @@
 //! Drafting.
 
-use super::boundary::{self, borrow, call, reserved, within};
+use super::boundary::{self, borrow, call, within};
 use super::session::spec_session;
 use super::tensors::{self, Home, column, matrix, optional_span, span};
 use super::types::{SPEC_PADDING, spec_draft_args, spec_error, spec_status, spec_tensor};
@@ -17,8 +17,7 @@ use std::fmt::{Display, Formatter};
 /// committed: prompt chunks and accepted rows alike, mixed in one batch. All earlier positions from
 /// `context_begin` on were committed before, in the pages that the call names. Then
 /// min(`num_drafts`, `max_drafts`, `limit` - 1, max_position - position + 1) tokens are proposed,
-/// where max_position is the session's, and of `dflash` no more than a block has room for:
-/// `block_size` - 1, or `block_size` if the first row of a block drafts, too. Keys and values
+/// where max_position is the session's, and no more than the model's `most_drafts`. Keys and values
 /// that drafting itself makes are overwritten by the next commit; nothing else is kept, so a
 /// smaller `position` is a rollback, and a sequence that is not mentioned costs nothing.
 ///
@@ -30,7 +29,12 @@ use std::fmt::{Display, Formatter};
 /// hidden state of the target. P-EAGLE and DFlash, as the speculators format has them, draft all
 /// tokens in one pass, over the last known token and rows with a mask token behind it; sampled
 /// tokens are drawn independently. The pass leaves nothing in the pages, which need have room for
-/// the committed rows alone.
+/// the committed rows alone. Three kinds of that format add to DFlash what makes the tokens of a
+/// pass depend on each other: DSpark draws them one after the other, each from logits that the one
+/// before has changed; so does DFlash2, out of a few candidates for each; XPress chooses all
+/// greedily, then all again from logits that the choice before has changed, a fixed number of
+/// times, and draws those of the last. In all of them the logits that a token was drawn from are
+/// those given the tokens drawn before it, so that verification with them is lossless.
 ///
 /// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT (also more sequences than slots where
 /// `block_table` is NULL), UNSUPPORTED (a flag or field that this version does not know, trees),
@@ -79,7 +83,7 @@ unsafe fn draft(session: &Session, args: &spec_draft_args, stream: Stream) -> Re
     if !args.tree.is_null() {
         return Err(Error::unsupported("tree: expected NULL; trees are not supported yet"));
     }
-    reserved("reserved", i64::from(args.reserved))?;
+    check_extras(session, args)?;
     let sequences =
         within("num_sequences", args.num_sequences.into(), 0, limits.max_sequences as i64)?;
     let rows = within("num_rows", args.num_rows.into(), 0, i64::from(i32::MAX - 1))?;
@@ -100,7 +104,7 @@ unsafe fn draft(session: &Session, args: &spec_draft_args, stream: Stream) -> Re
                 home,
                 args.draft_logits,
                 sequences * drafts,
-                session.model().draft_vocabulary(),
+                session.model().draft_columns(),
             )?,
             boundary::read_optional(args.sampling)?,
         )
@@ -138,6 +142,13 @@ unsafe fn draft(session: &Session, args: &spec_draft_args, stream: Stream) -> Re
         )?,
         num_proposed: optional_span("num_proposed", args.num_proposed.cast_const(), sequences)?,
         draft_logits,
+        draft_candidates: optional_span(
+            "draft_candidates",
+            args.draft_candidates.cast_const(),
+            sequences * drafts * session.model().draft_columns(),
+        )?,
+        confidence: optional_span("confidence", args.confidence.cast_const(), sequences * drafts)?,
+        min_confidence: args.min_confidence,
         padding: if args.flags & SPEC_PADDING != 0 { args.padding } else { -1 },
     };
     if batch.block_table.is_none() && limits.slots < sequences {
@@ -147,6 +158,35 @@ unsafe fn draft(session: &Session, args: &spec_draft_args, stream: Stream) -> Re
         )));
     }
     session.draft(stream, &batch)
+}
+
+/// Refuses outputs that the model does not have, and logits whose columns nothing would tell.
+fn check_extras(session: &Session, args: &spec_draft_args) -> Result<()> {
+    let model = session.model();
+    let unexpected = |what: &str, why: &str, found: &dyn Display| {
+        Err(Error::invalid(format!("{what}: expected {why}, found {found}")))
+    };
+    if !(0.0..=1.0).contains(&args.min_confidence) {
+        return unexpected("min_confidence", "a number from 0 to 1", &args.min_confidence);
+    }
+    if !model.has_confidence() && args.min_confidence > 0.0 {
+        let why = "0, as the model has no has_confidence";
+        return unexpected("min_confidence", why, &args.min_confidence);
+    }
+    if !model.has_confidence() && !args.confidence.is_null() {
+        let why = "NULL, as the model has no has_confidence";
+        return unexpected("confidence", why, &format_args!("{:p}", args.confidence));
+    }
+    match (model.candidates(), args.draft_candidates.is_null()) {
+        (None, false) => {
+            let why = "NULL, as the model has no has_row_candidates";
+            unexpected("draft_candidates", why, &format_args!("{:p}", args.draft_candidates))
+        }
+        (Some(_), true) if !args.draft_logits.is_null() => {
+            unexpected("draft_candidates", "a place for the ids of draft_logits", &"NULL")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// An array of rows that may be NULL; its stride says how long the rows are.

@@ -9,6 +9,7 @@ use super::types::{
 };
 use crate::error::{Error, Result};
 use crate::model::{FeatureStage, Lent, LoadOptions, Model};
+use crate::session::DRAFTS_MAX;
 use std::ffi::{CString, c_char, c_void};
 use std::path::Path;
 use std::sync::Arc;
@@ -186,6 +187,12 @@ pub unsafe extern "C" fn spec_model_get_info(
             default_num_drafts: model.default_num_drafts() as i32,
             max_position: model.max_position() as i64,
             weight_bytes: model.weight_bytes() as u64,
+            draft_columns: model.draft_columns() as i32,
+            has_row_candidates: i32::from(model.candidates().is_some()),
+            has_confidence: i32::from(model.has_confidence()),
+            most_drafts: model.most_drafts().min(DRAFTS_MAX) as i32,
+            block_size: model.block_size().unwrap_or(0) as i32,
+            mask_token: model.mask_token().unwrap_or(-1),
         };
         // SAFETY: as above.
         unsafe { boundary::write(info, &value) }

@@ -5,7 +5,7 @@ use super::model::spec_model;
 use super::tensors::{self, optional_span};
 use super::types::{spec_error, spec_session_options, spec_session_requirements, spec_status};
 use crate::error::{Error, Result};
-use crate::session::{Session, SessionOptions, Stream};
+use crate::session::{DRAFTS_MAX, Session, SessionOptions, Stream};
 use crate::tensor::{ALIGNMENT, Span};
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ fn session_options(options: &spec_session_options) -> Result<SessionOptions> {
     Ok(SessionOptions {
         max_sequences: within("max_sequences", i64::from(options.max_sequences), 1, 1 << 16)?,
         max_rows: within("max_rows", i64::from(options.max_rows), 1, 1 << 22)?,
-        max_drafts: within("max_drafts", i64::from(options.max_drafts), 1, 1023)?,
+        max_drafts: within("max_drafts", i64::from(options.max_drafts), 1, DRAFTS_MAX as i64)?,
         max_position: size("max_position", options.max_position, 1)?,
         page_size,
         max_pages: size("max_pages", options.max_pages, 0)?,

@@ -246,11 +246,11 @@ pub struct spec_model_options {
     /// hidden state that the speculator was trained on, which its files do not tell:
     /// `post_norm`, the default, after the target's final norm, as the heads that come with
     /// models are; or `pre_norm`, before it, as those that the speculators library trains are. Of
-    /// `dflash` it may hold `block_semantics`: `library`, the default, runs blocks as the
-    /// speculators library trains them, at their full length however few tokens are drafted, each
-    /// layer with its own mask and windows that end before the block; `vllm` as that engine runs
-    /// them, as long as the drafts take, with one mask for all layers and windows that move with
-    /// the row.
+    /// `dflash` and the kinds that are made of it it may hold `block_semantics`: `library`, the
+    /// default, runs blocks as the speculators library trains them, at their full length however
+    /// few tokens are drafted, each layer with its own mask and windows that end before the
+    /// block; `vllm` as that engine runs them, as long as the drafts take (but for `xpress`),
+    /// with one mask for all layers and windows that move with the row.
     pub config_overrides: *const c_char,
     /// `[num_embedding]`: the verifier's token embedding, `[V, hidden]`, lent by the host as
     /// ranges that cover all rows in order. Rows from V on are padding and not used. Used in
@@ -309,23 +309,24 @@ pub struct spec_model_info {
     /// `[num_features]`, never NULL: the hidden states that `spec_draft` wants, one tensor
     /// each, in this order.
     pub features: *const spec_feature_layer,
-    /// The kind of speculator: `dflash`, `eagle`, `eagle3`, `mtp` or `peagle`. Never NULL, ends with
-    /// NUL.
+    /// The kind of speculator: `dflash`, `dflash2`, `dspark`, `eagle`, `eagle3`, `mtp`, `peagle` or
+    /// `xpress`. Never NULL, ends with NUL.
     pub kind: *const c_char,
     /// V: tokens of the target's vocabulary.
     pub vocabulary: i32,
-    /// Vd: columns of draft logits.
+    /// Vd: tokens that can be proposed.
     pub draft_vocabulary: i32,
     /// `[Vd]`: the target's id of each column of draft logits, rising, in host memory; NULL:
-    /// the identity. Fits `spec_distribution.token_ids`.
+    /// the identity, or, if `has_row_candidates`, what `spec_draft_args.draft_candidates` says.
+    /// Fits `spec_distribution.token_ids`.
     pub draft_token_ids: *const i32,
     /// H: the drafter's hidden size.
     pub hidden_size: i32,
     /// Decoder layers of the drafter.
     pub num_layers: i32,
     /// Trailing positions of a cached prefix whose rows must be committed again when another
-    /// token follows than before: 1 where the drafter's row t reads token t + 1, 0 for `dflash`,
-    /// whose rows read features alone.
+    /// token follows than before: 1 where the drafter's row t reads token t + 1, 0 for `dflash`
+    /// and the kinds that are made of it, whose rows read features alone.
     pub prefix_margin: i32,
     /// Tokens per round that the checkpoint says it was made for, 1 to 1024; 5 if it does not
     /// say, which the report lists as assumed.
@@ -335,6 +336,22 @@ pub struct spec_model_info {
     pub max_position: i64,
     /// Bytes of weights in memory of the allocator. Mapped and lent weights do not count.
     pub weight_bytes: u64,
+    /// C: columns of draft logits: Vd, or how many candidates each proposal is chosen from.
+    pub draft_columns: i32,
+    /// 1 if each row of draft logits has candidates of its own, whose ids
+    /// `spec_draft_args.draft_candidates` takes; 0 if all have the same columns.
+    pub has_row_candidates: i32,
+    /// 1 if drafting tells how probably each proposal is accepted, see
+    /// `spec_draft_args.confidence`; otherwise 0.
+    pub has_confidence: i32,
+    /// The most tokens that are proposed for a sequence in one call, whatever it asks for; 1023
+    /// if the kind has no limit of its own.
+    pub most_drafts: i32,
+    /// Rows of the blocks that are drafted in one pass, as in training; 0 where a call's drafts
+    /// say how many rows there are, or tokens are drafted one after the other.
+    pub block_size: i32,
+    /// The token that stands for those to be drafted, 0 to V - 1; -1: there is none.
+    pub mask_token: i32,
 }
 
 /// How `spec_session_create` sizes a session.
@@ -572,17 +589,30 @@ pub struct spec_draft_args {
     /// `[B]`, written: how many tokens were proposed, 0 for sequences that took no part. Fits
     /// `spec_verify_args.num_drafts`. NULL: not wanted.
     pub num_proposed: *mut i32,
-    /// `[B * max_drafts, Vd]` (F32, F16 or BF16), the struct in host memory; its data are
-    /// written: row `b * max_drafts + i` has the logits that proposal i, counted from 0, was
-    /// drawn from, before temperature and filters; rows without proposal are left as they
-    /// were. The draw uses the values as rounded to this type, so that they are the true
-    /// distribution for `spec_distribution`. NULL: not wanted.
+    /// `[B * max_drafts, C]` (F32, F16 or BF16), the struct in host memory, where C is the
+    /// model's `draft_columns`; its data are written: row `b * max_drafts + i` has the logits
+    /// that proposal i, counted from 0, was drawn from, before temperature and filters; rows
+    /// without proposal are left as they were (those that `min_confidence` drops are written).
+    /// The draw uses the values as rounded to this type, so that they are the true distribution
+    /// for `spec_distribution`. NULL: not wanted.
     pub draft_logits: *const spec_tensor,
     /// Elements from one sequence to the next in `draft_tokens`, at least `max_drafts`; 0 is
     /// that.
     pub draft_stride: i32,
-    /// 0.
-    pub reserved: i32,
+    /// Proposals of a sequence end before the first one whose confidence, times that of all
+    /// before it, is below this, 0 to 1. A proposal's confidence depends on the proposals before
+    /// it alone, so that verification stays lossless. 0: they do not. Above 0 only if the model
+    /// `has_confidence`.
+    pub min_confidence: f32,
+    /// `[B * max_drafts, C]`, written: the target's ids of the columns of `draft_logits`, row by
+    /// row. Fits `spec_distribution.token_ids` with a stride of C. NULL: not wanted; NULL also
+    /// if the model has no `has_row_candidates`, and never if it has and `draft_logits` is given.
+    pub draft_candidates: *mut i32,
+    /// `[B * max_drafts]`, written: how probably each proposal is accepted if all before it are,
+    /// 0 to 1, as the drafter sees it; elements without proposal are left as they were, but for
+    /// the first that `min_confidence` drops. NULL: not wanted; NULL also if the model has no
+    /// `has_confidence`.
+    pub confidence: *mut f32,
 }
 
 /// `spec_verify_args.rule`: lossless. `SPEC_RULE_REJECTION` where `draft` gives q,

@@ -3,6 +3,7 @@
 use super::config::Settings;
 use super::report::Report;
 use super::rope::{self, Rope};
+use super::speculator::Convolution;
 use super::weights::{Linear, Tensor, Weights};
 use crate::error::{Error, Result};
 
@@ -59,6 +60,10 @@ pub struct DecoderLayer {
     pub window_from_block: bool,
     /// Whether a query sees all of its block, and not only what stands before it there.
     pub sees_block: bool,
+    /// The convolution of DFlash2 around the attention.
+    pub attention_convolution: Option<Convolution>,
+    /// The convolution of DFlash2 around the MLP.
+    pub mlp_convolution: Option<Convolution>,
 }
 
 /// The two decoder layers that drafters are made of.
@@ -395,6 +400,8 @@ impl<'r> LayerReader<'r> {
             window: form.window,
             window_from_block: false,
             sees_block: false,
+            attention_convolution: None,
+            mlp_convolution: None,
         })
     }
 

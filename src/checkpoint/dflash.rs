@@ -1,16 +1,16 @@
-//! DFlash: from settings and tensors to a description that can be run.
+//! DFlash, and what the kinds have in common that are made of it: from settings and tensors to a description that can be run.
 
 use super::config::Settings;
 use super::decoder::{self, Decoder, DecoderLayer, Family, LayerForm, LayerReader, Sizes};
 use super::features::{listed_layers, projected};
 use super::report::Report;
 use super::speculator::{
-    Block, BlockEntry, BlockLength, FeatureFusion, FeatureNorm, Method, Speculator,
-    decoder_settings, mask_token, tables, why_unneeded,
+    Block, BlockEntry, BlockHead, BlockLength, Confidence, FeatureFusion, FeatureNorm, Method,
+    Speculator, decoder_settings, mask_token, tables, why_unneeded,
 };
 use super::verifier::Verifier;
 use super::vocabulary;
-use super::weights::Weights;
+use super::weights::{Linear, Tensor, Weights};
 use crate::error::Result;
 
 /// Whose reading of the format is followed where the library that trains these drafters and the engine
@@ -26,68 +26,135 @@ enum Semantics {
 /// Reads the speculator whose configuration is `top`.
 pub(super) fn read(
     top: &mut Settings,
-    mut weights: Weights,
+    weights: Weights,
     verifier: &Verifier,
     report: &mut Report,
 ) -> Result<Speculator> {
-    let mut layer = decoder_settings(top)?;
-    for key in ["speculators_version", "architectures", "max_anchors"] {
-        top.has(key);
+    let description =
+        Description { kind: "dflash", default_sample_from_anchor: false, default_non_causal: None };
+    description.read(top, weights, verifier, report, |_| Ok((BlockHead::Independent, None)))
+}
+
+/// What DFlash and the kinds that are made of it have in common.
+pub(super) struct Description {
+    /// What the format calls the kind.
+    pub(super) kind: &'static str,
+    /// What a missing `sample_from_anchor` means.
+    pub(super) default_sample_from_anchor: bool,
+    /// What a missing `sliding_window_non_causal` means; `None` where that depends on the semantics.
+    pub(super) default_non_causal: Option<bool>,
+}
+
+/// What the head of a kind is read from.
+pub(super) struct HeadSource<'r, 's> {
+    pub(super) top: &'r mut Settings<'s>,
+    pub(super) weights: &'r mut Weights,
+    /// The layers, which a kind may add to.
+    pub(super) layers: &'r mut [DecoderLayer],
+    pub(super) sizes: &'r Sizes,
+    pub(super) block_size: usize,
+    pub(super) report: &'r mut Report,
+}
+
+impl HeadSource<'_, '_> {
+    /// Takes the weights called `name`, which must be there with the shape `shape`.
+    pub(super) fn required(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.weights.required(name, shape, self.report)
     }
-    let family = decoder::family(&mut layer, &weights, "layers.0.")?;
-    let sizes = Sizes::read(&mut layer, family, &weights, "layers.0.")?;
-    let sizes = sizes.of_reduced_vocabulary(top, &weights)?;
-    let decoder = Decoder::read(&mut layer, sizes, family, report)?;
-    let semantics = semantics(top)?;
-    let sees_block = top.flag("sliding_window_non_causal")?;
-    let layers = {
-        let windows = decoder::windows(&mut layer, family, sizes.layers, report)?;
-        // Whatever the settings are a copy of, the layers are those of Qwen3.
-        let family = Family::Qwen3;
-        let mut reader = LayerReader::new(&mut layer, &mut weights, &sizes, family, report)?;
-        let mut read = |(index, window)| {
-            let prefix = format!("layers.{index}.");
-            let read = reader.read(LayerForm { window, ..LayerForm::ordinary(&prefix) })?;
-            Ok(masked(read, semantics, sees_block))
+
+    /// Takes a linear map that has a bias.
+    pub(super) fn linear(&mut self, module: &str, outputs: usize, inputs: usize) -> Result<Linear> {
+        let weight = self.required(&format!("{module}.weight"), &[outputs, inputs])?;
+        let bias = self.required(&format!("{module}.bias"), &[outputs])?;
+        Ok(Linear { weight, bias: Some(bias) })
+    }
+}
+
+impl Description {
+    /// Reads a speculator; `head` reads how tokens come from its rows.
+    pub(super) fn read(
+        &self,
+        top: &mut Settings,
+        mut weights: Weights,
+        verifier: &Verifier,
+        report: &mut Report,
+        head: impl FnOnce(HeadSource<'_, '_>) -> Result<(BlockHead, Option<Confidence>)>,
+    ) -> Result<Speculator> {
+        let mut layer = decoder_settings(top)?;
+        for key in ["speculators_version", "architectures", "max_anchors"] {
+            top.has(key);
+        }
+        let family = decoder::family(&mut layer, &weights, "layers.0.")?;
+        let sizes = Sizes::read(&mut layer, family, &weights, "layers.0.")?;
+        let sizes = sizes.of_reduced_vocabulary(top, &weights)?;
+        let decoder = Decoder::read(&mut layer, sizes, family, report)?;
+        let semantics = semantics(top)?;
+        let mut layers = {
+            let sees_block = top.flag("sliding_window_non_causal")?.or(self.default_non_causal);
+            let windows = decoder::windows(&mut layer, family, sizes.layers, report)?;
+            // Whatever the settings are a copy of, the layers are those of Qwen3.
+            let family = Family::Qwen3;
+            let mut reader = LayerReader::new(&mut layer, &mut weights, &sizes, family, report)?;
+            let mut read = |(index, window)| {
+                let prefix = format!("layers.{index}.");
+                let read = reader.read(LayerForm { window, ..LayerForm::ordinary(&prefix) })?;
+                Ok(masked(read, semantics, sees_block))
+            };
+            windows.into_iter().enumerate().map(&mut read).collect::<Result<Vec<_>>>()?
         };
-        windows.into_iter().enumerate().map(&mut read).collect::<Result<_>>()?
-    };
-    const LAYERS: &str = "aux_hidden_state_layer_ids";
-    let Some(ids) = listed_layers(LAYERS, top, verifier)? else {
-        return Err(top.unexpected(LAYERS, "a list of layers"));
-    };
-    let (features, fc) = projected(ids, top, &mut weights, (&sizes, verifier), report)?;
-    let (embedding, head) = tables(&mut weights, &sizes, verifier, report)?;
-    let (draft, full) = (sizes.draft_vocabulary, sizes.vocabulary);
-    let block_size = top.integer_or("block_size", 2..=1024, 8)?;
-    let first_slot = usize::from(!top.flag_or("sample_from_anchor", false)?);
-    let block = Block {
-        fusion: FeatureFusion { norm: FeatureNorm::None, fc, norm_before_residual: false },
-        entry: BlockEntry::Anchored {
-            context_norm: weights.required("hidden_norm.weight", &[sizes.hidden], report)?,
-        },
-        mask_token: mask_token(top, full)?,
-        length: match semantics {
-            Semantics::Library => BlockLength::Trained(block_size),
-            Semantics::Vllm => BlockLength::Drafts,
-        },
-        most_drafts: block_size - first_slot,
-        first_slot,
-    };
-    let speculator = Speculator {
-        kind: "dflash",
-        decoder,
-        features,
-        embedding,
-        head,
-        draft_token_ids: vocabulary::read(&mut weights, draft, full, report)?,
-        layers,
-        norm: Some(weights.required("norm.weight", &[sizes.hidden], report)?),
-        method: Method::Block(block),
-    };
-    layer.finish(report);
-    weights.finish(report, why_unneeded)?;
-    Ok(speculator)
+        const LAYERS: &str = "aux_hidden_state_layer_ids";
+        let Some(ids) = listed_layers(LAYERS, top, verifier)? else {
+            return Err(top.unexpected(LAYERS, "a list of layers"));
+        };
+        let (features, fc) = projected(ids, top, &mut weights, (&sizes, verifier), report)?;
+        let (embedding, tokens_head) = tables(&mut weights, &sizes, verifier, report)?;
+        let (draft, full) = (sizes.draft_vocabulary, sizes.vocabulary);
+        let block_size = top.integer_or("block_size", 2..=1024, 8)?;
+        let samples_anchor = top.flag_or("sample_from_anchor", self.default_sample_from_anchor)?;
+        let first_slot = usize::from(!samples_anchor);
+        let (head, confidence) = head(HeadSource {
+            top,
+            weights: &mut weights,
+            layers: &mut layers,
+            sizes: &sizes,
+            block_size,
+            report,
+        })?;
+        let block = Block {
+            fusion: FeatureFusion { norm: FeatureNorm::None, fc, norm_before_residual: false },
+            entry: BlockEntry::Anchored {
+                context_norm: weights.required("hidden_norm.weight", &[sizes.hidden], report)?,
+            },
+            mask_token: mask_token(top, full)?,
+            length: length(semantics, block_size, &head),
+            most_drafts: block_size - first_slot,
+            first_slot,
+            head,
+            confidence,
+        };
+        let speculator = Speculator {
+            kind: self.kind,
+            decoder,
+            features,
+            embedding,
+            head: tokens_head,
+            draft_token_ids: vocabulary::read(&mut weights, draft, full, report)?,
+            layers,
+            norm: Some(weights.required("norm.weight", &[sizes.hidden], report)?),
+            method: Method::Block(block),
+        };
+        layer.finish(report);
+        weights.finish(report, why_unneeded)?;
+        Ok(speculator)
+    }
+}
+
+fn length(semantics: Semantics, block_size: usize, head: &BlockHead) -> BlockLength {
+    match (semantics, head) {
+        // A refiner has weights for each pair of the rows that it was trained with.
+        (Semantics::Library, _) | (_, BlockHead::Refined(_)) => BlockLength::Trained(block_size),
+        (Semantics::Vllm, _) => BlockLength::Drafts,
+    }
 }
 
 /// Which reading is asked for: not a setting of files, but one that a host may override.

@@ -4,6 +4,8 @@
 mod config;
 mod decoder;
 mod dflash;
+mod dflash2;
+mod dspark;
 mod eagle;
 mod eagle3;
 mod features;
@@ -18,13 +20,14 @@ mod speculator;
 mod verifier;
 mod vocabulary;
 mod weights;
+mod xpress;
 
 pub use decoder::{Activation, Decoder, DecoderLayer, Sizes};
 pub use report::Report;
 pub use rope::Rope;
 pub use speculator::{
-    Block, BlockEntry, BlockLength, Entry, Feature, FeatureFusion, FeatureNorm, FeatureStage,
-    Method, Speculator,
+    Block, BlockEntry, BlockHead, BlockLength, Candidates, Confidence, Convolution, Entry, Feature,
+    FeatureFusion, FeatureNorm, FeatureStage, Markov, MarkovCell, Method, Refiner, Speculator,
 };
 pub use weights::{Linear, Tensor};
 
@@ -75,12 +78,15 @@ pub struct Checkpoint {
 }
 
 /// The kinds that can be loaded. Each has a file of its own.
-const KINDS: [(&str, Reader); 5] = [
+const KINDS: [(&str, Reader); 8] = [
     ("dflash", dflash::read),
+    ("dflash2", dflash2::read),
+    ("dspark", dspark::read),
     ("eagle", eagle::read),
     ("eagle3", eagle3::read),
     ("mtp", mtp::read),
     ("peagle", peagle::read),
+    ("xpress", xpress::read),
 ];
 
 /// The names of the kinds that can be loaded.

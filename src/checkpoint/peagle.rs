@@ -4,7 +4,9 @@ use super::config::Settings;
 use super::decoder::MOST_TOKENS;
 use super::eagle3::Description;
 use super::report::Report;
-use super::speculator::{Block, BlockEntry, BlockLength, Method, Speculator, mask_token};
+use super::speculator::{
+    Block, BlockEntry, BlockHead, BlockLength, Method, Speculator, mask_token,
+};
 use super::verifier::Verifier;
 use super::weights::Weights;
 use crate::error::Result;
@@ -30,6 +32,8 @@ pub(super) fn read(
             length: BlockLength::Drafts,
             most_drafts: MOST_TOKENS,
             first_slot: 0,
+            head: BlockHead::Independent,
+            confidence: None,
             fusion,
         }))
     })

@@ -39,14 +39,17 @@ impl Speculator {
     /// embedding.
     pub fn norms_residual(&self) -> bool {
         match &self.method {
-            Method::Sequential { entry: Entry::Features(fusion), .. }
-            | Method::Block(Block { fusion, .. }) => fusion.norm_before_residual,
+            Method::Sequential { entry: Entry::Features(fusion), .. } => {
+                fusion.norm_before_residual
+            }
+            Method::Block(block) => block.fusion.norm_before_residual,
             Method::Sequential { entry: Entry::Token { .. }, .. } => false,
         }
     }
 }
 
 /// The ways to draft.
+#[expect(clippy::large_enum_variant, reason = "there is one for each model")]
 #[derive(Clone, Debug)]
 pub enum Method {
     /// One token after the other: the decoder goes on with its own hidden state and the token that it
@@ -76,6 +79,112 @@ pub struct Block {
     pub most_drafts: usize,
     /// The first row that drafts a token.
     pub first_slot: usize,
+    /// How a row's token comes from it.
+    pub head: BlockHead,
+    /// What tells how probably each draft is accepted.
+    pub confidence: Option<Confidence>,
+}
+
+/// How the tokens of a block come from its rows.
+#[expect(clippy::large_enum_variant, reason = "there is one for each model")]
+#[derive(Clone, Debug)]
+pub enum BlockHead {
+    /// Each from the logits of its row alone.
+    Independent,
+    /// DSpark: one after the other; what the token before tells is added to a row's logits.
+    Markov(Markov),
+    /// DFlash2: one after the other out of a row's candidates, whose logits the token before changes.
+    Candidates(Candidates),
+    /// XPress: all at once, again and again; what all rows and the tokens of the last pass tell is added
+    /// to the logits.
+    Refined(Refiner),
+}
+
+/// A Markov head. It maps the token before, embedded, and its own state to a vector of `rank` elements,
+/// from which the readout makes what is added to the logits.
+#[derive(Clone, Debug)]
+pub struct Markov {
+    /// `[V, rank]`.
+    pub embedding: Tensor,
+    /// `[Vd, rank]`.
+    pub readout: Tensor,
+    /// What is done to the embedded token.
+    pub cell: MarkovCell,
+}
+
+/// What a Markov head makes of the token before.
+#[derive(Clone, Debug)]
+pub enum MarkovCell {
+    /// The embedded token as it is.
+    Vanilla,
+    /// The embedded token times the sigmoid of this map of the row's hidden state and it,
+    /// `[rank, H + rank]`.
+    Gated(Linear),
+    /// A gated recurrent cell: forget gate, candidate and output from this map of its state, the embedded
+    /// token and the row's hidden state, `[3 * rank, 2 * rank + H]`.
+    Recurrent(Linear),
+}
+
+/// How probably a draft is accepted: the sigmoid of a map.
+#[derive(Clone, Debug)]
+pub struct Confidence {
+    /// Of the row's hidden state, and the embedded token before it if it reads that, to one number.
+    pub linear: Linear,
+    /// Whether it reads the Markov head's embedding of the token before.
+    pub reads_token: bool,
+}
+
+/// A walk through candidates. A candidate's score is its logit plus the sum over `rank` elements of the
+/// predecessor's, the row's and its own.
+#[derive(Clone, Debug)]
+pub struct Candidates {
+    /// Candidates of each row: those with the largest logits.
+    pub count: usize,
+    /// `[V, rank]`, for the token before.
+    pub predecessors: Tensor,
+    /// `[V, rank]`, for the candidate.
+    pub successors: Tensor,
+    /// `[rank, H]`, for the row.
+    pub projection: Tensor,
+}
+
+/// A refiner of all tokens of a block.
+#[derive(Clone, Debug)]
+pub struct Refiner {
+    /// `[V, rank]`.
+    pub embedding: Tensor,
+    /// `[rank, H]`, of a row's hidden state.
+    pub down_row: Tensor,
+    /// `[rank, H]`, of the mean of all rows' hidden states.
+    pub down_mean: Tensor,
+    /// `[rank, 3 * rank]`: of both and the embedded token before.
+    pub input: Tensor,
+    /// `[rank * rows, rows]`: for each element and row, the weights of the rows up to it.
+    pub mix: Tensor,
+    /// `[inner, rank]`.
+    pub gate: Tensor,
+    /// `[inner, rank]`.
+    pub up: Tensor,
+    /// `[rank, inner]`.
+    pub down: Tensor,
+    /// `[Vd, rank]`.
+    pub readout: Tensor,
+    /// How often all tokens are chosen anew.
+    pub passes: usize,
+}
+
+/// A convolution over the rows of a block, before and behind the half of a layer. Each row makes its own
+/// coefficients: these plus what the projection makes of its hidden state.
+#[derive(Clone, Debug)]
+pub struct Convolution {
+    /// Rows that come into one, itself and those before it.
+    pub taps: usize,
+    /// Elements that share what the projection makes.
+    pub group_size: usize,
+    /// `[2 * taps, H]`: first those before, then those behind.
+    pub base: Tensor,
+    /// `[2 * taps * groups, H]`.
+    pub projection: Tensor,
 }
 
 /// What a block begins with.

@@ -38,7 +38,7 @@ enum Data {
 }
 
 impl Tensor {
-    /// The stored tensor, which must have float elements and one or two dimensions.
+    /// The stored tensor, which must have float elements; all dimensions but the last count rows.
     pub(super) fn of(stored: &StoredTensor) -> Result<Self> {
         let ElementType::Float(dtype) = *stored.element() else {
             let name = stored.element().name();
@@ -46,16 +46,10 @@ impl Tensor {
             let path = stored.file.path().display();
             return Err(Error::unsupported(format!("{path}: {text}")));
         };
-        let (rows, columns) = match *stored.shape() {
-            [columns] => (1, columns),
-            [rows, columns] => (rows, columns),
-            [1, 1, columns] => (1, columns),
-            ref other => {
-                return Err(
-                    stored.wrong(format_args!("expected 1 or 2 dimensions, found {other:?}"))
-                );
-            }
+        let Some((&columns, outer)) = stored.shape().split_last() else {
+            return Err(stored.wrong("expected at least one dimension, found a single number"));
         };
+        let rows = outer.iter().product();
         let data = Data::Stored { file: stored.file.clone(), offset: stored.place.offset };
         Ok(Self { dtype, rows, columns, name: stored.name.as_str().into(), data })
     }

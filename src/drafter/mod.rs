@@ -42,4 +42,9 @@ impl<'a> Call<'a> {
         let Self { backend, stream, batch, plan, scratch, .. } = *self;
         Step { backend, stream, batch, plan, scratch, rows, block: None }
     }
+    /// A run of the network on the rows of the sequences that propose more tokens than this.
+    fn step_of(&self, drafted: usize) -> Step<'a> {
+        let step = self.step(self.plan.draft);
+        Step { rows: step.drafting_rows(drafted), ..step }
+    }
 }

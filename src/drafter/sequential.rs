@@ -2,7 +2,6 @@
 //! token that the last one proposed and from the network's own hidden state.
 
 use super::Call;
-use crate::backend::phases::Rows;
 use crate::error::Result;
 use crate::model::sequential::Sequential;
 
@@ -15,19 +14,13 @@ pub fn draft(call: &Call<'_>, network: &Sequential) -> Result<()> {
     if call.batch.max_drafts == 0 {
         return Ok(());
     }
-    let first_step = call.step(drafting_rows(call, 0));
+    let first_step = call.step_of(0);
     network.continue_from_commit(&first_step)?;
     network.propose(&first_step, 0)?;
     for index in 1..call.batch.max_drafts {
-        let step = call.step(drafting_rows(call, index));
+        let step = call.step_of(index);
         network.forward(&step)?;
         network.propose(&step, index)?;
     }
     Ok(())
-}
-
-/// The rows of the sequences that still draft at a step.
-fn drafting_rows(call: &Call<'_>, step: usize) -> Rows {
-    let rows = call.plan.draft.slice(0, call.batch.num_sequences);
-    Rows { count: call.plan.drafting.slice(step, 1), ..rows }
 }

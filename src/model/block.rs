@@ -1,14 +1,19 @@
 //! The networks that draft a block in one pass: rows with a mask token stand behind the last known token
 //! and each proposes one. P-EAGLE ("Parallel EAGLE") goes on from the last committed row; DFlash ("Block
 //! Diffusion for Flash Speculative Decoding") attends to the target's features, projected once for all
-//! layers, and the rows of its blocks see each other. Both as the speculators format stores them.
+//! layers, and the rows of its blocks see each other. Both as the speculators format stores them. The kinds
+//! that are made of DFlash have heads of their own.
 
-use super::decoder::{BlockScratch, Decoder, Halves, Proposal, RowLimits, Scratch, Step};
+use super::candidates::{Candidates, CandidatesScratch};
+use super::decoder::{BlockScratch, Decoder, DraftRows, Halves, RowLimits, Scratch, Step};
 use super::fusion::FeatureFusion;
+use super::markov::{Confidence, Markov, MarkovScratch};
 use super::placement::Placement;
+use super::refiner::{Refiner, RefinerScratch};
 use crate::backend::Backend;
+use crate::backend::block_heads::Slots;
 use crate::backend::phases::{BlockInput, BlockKv, Gather, KvPool, Norm, Rows, StartBlock};
-use crate::checkpoint::{self, BlockLength, Speculator};
+use crate::checkpoint::{self, BlockHead, BlockLength, Speculator};
 use crate::error::Result;
 use crate::tensor::{Carver, Dtype, Matrix};
 
@@ -22,6 +27,52 @@ pub struct Block {
     length: BlockLength,
     most_drafts: usize,
     first_slot: usize,
+    head: Head,
+    confidence: Option<Confidence>,
+}
+
+/// How tokens come from the rows of a block.
+#[derive(Debug)]
+pub enum Head {
+    /// Each from its row's logits alone.
+    Independent,
+    /// One after the other.
+    Markov(Markov),
+    /// Out of candidates.
+    Candidates(Candidates),
+    /// Again and again.
+    Refined(Refiner),
+}
+
+/// A session's memory for a head.
+#[derive(Clone, Copy, Debug)]
+pub enum HeadScratch {
+    /// None that is not every head's.
+    Independent,
+    /// Of a Markov head.
+    Markov(MarkovScratch),
+    /// Of a walk through candidates.
+    Candidates(CandidatesScratch),
+    /// Of a refiner.
+    Refined(RefinerScratch),
+}
+
+/// The rows of blocks that have passed all layers.
+pub(super) struct BlockRun<'r> {
+    /// The call; its rows are the drafting ones.
+    pub(super) step: Step<'r>,
+    /// The most blocks.
+    pub(super) sequences: usize,
+    /// Which rows of a block tokens are proposed from.
+    pub(super) slots: Slots,
+    /// All rows.
+    pub(super) block_rows: Rows,
+    /// Their residual stream.
+    pub(super) hidden: Matrix,
+    /// The slots.
+    pub(super) slot_rows: Rows,
+    /// Their residual stream.
+    pub(super) slot_hidden: Matrix,
 }
 
 /// What a block begins with.
@@ -58,7 +109,28 @@ impl Block {
             length: block.length,
             most_drafts: block.most_drafts,
             first_slot: block.first_slot,
+            head: Head::place(&block.head, description.decoder.sizes.hidden, placement)?,
+            confidence: match &block.confidence {
+                Some(confidence) => {
+                    let hidden = description.decoder.sizes.hidden;
+                    Some(Confidence::place(confidence, hidden, placement)?)
+                }
+                None => None,
+            },
         })
+    }
+
+    /// Candidates of each proposal, if it is chosen out of candidates.
+    pub(super) fn candidates(&self) -> Option<usize> {
+        match &self.head {
+            Head::Candidates(candidates) => Some(candidates.count()),
+            _ => None,
+        }
+    }
+
+    /// Whether the network tells how probably proposals are accepted.
+    pub(super) fn has_confidence(&self) -> bool {
+        self.confidence.is_some()
     }
 
     /// Trailing positions of a cached prefix to commit again.
@@ -73,6 +145,19 @@ impl Block {
     /// The most tokens that a block proposes.
     pub(super) fn most_drafts(&self) -> usize {
         self.most_drafts
+    }
+
+    /// Rows of all blocks, if they are as many as in training.
+    pub(super) fn trained_length(&self) -> Option<usize> {
+        match self.length {
+            BlockLength::Trained(rows) => Some(rows),
+            BlockLength::Drafts => None,
+        }
+    }
+
+    /// The token of the rows behind the first.
+    pub(super) fn mask_token(&self) -> i32 {
+        self.mask_token
     }
 
     /// Rows of the blocks of a call that proposes up to `drafts` tokens.
@@ -94,7 +179,9 @@ impl Block {
         let drafts = limits.drafts.min(self.most_drafts);
         let (len, hidden) = (self.rows_of_block(drafts), self.decoder.hidden_size());
         let (rows, slots) = (limits.sequences * len, limits.sequences * drafts);
-        let mut scratch = self.decoder.carve(carver, backend, pool, limits, (rows, slots));
+        let width = self.head.input_width();
+        let draft_rows = DraftRows { rows, proposals: slots, width };
+        let mut scratch = self.decoder.carve(carver, backend, pool, limits, draft_rows);
         let page_columns = 2 * pool.num_kv_heads * pool.page_size * pool.head_dim;
         let pages = limits.sequences * len.div_ceil(pool.page_size);
         scratch.block = Some(BlockScratch {
@@ -103,6 +190,8 @@ impl Block {
             pages: carver.matrix(pool.pages.dtype, pages, page_columns),
             hidden: carver.matrix(Dtype::F32, rows, hidden),
             slot_hidden: carver.matrix(Dtype::F32, slots, hidden),
+            head: self.head.carve(carver, limits.sequences, (rows, slots)),
+            confidence: self.confidence.as_ref().map(|head| head.carve(carver, rows)),
         });
         scratch
     }
@@ -154,13 +243,20 @@ impl Block {
             to: scratch.slot_hidden,
         };
         step.backend.gather(step.stream, &gather)?;
-        let proposal = Proposal {
-            step: 0,
-            slots: drafts,
-            hidden: scratch.slot_hidden,
-            feed_back_normed: false,
+        let run = BlockRun {
+            step: *step,
+            sequences,
+            slots: Slots { draft: step.rows, len, first_slot: self.first_slot, num_slots: drafts },
+            block_rows: rows,
+            hidden: scratch.hidden,
+            slot_rows: slots,
+            slot_hidden: scratch.slot_hidden,
         };
-        self.decoder.propose(&Step { rows: slots, ..*step }, &proposal)
+        self.head.propose(&self.decoder, &run, &scratch.head)?;
+        match self.confidence.as_ref().zip(scratch.confidence) {
+            Some((head, part)) => head.rate(&self.decoder, &run, &self.head, part),
+            None => Ok(()),
+        }
     }
 
     fn input<'s>(&'s self, step: &Step<'s>) -> BlockInput<'s> {
@@ -170,6 +266,63 @@ impl Block {
             }
             Entry::Anchored { .. } => {
                 BlockInput::Embedding(self.decoder.embedding_input(step, None))
+            }
+        }
+    }
+}
+
+impl Head {
+    fn place(
+        description: &BlockHead,
+        hidden: usize,
+        placement: &mut Placement<'_>,
+    ) -> Result<Self> {
+        Ok(match description {
+            BlockHead::Independent => Self::Independent,
+            BlockHead::Markov(head) => Self::Markov(Markov::place(head, hidden, placement)?),
+            BlockHead::Candidates(head) => Self::Candidates(Candidates::place(head, placement)?),
+            BlockHead::Refined(head) => Self::Refined(Refiner::place(head, placement)?),
+        })
+    }
+
+    /// The width of what tokens are chosen from besides hidden states.
+    fn input_width(&self) -> usize {
+        match self {
+            Self::Independent | Self::Candidates(_) => 0,
+            Self::Markov(head) => head.rank(),
+            Self::Refined(head) => head.rank(),
+        }
+    }
+
+    fn carve(
+        &self,
+        carver: &mut Carver,
+        sequences: usize,
+        (block_rows, slots): (usize, usize),
+    ) -> HeadScratch {
+        match self {
+            Self::Independent => HeadScratch::Independent,
+            Self::Markov(head) => HeadScratch::Markov(head.carve(carver, sequences, block_rows)),
+            Self::Candidates(head) => HeadScratch::Candidates(head.carve(carver, slots)),
+            Self::Refined(head) => HeadScratch::Refined(head.carve(carver, (block_rows, slots))),
+        }
+    }
+
+    fn propose(&self, decoder: &Decoder, run: &BlockRun<'_>, scratch: &HeadScratch) -> Result<()> {
+        match (self, scratch) {
+            (Self::Markov(head), HeadScratch::Markov(scratch)) => {
+                head.propose(decoder, run, scratch)
+            }
+            (Self::Candidates(head), HeadScratch::Candidates(scratch)) => {
+                head.propose(decoder, run, scratch)
+            }
+            (Self::Refined(head), HeadScratch::Refined(scratch)) => {
+                head.propose(decoder, run, scratch)
+            }
+            _ => {
+                let slots = run.slots.num_slots;
+                let proposal = decoder.proposal(&run.step, 0, slots, run.slot_hidden);
+                decoder.propose(&Step { rows: run.slot_rows, ..run.step }, &proposal)
             }
         }
     }

@@ -1,11 +1,13 @@
 //! What all networks are made of: the token embedding, decoder layers, the norm before the head, and the
 //! head.
 
+use super::block::HeadScratch;
 use super::placement::Placement;
+use crate::backend::block_heads::Convolve;
 use crate::backend::phases::{
-    Activation, AddProjection, Attend, AttentionHeads, BlockKv, DraftBatch, EmbeddingInput, GateUp,
-    Gather, KvPool, KvProjection, Linear, MAX_HEAD_DIM, Mask, Norm, Paging, Plan, Project, Propose,
-    QueryProjection, Rotary, RowSegments, Rows,
+    Activation, AddProjection, Attend, AttentionHeads, BlockKv, Choice, DraftBatch, EmbeddingInput,
+    GateUp, Gather, KvPool, KvProjection, Linear, MAX_HEAD_DIM, MapRows, Mask, Norm, Paging, Plan,
+    Project, Propose, QueryProjection, Rotary, RowSegments, Rows,
 };
 use crate::backend::{Backend, Stream};
 use crate::checkpoint::{self, Speculator};
@@ -55,6 +57,25 @@ struct Layer {
     up: Linear,
     down: Linear,
     mask: Mask,
+    attention_convolution: Option<Convolution>,
+    mlp_convolution: Option<Convolution>,
+}
+
+/// The convolution around half of a layer.
+#[derive(Clone, Copy, Debug)]
+struct Convolution {
+    taps: usize,
+    /// `[2 * taps, H]`: before and behind.
+    base: Matrix,
+    /// `[2 * taps * groups, H]`.
+    projection: Matrix,
+}
+
+/// On which side of half of a layer a convolution is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Before,
+    Behind,
 }
 
 /// The numbers of rows that a session has memory for.
@@ -68,6 +89,17 @@ pub struct RowLimits {
     pub drafts: usize,
     /// Positions that a row sees.
     pub positions: usize,
+}
+
+/// The rows of a session's drafts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DraftRows {
+    /// That run at a time.
+    pub(super) rows: usize,
+    /// That tokens are proposed from at a time.
+    pub(super) proposals: usize,
+    /// The width of what tokens are proposed from, if that is not a hidden state.
+    pub(super) width: usize,
 }
 
 /// A session's memory for the intermediate rows.
@@ -88,10 +120,19 @@ pub struct Scratch {
     kv: Matrix,
     turns: Matrix,
     gate: Matrix,
-    logits: Matrix,
+    convolution: Option<ConvolutionScratch>,
+    pub(super) logits: Matrix,
     projection_scratch: Span<u8>,
     attention_scratch: Span<u8>,
-    proposal_scratch: Span<u8>,
+    pub(super) proposal_scratch: Span<u8>,
+}
+
+/// A session's memory for convolutions.
+#[derive(Clone, Copy, Debug)]
+struct ConvolutionScratch {
+    coefficients: Matrix,
+    before: Matrix,
+    behind: Matrix,
 }
 
 /// A session's memory for blocks.
@@ -107,6 +148,10 @@ pub struct BlockScratch {
     pub hidden: Matrix,
     /// That of the slots.
     pub slot_hidden: Matrix,
+    /// What the head takes.
+    pub head: HeadScratch,
+    /// What the confidence head makes of the blocks' rows.
+    pub confidence: Option<Matrix>,
 }
 
 impl Scratch {
@@ -154,6 +199,12 @@ impl Step<'_> {
         let pool = self.scratch.pool;
         let table = self.batch.block_table.map_or(pool.slot_pages, |table| table.span);
         Paging { pool, table, page_row: self.plan.page_row, layer, block: self.block }
+    }
+
+    /// The rows of the sequences that propose more tokens than this.
+    pub fn drafting_rows(&self, drafted: usize) -> Rows {
+        let rows = self.plan.draft.slice(0, self.batch.num_sequences);
+        Rows { count: self.plan.drafting.slice(drafted, 1), ..rows }
     }
 }
 
@@ -215,20 +266,25 @@ impl Decoder {
         self.shape.features
     }
 
-    /// Cuts the memory for the intermediate rows of a session: `draft_rows` run at a time to draft,
-    /// `proposals` tokens are proposed at a time.
+    /// The norm before the head.
+    pub(super) fn norm(&self) -> Option<Norm> {
+        self.norm
+    }
+
+    /// Cuts the memory for the intermediate rows of a session.
     pub(super) fn carve(
         &self,
         carver: &mut Carver,
         backend: &dyn Backend,
         pool: KvPool,
         limits: &RowLimits,
-        (draft_rows, proposals): (usize, usize),
+        draft: DraftRows,
     ) -> Scratch {
+        let DraftRows { rows: draft_rows, proposals, width } = draft;
         let Shape { hidden, heads, .. } = self.shape;
         let chunk_rows = limits.commit.min(backend.description().commit_rows);
         let rows = chunk_rows.max(draft_rows);
-        let input_columns = self.shape.features.max(2 * hidden);
+        let input_columns = self.shape.features.max(2 * hidden).max(width);
         let mut f32_matrix = |rows, columns| carver.matrix(Dtype::F32, rows, columns);
         let query_columns = heads.num_heads * heads.head_dim;
         let hidden_rows = f32_matrix(chunk_rows, hidden);
@@ -239,6 +295,12 @@ impl Decoder {
         let turns = f32_matrix(rows, 2 * self.rotary.inverse_frequency.len());
         let gate = f32_matrix(rows, self.shape.intermediate);
         let logits = f32_matrix(proposals, self.shape.draft_vocabulary);
+        let convolutions = self.layers.iter().filter_map(|layer| layer.attention_convolution);
+        let convolution = convolutions.take(1).next().map(|convolution| ConvolutionScratch {
+            coefficients: f32_matrix(draft_rows, convolution.projection.rows),
+            before: f32_matrix(draft_rows, hidden),
+            behind: f32_matrix(draft_rows, hidden),
+        });
         let projection = backend.projection_scratch(rows, heads);
         let scratch = backend.attention_scratch(rows, heads, limits.positions);
         let proposal = backend.proposal_scratch(proposals, self.shape.draft_vocabulary);
@@ -254,6 +316,7 @@ impl Decoder {
             kv,
             turns,
             gate,
+            convolution,
             logits,
             projection_scratch: carver.span(projection),
             attention_scratch: carver.span(scratch),
@@ -310,7 +373,59 @@ impl Decoder {
         let layer = &self.layers[index];
         let embedding = layer.hidden_norm.map(|_| self.embedding_input(step, layer.input_norm));
         let norm = layer.hidden_norm.or(layer.input_norm);
-        self.project_input(step, index, (hidden, norm), embedding, halves)
+        let input = self.convolved(step, layer.attention_convolution, (hidden, norm))?;
+        self.project_input(step, index, input, embedding, halves)
+    }
+
+    /// What half of a layer reads, with its norm: the residual stream, or what a convolution makes of it.
+    fn convolved(
+        &self,
+        step: &Step<'_>,
+        convolution: Option<Convolution>,
+        (hidden, norm): (Matrix, Option<Norm>),
+    ) -> Result<(Matrix, Option<Norm>)> {
+        let Some((convolution, scratch)) = convolution.zip(step.scratch.convolution) else {
+            return Ok((hidden, norm));
+        };
+        let map = MapRows {
+            rows: step.rows,
+            from: hidden,
+            norm,
+            weight: RowSegments { segments: &[convolution.projection] },
+            bias: None,
+            input: step.scratch.input(self.shape.hidden),
+            to: scratch.coefficients,
+        };
+        step.backend.map_rows(step.stream, &map)?;
+        let to = scratch.before;
+        self.convolve(step, &convolution, Side::Before, (hidden, norm), to)?;
+        Ok((to, None))
+    }
+
+    fn convolve(
+        &self,
+        step: &Step<'_>,
+        convolution: &Convolution,
+        side: Side,
+        (from, norm): (Matrix, Option<Norm>),
+        to: Matrix,
+    ) -> Result<()> {
+        let (Some(scratch), Some(block)) = (step.scratch.convolution, step.block) else {
+            unreachable!("only layers of blocks have convolutions, and carve gives them memory")
+        };
+        let (taps, width) = (convolution.taps, convolution.projection.rows / 2);
+        let phase = Convolve {
+            rows: step.rows,
+            len: block.len,
+            from,
+            norm,
+            base: convolution.base.row_range(side as usize * taps, taps),
+            coefficients: scratch.coefficients.column_range(side as usize * width, width),
+            input: step.scratch.input(self.shape.hidden),
+            to,
+            adds: side == Side::Behind,
+        };
+        step.backend.convolve(step.stream, &phase)
     }
 
     /// Keys and values of all layers from the same rows of the target's context, which pass no layer.
@@ -318,6 +433,31 @@ impl Decoder {
         let input = (step.scratch.hidden, Some(norm));
         (0..self.layers.len())
             .try_for_each(|index| self.project_input(step, index, input, None, Halves::KeyValue))
+    }
+
+    /// Adds what half of a layer ends with to the residual stream, through its convolution if it has one.
+    fn add(
+        &self,
+        step: &Step<'_>,
+        convolution: Option<Convolution>,
+        (input, linear): (Matrix, Linear),
+        hidden: Matrix,
+    ) -> Result<()> {
+        let Some((convolution, scratch)) = convolution.zip(step.scratch.convolution) else {
+            let add = AddProjection { rows: step.rows, input, linear, hidden };
+            return step.backend.add_projection(step.stream, &add);
+        };
+        let map = MapRows {
+            rows: step.rows,
+            from: input,
+            norm: None,
+            weight: RowSegments { segments: &[linear.weight] },
+            bias: linear.bias,
+            input: step.scratch.input(self.shape.hidden),
+            to: scratch.behind,
+        };
+        step.backend.map_rows(step.stream, &map)?;
+        self.convolve(step, &convolution, Side::Behind, (scratch.behind, None), hidden)
     }
 
     /// The projections of a layer from hidden states, their norm, and what stands before them.
@@ -375,12 +515,14 @@ impl Decoder {
             scratch: scratch.attention_scratch,
         };
         backend.attend(stream, &attend)?;
-        let add = |input, linear| AddProjection { rows: step.rows, input, linear, hidden };
-        backend.add_projection(stream, &add(scratch.attention, layer.output))?;
+        let attention = (scratch.attention, layer.output);
+        self.add(step, layer.attention_convolution, attention, hidden)?;
+        let normed = (hidden, Some(layer.post_attention_norm));
+        let (input, norm) = self.convolved(step, layer.mlp_convolution, normed)?;
         let gate_up = GateUp {
             rows: step.rows,
-            hidden,
-            norm: layer.post_attention_norm,
+            hidden: input,
+            norm,
             gate: layer.gate,
             up: layer.up,
             activation: self.shape.activation,
@@ -388,25 +530,69 @@ impl Decoder {
             output: scratch.gate,
         };
         backend.gate_up(stream, &gate_up)?;
-        backend.add_projection(stream, &add(scratch.gate, layer.down))
+        self.add(step, layer.mlp_convolution, (scratch.gate, layer.down), hidden)
     }
 
-    /// Chooses tokens from the hidden state of rows: from the `step`-th to propose on, as many of each
-    /// sequence as `slots` says.
-    pub(super) fn propose(&self, step: &Step<'_>, proposal: &Proposal) -> Result<()> {
+    /// Maps hidden states, normed, to logits.
+    pub(super) fn map_to_logits(
+        &self,
+        step: &Step<'_>,
+        rows: Rows,
+        hidden: Matrix,
+        logits: Matrix,
+    ) -> Result<()> {
+        let phase = MapRows {
+            rows,
+            from: hidden,
+            norm: self.norm,
+            weight: RowSegments { segments: &self.head },
+            bias: None,
+            input: step.scratch.input(self.shape.hidden),
+            to: logits,
+        };
+        step.backend.map_rows(step.stream, &phase)
+    }
+
+    /// A proposal from hidden states, of the `first`-th token on, as many of each sequence as `slots` says.
+    pub(super) fn proposal(
+        &self,
+        step: &Step<'_>,
+        first: usize,
+        slots: usize,
+        hidden: Matrix,
+    ) -> Proposal<'_> {
+        Proposal {
+            first,
+            slots,
+            hidden,
+            norm: self.norm,
+            head: &self.head,
+            base: None,
+            logits: step.scratch.logits,
+            keeps_logits: false,
+            choice: Choice::Proposed,
+            feed_back_normed: false,
+        }
+    }
+
+    /// Chooses tokens from rows.
+    pub(super) fn propose(&self, step: &Step<'_>, proposal: &Proposal<'_>) -> Result<()> {
         let phase = Propose {
             rows: step.rows,
-            step: proposal.step,
+            step: proposal.first,
             slots: proposal.slots,
             num_drafts: step.plan.num_drafts,
             batch: *step.batch,
             hidden: proposal.hidden,
-            norm: self.norm,
+            norm: proposal.norm,
             feed_back_normed: proposal.feed_back_normed,
-            head: RowSegments { segments: &self.head },
+            head: RowSegments { segments: proposal.head },
+            base: proposal.base,
+            choice: proposal.choice,
             target_ids: self.target_ids,
-            input: step.scratch.input(self.shape.hidden),
-            logits: step.scratch.logits,
+            input: step.scratch.input(proposal.hidden.columns),
+            logits: proposal.logits,
+            keeps_logits: proposal.keeps_logits,
             scratch: step.scratch.proposal_scratch,
         };
         step.backend.propose(step.stream, &phase)
@@ -414,14 +600,26 @@ impl Decoder {
 }
 
 /// What tokens are chosen from.
-pub(super) struct Proposal {
+pub(super) struct Proposal<'p> {
     /// The first token that is proposed, of each sequence.
-    pub(super) step: usize,
+    pub(super) first: usize,
     /// Rows of each sequence, one for each token from there on.
     pub(super) slots: usize,
-    /// The rows' hidden states.
+    /// What the rows have.
     pub(super) hidden: Matrix,
-    /// Whether they go on in their normed form.
+    /// Its norm.
+    pub(super) norm: Option<Norm>,
+    /// From there to logits.
+    pub(super) head: &'p [Matrix],
+    /// Logits that these are added to.
+    pub(super) base: Option<Matrix>,
+    /// Where the sum goes.
+    pub(super) logits: Matrix,
+    /// Whether it is wanted afterwards.
+    pub(super) keeps_logits: bool,
+    /// What becomes of the tokens.
+    pub(super) choice: Choice,
+    /// Whether the rows go on in their normed form.
     pub(super) feed_back_normed: bool,
 }
 
@@ -473,6 +671,8 @@ impl Layer {
             gate: placement.linear(&description.gate)?,
             up: placement.linear(&description.up)?,
             down: placement.linear(&description.down)?,
+            attention_convolution: convolution(&description.attention_convolution, placement)?,
+            mlp_convolution: convolution(&description.mlp_convolution, placement)?,
             mask: Mask {
                 window: description.window,
                 window_from_block: description.window_from_block,
@@ -480,4 +680,16 @@ impl Layer {
             },
         })
     }
+}
+
+fn convolution(
+    description: &Option<checkpoint::Convolution>,
+    placement: &mut Placement<'_>,
+) -> Result<Option<Convolution>> {
+    let Some(description) = description else { return Ok(None) };
+    Ok(Some(Convolution {
+        taps: description.taps,
+        base: placement.tensor(&description.base)?,
+        projection: placement.tensor(&description.projection)?,
+    }))
 }

@@ -2,15 +2,18 @@
 //! their weights.
 
 pub mod block;
+mod candidates;
 pub mod decoder;
 mod fusion;
+mod markov;
 mod placement;
+mod refiner;
 pub mod sequential;
 
 use crate::backend::Backend;
 use crate::backend::phases::KvPool;
 pub use crate::checkpoint::FeatureStage;
-use crate::checkpoint::{self, LentShape, Method, Speculator};
+use crate::checkpoint::{self, BlockHead, LentShape, Method, Speculator};
 use crate::context::{Block, Context, LogLevel, MemoryKind};
 use crate::error::{Error, Result};
 use crate::tensor::{Carver, Matrix, Span};
@@ -59,6 +62,7 @@ pub struct Feature {
 }
 
 /// The network of each kind.
+#[expect(clippy::large_enum_variant, reason = "there is one for each model")]
 #[derive(Debug)]
 pub enum Network {
     /// One token after the other.
@@ -184,6 +188,14 @@ impl Model {
                 description.kind
             )));
         }
+        if needs_block_heads(description) && !device.has_block_heads {
+            return Err(Error::unsupported(format!(
+                "{}: expected a kind that this device drafts with, found {:?}, which only CPU contexts \
+                 draft with in this version",
+                directory.display(),
+                description.kind
+            )));
+        }
         let facts = facts(directory, description, checkpoint.default_num_drafts)?;
         let mut counting = Placement::counting(&lent);
         Network::place(description, &mut counting)?;
@@ -226,9 +238,14 @@ impl Model {
         self.facts.vocabulary
     }
 
-    /// Columns of draft logits.
+    /// Tokens that can be proposed.
     pub fn draft_vocabulary(&self) -> usize {
         self.facts.draft_vocabulary
+    }
+
+    /// Columns of draft logits.
+    pub fn draft_columns(&self) -> usize {
+        self.candidates().unwrap_or(self.facts.draft_vocabulary)
     }
 
     /// The target's id of each column; `None` is the identity.
@@ -269,6 +286,38 @@ impl Model {
         }
     }
 
+    /// Candidates of each proposal, where it is chosen out of candidates: the columns of draft logits.
+    pub fn candidates(&self) -> Option<usize> {
+        match &self.network {
+            Network::Sequential(_) => None,
+            Network::Block(network) => network.candidates(),
+        }
+    }
+
+    /// Rows of a block, if they are always as many as in training.
+    pub fn block_size(&self) -> Option<usize> {
+        match &self.network {
+            Network::Sequential(_) => None,
+            Network::Block(network) => network.trained_length(),
+        }
+    }
+
+    /// The token that stands for those to be drafted.
+    pub fn mask_token(&self) -> Option<i32> {
+        match &self.network {
+            Network::Sequential(_) => None,
+            Network::Block(network) => Some(network.mask_token()),
+        }
+    }
+
+    /// Whether it tells how probably proposals are accepted.
+    pub fn has_confidence(&self) -> bool {
+        match &self.network {
+            Network::Sequential(_) => false,
+            Network::Block(network) => network.has_confidence(),
+        }
+    }
+
     /// Tokens per round that the checkpoint was made for.
     pub fn default_num_drafts(&self) -> usize {
         self.facts.default_num_drafts
@@ -303,6 +352,16 @@ impl Model {
     pub fn weight_memory(&self) -> impl Iterator<Item = Span<u8>> {
         let copied = Span::new(self.weights.address(), self.weights.bytes());
         std::iter::once(copied).chain(self.mapped.memory.iter().copied())
+    }
+}
+
+/// Whether drafting takes the phases that only some block drafters have.
+fn needs_block_heads(description: &Speculator) -> bool {
+    match &description.method {
+        Method::Sequential { .. } => false,
+        Method::Block(block) => {
+            !matches!(block.head, BlockHead::Independent) || block.confidence.is_some()
+        }
     }
 }
 

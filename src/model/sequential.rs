@@ -4,7 +4,7 @@
 //! Speculative Sampling Requires Rethinking Feature Uncertainty") and MTP (DeepSeek-AI, 2024,
 //! "DeepSeek-V3 Technical Report") fuse hidden state and token anew in each step.
 
-use super::decoder::{Decoder, Halves, Proposal, RowLimits, Scratch, Step};
+use super::decoder::{Decoder, DraftRows, Halves, RowLimits, Scratch, Step};
 use super::fusion::FeatureFusion;
 use super::placement::Placement;
 use crate::backend::Backend;
@@ -53,7 +53,9 @@ impl Sequential {
         pool: KvPool,
         limits: &RowLimits,
     ) -> Scratch {
-        self.decoder.carve(carver, backend, pool, limits, (limits.sequences, limits.sequences))
+        let rows = limits.sequences;
+        let draft = DraftRows { rows, proposals: rows, width: 0 };
+        self.decoder.carve(carver, backend, pool, limits, draft)
     }
 
     /// Commits the step's rows: appends their keys and values in all layers, and keeps the residual
@@ -91,12 +93,8 @@ impl Sequential {
 
     /// Chooses the token of each drafting row and moves the rows on.
     pub fn propose(&self, step: &Step<'_>, index: usize) -> Result<()> {
-        let proposal = Proposal {
-            step: index,
-            slots: 1,
-            hidden: step.scratch.draft_hidden,
-            feed_back_normed: self.norm_output,
-        };
+        let mut proposal = self.decoder.proposal(step, index, 1, step.scratch.draft_hidden);
+        proposal.feed_back_normed = self.norm_output;
         self.decoder.propose(step, &proposal)
     }
 

@@ -22,6 +22,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// The most features that a speculator reads; more are refused at load.
 pub const FEATURES_MAX: usize = crate::model::FEATURES_MAX;
 
+/// The most tokens that a session proposes for a sequence.
+pub const DRAFTS_MAX: usize = 1023;
+
 /// The bounds of a session's calls.
 #[derive(Clone, Copy, Debug)]
 pub struct CallLimits {

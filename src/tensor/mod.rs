@@ -111,4 +111,20 @@ impl Matrix {
         assert!(first <= self.rows && rows <= self.rows - first, "rows outside of their matrix");
         Self { address: self.row_address(first), rows, ..*self }
     }
+
+    /// Every `step`-th row from `first` on, `rows` of them, which must lie inside.
+    pub fn every(&self, step: usize, first: usize, rows: usize) -> Self {
+        let inside = rows == 0 || first + (rows - 1) * step < self.rows;
+        assert!(inside, "rows outside of their matrix");
+        let address = self.row_address(if rows == 0 { 0 } else { first });
+        Self { address, rows, row_stride: step * self.row_stride, ..*self }
+    }
+
+    /// The columns `first .. first + columns`, which must lie inside.
+    pub fn column_range(&self, first: usize, columns: usize) -> Self {
+        let inside = first <= self.columns && columns <= self.columns - first;
+        assert!(inside, "columns outside of their matrix");
+        let address = self.address + (first * self.dtype.size()) as u64;
+        Self { address, columns, ..*self }
+    }
 }

@@ -41,7 +41,7 @@ fn checkpoints(golden: &Path) -> Vec<(String, PathBuf)> {
 fn is_known(kind: &str, directory: &Path) -> bool {
     let config = json_in(&directory.join("config.json"));
     match kind {
-        "dflash" | "eagle" | "eagle3" | "peagle" => true,
+        "dflash" | "dflash2" | "dspark" | "eagle" | "eagle3" | "peagle" | "xpress" => true,
         "mtp" => config["transformer_layer_config"]["model_type"] == "qwen3",
         _ => false,
     }

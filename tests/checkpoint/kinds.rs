@@ -3,7 +3,8 @@
 use crate::fixture::refused;
 use serde_json::{Value, json};
 use speculators::checkpoint::{
-    self, Block, BlockLength, Checkpoint, Entry, FeatureStage, Method, Options, Report, Speculator,
+    self, Block, BlockHead, BlockLength, Checkpoint, Entry, FeatureStage, MarkovCell, Method,
+    Options, Report, Speculator,
 };
 use speculators::error::{Error, Result, Status};
 use std::path::{Path, PathBuf};
@@ -209,4 +210,74 @@ fn blocks_without_a_mask_token_or_layers_to_read_are_refused() {
     assert_says(&error, Status::Format, "mask_token_id: expected");
     let (speculator, _) = sound(peagle(json!({})));
     assert_eq!(block(&speculator).length, BlockLength::Drafts);
+}
+
+fn dspark(variant: &str, overrides: Value) -> Result<Checkpoint> {
+    let target = if variant.starts_with("gated") { "qwen3_tied" } else { "llama_untied" };
+    open(&format!("dspark/{variant}"), target, overrides)
+}
+
+#[test]
+fn early_dspark_files_draft_from_the_second_row_and_later_ones_from_the_first() {
+    let drafts = |tokens: u32| {
+        json!({"sample_from_anchor": null, "speculators_config": {"proposal_methods": [
+            {"proposal_type": "greedy", "speculative_tokens": tokens},
+        ]}})
+    };
+    let (early, report) = sound(dspark("vanilla", drafts(4)));
+    assert_eq!((block(&early).first_slot, block(&early).most_drafts), (1, 4));
+    assert!(report.warnings()[0].contains("sample_from_anchor"), "{:?}", report.warnings());
+    let (later, report) = sound(dspark("vanilla", drafts(5)));
+    assert_eq!((block(&later).first_slot, block(&later).most_drafts), (0, 5));
+    assert_eq!(report.to_json()["assumed_defaults"]["sample_from_anchor"], true);
+}
+
+#[test]
+fn dspark_heads_are_those_of_their_settings() {
+    let cell = |variant: &str, overrides| {
+        let (speculator, _) = sound(dspark(variant, overrides));
+        match block(&speculator).head.clone() {
+            BlockHead::Markov(markov) => Some(markov.cell),
+            _ => None,
+        }
+    };
+    let unset = json!({"markov_head_type": null});
+    assert!(matches!(cell("vanilla", unset), Some(MarkovCell::Vanilla)));
+    assert!(matches!(cell("gated_noconfmarkov", json!({})), Some(MarkovCell::Gated(_))));
+    assert!(matches!(cell("rnn_fillin", json!({})), Some(MarkovCell::Recurrent(_))));
+    assert!(cell("nomarkov_sliding", json!({})).is_none());
+    let error = refused(dspark("vanilla", json!({"markov_head_type": "lstm"})));
+    assert_says(&error, Status::Format, "markov_head_type: expected");
+    let error = refused(dspark("vanilla", json!({"markov_rank": 11})));
+    assert_says(&error, Status::Format, "[272, 11]");
+    let error = refused(dspark("nomarkov_sliding", json!({"confidence_head_with_markov": true})));
+    assert_says(&error, Status::Format, "confidence_head_with_markov: expected false");
+    let (without, report) = sound(dspark("vanilla", json!({"enable_confidence_head": false})));
+    assert!(block(&without).confidence.is_none());
+    assert!(report.warnings()[0].contains("enable_confidence_head"), "{:?}", report.warnings());
+}
+
+#[test]
+fn dflash2_needs_all_tokens_and_groups_that_divide() {
+    let open = |overrides| open("dflash2/fillin", "llama_untied", overrides);
+    let error = refused(open(json!({"draft_vocab_size": 100})));
+    assert_says(&error, Status::Format, "draft_vocab_size: expected all 272 tokens");
+    let error = refused(open(json!({"conv_group_size": 7})));
+    assert_says(&error, Status::Format, "conv_group_size: expected a divisor of 80");
+    let error = refused(open(json!({"conv_kernel_size": 7})));
+    assert_says(&error, Status::Format, "conv_kernel_size: expected");
+    let error = refused(open(json!({"selector_top_k": 0})));
+    assert_says(&error, Status::Format, "selector_top_k: expected");
+    let (speculator, _) = sound(open(json!({"sliding_window_non_causal": null})));
+    assert!(speculator.layers.iter().all(|layer| layer.mlp_convolution.is_some()));
+    assert!(masks(&speculator).iter().all(|&(_, sees_block)| sees_block));
+}
+
+#[test]
+fn refiners_run_on_blocks_of_the_length_that_they_were_trained_with() {
+    let open = |overrides| open("xpress/fillin", "llama_untied", overrides);
+    let (speculator, _) = sound(open(json!({"block_semantics": "vllm"})));
+    assert_eq!(block(&speculator).length, BlockLength::Trained(6));
+    let error = refused(open(json!({"block_size": 5})));
+    assert_says(&error, Status::Format, "refiner_head.mix_l");
 }

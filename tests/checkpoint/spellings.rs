@@ -659,7 +659,7 @@ fn inspection_needs_no_verifier_and_says_what_to_bring() {
 #[test]
 fn other_kinds_are_refused_by_name_and_can_be_inspected() {
     let mut fixture = Fixture::llama();
-    for kind in ["dspark", "xpress", "something-new"] {
+    for kind in ["medusa", "jetspec", "something-new"] {
         fixture.config["speculators_model_type"] = json!(kind);
         let directory = fixture.write();
         let error = refused(checkpoint::open(directory.path(), &Options::default()));

@@ -7,7 +7,7 @@ use crate::device::Device;
 use crate::device::buffer::{Buffer, Loan};
 use speculators::capi::*;
 use std::ops::Range;
-use std::ptr::null;
+use std::ptr::{null, null_mut};
 
 /// What the target knows of one request: its tokens, and the hidden states of their positions.
 #[derive(Clone, Debug)]
@@ -147,6 +147,7 @@ pub struct DraftCall {
     pub logits: Option<Dtype>,
     pub draft_stride: usize,
     pub padding: Option<i32>,
+    pub min_confidence: f32,
 }
 
 impl DraftCall {
@@ -192,17 +193,18 @@ impl DraftCall {
             logits: Some(Dtype::F32),
             draft_stride: max_drafts as usize,
             padding: None,
+            min_confidence: 0.0,
         }
     }
 
     /// The structs for the call on the device of this process, with places for what it writes.
-    pub fn prepare(&self, draft_vocabulary: usize) -> Prepared<'_> {
-        Prepared::new(self, Device::chosen(), draft_vocabulary)
+    pub fn prepare(&self, outputs: impl Into<Outputs>) -> Prepared<'_> {
+        Prepared::new(self, Device::chosen(), outputs.into())
     }
 
     /// Makes the call.
     pub fn run(&self, session: &Session) -> Outcome<Vec<Drafts>> {
-        let prepared = Prepared::new(self, session.device, session.draft_vocabulary);
+        let prepared = Prepared::new(self, session.device, session.outputs);
         session.draft(&prepared.args)?;
         Ok(prepared.drafts())
     }
@@ -226,6 +228,23 @@ fn gather_features(turns: &[Turn<'_>]) -> Vec<Matrix> {
 const MARK: i32 = -77_777;
 const LOGIT_MARK: f32 = -54_321.0;
 
+/// What a model says that a call gives besides tokens.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outputs {
+    /// Columns of draft logits.
+    pub columns: usize,
+    /// Whether each row of logits has candidates of its own.
+    pub has_row_candidates: bool,
+    /// Whether proposals come with their confidence.
+    pub has_confidence: bool,
+}
+
+impl From<usize> for Outputs {
+    fn from(columns: usize) -> Self {
+        Self { columns, ..Self::default() }
+    }
+}
+
 /// The structs of one call and the places for its results.
 pub struct Prepared<'a> {
     call: &'a DraftCall,
@@ -233,6 +252,8 @@ pub struct Prepared<'a> {
     drafts: Buffer<i32>,
     proposed: Buffer<i32>,
     logits: Option<Matrix>,
+    candidates: Option<Buffer<i32>>,
+    confidence: Option<Buffer<f32>>,
     /// What `args` points to; boxed, so that it stays where it is.
     _records: Box<Records>,
     _arrays: Loan,
@@ -250,12 +271,14 @@ fn record<T>(record: Option<&T>) -> *const T {
 }
 
 impl<'a> Prepared<'a> {
-    fn new(call: &'a DraftCall, device: Device, draft_vocabulary: usize) -> Self {
+    fn new(call: &'a DraftCall, device: Device, outputs: Outputs) -> Self {
         let sequences = call.position.len();
-        let mut logits = call.logits.map(|dtype| {
-            let rows = sequences * call.max_drafts as usize;
-            Matrix::filled(rows, draft_vocabulary, dtype, LOGIT_MARK)
-        });
+        let rows = sequences * call.max_drafts as usize;
+        let columns = outputs.columns;
+        let mut logits = call.logits.map(|dtype| Matrix::filled(rows, columns, dtype, LOGIT_MARK));
+        let has_candidates = outputs.has_row_candidates && logits.is_some();
+        let mut candidates = has_candidates.then(|| Buffer::filled(rows * columns, MARK));
+        let mut confidence = outputs.has_confidence.then(|| Buffer::filled(rows, LOGIT_MARK));
         let records = Box::new(Records {
             features: call.features.iter().map(|feature| feature.tensor_for(device)).collect(),
             embeddings: call.embeddings.as_ref().map(|matrix| matrix.tensor_for(device)),
@@ -296,9 +319,22 @@ impl<'a> Prepared<'a> {
             num_proposed: proposed.as_mut_ptr(),
             draft_logits: record(records.logits.as_ref()),
             draft_stride: call.draft_stride as i32,
+            min_confidence: call.min_confidence,
+            draft_candidates: candidates.as_mut().map_or(null_mut(), |all| all.as_mut_ptr()),
+            confidence: confidence.as_mut().map_or(null_mut(), |all| all.as_mut_ptr()),
             ..Versioned::blank()
         };
-        Self { call, args, drafts, proposed, logits, _records: records, _arrays: arrays }
+        Self {
+            call,
+            args,
+            drafts,
+            proposed,
+            logits,
+            candidates,
+            confidence,
+            _records: records,
+            _arrays: arrays,
+        }
     }
 
     /// Whether a refused call has left all outputs alone.
@@ -330,10 +366,24 @@ impl<'a> Prepared<'a> {
             let mark = logits.dtype.round(LOGIT_MARK);
             let mut rows = (0..width).map(|step| logits.row(sequence * width + step));
             let used: Vec<Vec<f32>> = rows.by_ref().take(tokens.len()).collect();
-            assert!(rows.all(|row| row.iter().all(|&logit| logit == mark)), "a row too many");
+            let is_whole = self.call.min_confidence == 0.0;
+            let mut unmarked = rows.filter(|row| row.iter().any(|&logit| logit != mark));
+            assert!(!is_whole || unmarked.next().is_none(), "a row too many");
             used
         });
-        Drafts { tokens: tokens.to_vec(), logits: logits.unwrap_or_default() }
+        let first = sequence * width;
+        let candidates = self.candidates.iter().flat_map(|candidates| {
+            let columns = candidates.len() / (self.proposed.len() * width).max(1);
+            let rows = candidates[first * columns..].chunks_exact(columns.max(1));
+            rows.take(tokens.len()).map(<[i32]>::to_vec)
+        });
+        let confidence = self.confidence.iter().flat_map(|all| &all[first..][..tokens.len()]);
+        Drafts {
+            tokens: tokens.to_vec(),
+            logits: logits.unwrap_or_default(),
+            candidates: candidates.collect(),
+            confidence: confidence.copied().collect(),
+        }
     }
 }
 
@@ -343,6 +393,10 @@ pub struct Drafts {
     pub tokens: Vec<i32>,
     /// The logits of each proposal, where they were asked for.
     pub logits: Vec<Vec<f32>>,
+    /// The ids of their columns, where these differ from row to row.
+    pub candidates: Vec<Vec<i32>>,
+    /// How probably each is accepted, where the drafter tells.
+    pub confidence: Vec<f32>,
 }
 
 impl PartialEq for Drafts {
@@ -351,7 +405,11 @@ impl PartialEq for Drafts {
         let bits = |logits: &[Vec<f32>]| -> Vec<Vec<u32>> {
             logits.iter().map(|row| row.iter().map(|logit| logit.to_bits()).collect()).collect()
         };
-        self.tokens == other.tokens && bits(&self.logits) == bits(&other.logits)
+        self.tokens == other.tokens
+            && bits(&self.logits) == bits(&other.logits)
+            && self.candidates == other.candidates
+            && bits(std::slice::from_ref(&self.confidence))
+                == bits(std::slice::from_ref(&other.confidence))
     }
 }
 

@@ -62,7 +62,8 @@ fn is_supported(case: &Case) -> bool {
         return false;
     }
     // Only the CPU drafts blocks.
-    if is_cuda() && ["dflash", "peagle"].contains(&case.kind.as_str()) {
+    let blocks = ["dflash", "dflash2", "dspark", "peagle", "xpress"];
+    if is_cuda() && blocks.contains(&case.kind.as_str()) {
         return false;
     }
     let description = inspect(&case.directory).expect("a description");

@@ -57,13 +57,13 @@ versioned!(
     spec_context_options grew by cuda_context,
     spec_context_info,
     spec_model_options,
-    spec_model_info,
+    spec_model_info grew by draft_columns,
     spec_session_options,
     spec_session_requirements,
     spec_sampling,
     spec_distribution,
     spec_tree,
-    spec_draft_args,
+    spec_draft_args grew by draft_candidates,
     spec_verify_args,
 );
 
@@ -304,6 +304,7 @@ pub fn session_options() -> spec_session_options {
 pub struct Session {
     pub handle: *mut spec_session,
     pub draft_vocabulary: usize,
+    pub outputs: draft::Outputs,
     pub device: Device,
     pub stream: Arc<Stream>,
 }
@@ -319,8 +320,19 @@ impl Session {
         // SAFETY: a live handle; the options live during the call, their memory as the host says.
         attempt(|error| unsafe { spec_session_create(model.handle, options, &mut handle, error) })
             .inspect_err(|_| assert!(handle.is_null(), "a failed call left a handle"))?;
-        let draft_vocabulary = model.info().draft_vocabulary as usize;
-        Ok(Self { handle, draft_vocabulary, device: model.device, stream: model.stream.clone() })
+        let info = model.info();
+        let outputs = draft::Outputs {
+            columns: info.draft_columns as usize,
+            has_row_candidates: info.has_row_candidates != 0,
+            has_confidence: info.has_confidence != 0,
+        };
+        Ok(Self {
+            handle,
+            draft_vocabulary: info.draft_vocabulary as usize,
+            outputs,
+            device: model.device,
+            stream: model.stream.clone(),
+        })
     }
 
     pub fn requirements(

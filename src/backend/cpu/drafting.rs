@@ -5,10 +5,11 @@ use super::matmul::{Product, Sink, multiply};
 use super::memory::{elements, elements_mut, place, row, row_mut, store};
 use super::{attention, vector, verify};
 use crate::backend::phases::{
-    AddProjection, BlockInput, DraftBatch, EmbeddingInput, FeatureNorm, FuseFeatures, FuseToken,
-    GateUp, Gather, HiddenSource, KvProjection, Linear, Norm, Project, Propose, QueryProjection,
-    RowSegments, Rows, StartBlock,
+    AddProjection, BlockInput, Choice, DraftBatch, EmbeddingInput, FeatureNorm, FuseFeatures,
+    FuseToken, GateUp, Gather, HiddenSource, KvProjection, Linear, MapRows, Norm, Project, Propose,
+    QueryProjection, RowSegments, Rows, StartBlock,
 };
+use crate::backend::verify::SamplingArrays;
 use crate::tensor::{Matrix, Span};
 
 /// How many rows of a view there are.
@@ -22,13 +23,11 @@ pub unsafe fn active(rows: &Rows) -> usize {
     count.saturating_sub(rows.first).min(rows.len())
 }
 
-/// The part of each row from `first` on.
-fn columns(matrix: &Matrix, first: usize, columns: usize) -> Matrix {
-    let address = matrix.address + (first * matrix.dtype.size()) as u64;
-    Matrix { address, columns, ..*matrix }
-}
-
-fn linear_product<'a>(linear: &'a Linear, output: Matrix, sink: Sink<'a>) -> Product<'a> {
+pub(super) fn linear_product<'a>(
+    linear: &'a Linear,
+    output: Matrix,
+    sink: Sink<'a>,
+) -> Product<'a> {
     Product { weight: std::slice::from_ref(&linear.weight), bias: linear.bias, output, sink }
 }
 
@@ -121,7 +120,8 @@ impl CpuBackend {
             }
             if let Some(KvProjection { key, value, scratch, .. }) = &phase.kv {
                 let width = key.weight.rows;
-                let (keys, values) = (columns(scratch, 0, width), columns(scratch, width, width));
+                let (keys, values) =
+                    (scratch.column_range(0, width), scratch.column_range(width, width));
                 let products = [
                     linear_product(key, keys, Sink::Store),
                     linear_product(value, values, Sink::Store),
@@ -214,12 +214,18 @@ impl CpuBackend {
         // SAFETY: the contract of Backend.
         unsafe {
             let rows = active(&phase.rows);
-            self.norm_rows(&phase.hidden, &phase.input, rows, Some(&phase.norm));
+            self.norm_rows(&phase.hidden, &phase.input, rows, phase.norm.as_ref());
             multiply(&self.pool, self.isa, &phase.input, rows, &[product]);
         }
     }
 
-    unsafe fn norm_rows(&self, from: &Matrix, to: &Matrix, rows: usize, norm: Option<&Norm>) {
+    pub(super) unsafe fn norm_rows(
+        &self,
+        from: &Matrix,
+        to: &Matrix,
+        rows: usize,
+        norm: Option<&Norm>,
+    ) {
         self.pool.run(rows, &|index| {
             // SAFETY: the row's own memory, as the contract of Backend says.
             unsafe {
@@ -284,16 +290,42 @@ impl CpuBackend {
         }
     }
 
+    pub(super) unsafe fn map(&self, phase: &MapRows<'_>) {
+        let product = Product {
+            weight: phase.weight.segments,
+            bias: phase.bias,
+            output: phase.to,
+            sink: Sink::Store,
+        };
+        // SAFETY: the contract of Backend.
+        unsafe {
+            let rows = active(&phase.rows);
+            let input = match &phase.norm {
+                None => &phase.from,
+                norm => {
+                    self.norm_rows(&phase.from, &phase.input, rows, norm.as_ref());
+                    &phase.input
+                }
+            };
+            multiply(&self.pool, self.isa, input, rows, &[product]);
+        }
+    }
+
     pub(super) unsafe fn propose_rows(&self, phase: &Propose<'_>) {
         // SAFETY: the contract of Backend.
         unsafe {
             let rows = active(&phase.rows);
             self.norm_rows(&phase.hidden, &phase.input, rows, phase.norm.as_ref());
+            if let Some(base) = phase.base.filter(|base| base.address != phase.logits.address) {
+                self.pool.run(rows, &|index| {
+                    row_mut(&phase.logits, index).copy_from_slice(row(&base, index));
+                });
+            }
             let product = Product {
                 weight: phase.head.segments,
                 bias: None,
                 output: phase.logits,
-                sink: Sink::Store,
+                sink: if phase.base.is_some() { Sink::Add } else { Sink::Store },
             };
             multiply(&self.pool, self.isa, &phase.input, rows, &[product]);
             self.pool.run(rows, &|index| self.choose(phase, index));
@@ -307,6 +339,16 @@ impl CpuBackend {
         unsafe {
             if phase.feed_back_normed {
                 row_mut(&phase.hidden, index).copy_from_slice(row(&phase.input, index));
+            }
+            let scratch = row_scratch(phase.scratch, phase.rows.len(), index);
+            let token_of =
+                |column: usize| phase.target_ids.map_or(column as i32, |ids| elements(ids)[column]);
+            if phase.choice == Choice::Kept {
+                let (logits, greedy) =
+                    (phase.logits.row_range(index, 1), SamplingArrays::default());
+                let column = verify::draw_draft(self.isa, &logits, &greedy, 0, 0, scratch);
+                *place(phase.rows.token, index) = token_of(column);
+                return;
             }
             let sequence = elements(phase.rows.sequence)[index] as usize;
             let step = phase.step + index % phase.slots;
@@ -322,10 +364,9 @@ impl CpuBackend {
             let position = place(phase.rows.position, index);
             // The row reads the token of the position after its own, and proposes the one after.
             let drawn_at = *position + 2;
-            let scratch = row_scratch(phase.scratch, phase.rows.len(), index);
             let column =
                 verify::draw_draft(self.isa, &logits, &sampling, sequence, drawn_at, scratch);
-            let token = phase.target_ids.map_or(column as i32, |ids| elements(ids)[column]);
+            let token = token_of(column);
             *place(draft_tokens.span, sequence * draft_tokens.stride + step) = token;
             *place(phase.rows.token, index) = token;
             *position += 1;

@@ -1,6 +1,7 @@
 //! The CPU: phases composed of products, norms, rotations and attention on parked threads.
 
 mod attention;
+mod block_heads;
 mod distribution;
 mod drafting;
 mod matmul;
@@ -16,9 +17,12 @@ pub use memory::OperatingSystemMemory;
 pub use simd::Isa;
 pub use threads::{ParallelFor, Pool, Threads};
 
+use super::block_heads::{
+    Convolve, RateDrafts, Refine, SelectCandidates, StepMarkov, WalkCandidates,
+};
 use super::phases::{
     AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateUp,
-    Gather, KvPool, Limits, Plan, Project, Propose, StartBlock,
+    Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
@@ -67,6 +71,7 @@ impl Backend for CpuBackend {
             reads_mapped_files: true,
             max_row_segments: usize::MAX,
             drafts_blocks: true,
+            has_block_heads: true,
         }
     }
 
@@ -192,6 +197,48 @@ impl Backend for CpuBackend {
     fn gather(&self, _: Stream, phase: &Gather) -> Result<()> {
         // SAFETY: as above.
         unsafe { self.gather_rows(phase) };
+        Ok(())
+    }
+
+    fn map_rows(&self, _: Stream, phase: &MapRows<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.map(phase) };
+        Ok(())
+    }
+
+    fn convolve(&self, _: Stream, phase: &Convolve) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.convolve_rows(phase) };
+        Ok(())
+    }
+
+    fn step_markov(&self, _: Stream, phase: &StepMarkov) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.step_markov_rows(phase) };
+        Ok(())
+    }
+
+    fn rate_drafts(&self, _: Stream, phase: &RateDrafts<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.rate_rows(phase) };
+        Ok(())
+    }
+
+    fn select_candidates(&self, _: Stream, phase: &SelectCandidates) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.select_rows(phase) };
+        Ok(())
+    }
+
+    fn walk_candidates(&self, _: Stream, phase: &WalkCandidates<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.walk_rows(phase) };
+        Ok(())
+    }
+
+    fn refine(&self, _: Stream, phase: &Refine<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.refine_rows(phase) };
         Ok(())
     }
 

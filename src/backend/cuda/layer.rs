@@ -110,7 +110,7 @@ pub unsafe fn gate_up(kernels: &Kernels, stream: Stream, phase: &GateUp) -> Resu
     let arguments = GateUpArguments {
         rows: (&phase.rows).into(),
         hidden: (&phase.hidden).into(),
-        norm: (&phase.norm).into(),
+        norm: phase.norm.as_ref().into(),
         gate: (&phase.gate.weight).into(),
         gate_bias: MatrixArgument::of(phase.gate.bias.as_ref()),
         up: (&phase.up.weight).into(),
@@ -124,7 +124,8 @@ pub unsafe fn gate_up(kernels: &Kernels, stream: Stream, phase: &GateUp) -> Resu
         },
         padding: 0,
     };
-    let inputs = std::iter::once(&phase.hidden).chain(&phase.norm.weight);
+    let inputs = std::iter::once(&phase.hidden)
+        .chain(phase.norm.iter().filter_map(|norm| norm.weight.as_ref()));
     let size = Size::of(phase.rows.len());
     let kernel = GATE_UP.kernel(Kind::of([&phase.gate.weight, &phase.up.weight], inputs), size);
     let columns = phase.gate.weight.rows.div_ceil(size.choose([16, 16, 64]));

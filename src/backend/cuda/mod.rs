@@ -24,9 +24,12 @@ mod verify;
 pub use device::Entered;
 pub use memory::DeviceMemory;
 
+use super::block_heads::{
+    Convolve, RateDrafts, Refine, SelectCandidates, StepMarkov, WalkCandidates,
+};
 use super::phases::{
     AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateUp,
-    Gather, KvPool, Limits, Plan, Project, Propose, StartBlock,
+    Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
@@ -168,6 +171,7 @@ impl Backend for CudaBackend {
             reads_mapped_files: false,
             max_row_segments: MAX_ROW_SEGMENTS,
             drafts_blocks: false,
+            has_block_heads: false,
         }
     }
 
@@ -275,6 +279,34 @@ impl Backend for CudaBackend {
         unsafe { plan::gather(&self.kernels, stream, phase) }
     }
 
+    fn map_rows(&self, _: Stream, _: &MapRows<'_>) -> Result<()> {
+        Err(no_block_heads())
+    }
+
+    fn convolve(&self, _: Stream, _: &Convolve) -> Result<()> {
+        Err(no_block_heads())
+    }
+
+    fn step_markov(&self, _: Stream, _: &StepMarkov) -> Result<()> {
+        Err(no_block_heads())
+    }
+
+    fn rate_drafts(&self, _: Stream, _: &RateDrafts<'_>) -> Result<()> {
+        Err(no_block_heads())
+    }
+
+    fn select_candidates(&self, _: Stream, _: &SelectCandidates) -> Result<()> {
+        Err(no_block_heads())
+    }
+
+    fn walk_candidates(&self, _: Stream, _: &WalkCandidates<'_>) -> Result<()> {
+        Err(no_block_heads())
+    }
+
+    fn refine(&self, _: Stream, _: &Refine<'_>) -> Result<()> {
+        Err(no_block_heads())
+    }
+
     fn propose(&self, stream: Stream, phase: &Propose<'_>) -> Result<()> {
         // SAFETY: as above.
         unsafe { propose::propose(&self.kernels, stream, phase) }
@@ -315,6 +347,12 @@ impl Backend for CudaBackend {
             })
         })
     }
+}
+
+fn no_block_heads() -> Error {
+    Error::unsupported(
+        "expected a device that has the phases of block heads, as its description says",
+    )
 }
 
 #[cfg(test)]

@@ -1,0 +1,261 @@
+//! The head of DSpark, as the speculators format stores it: the tokens of a block are drawn one after the
+//! other, and what the token before tells is added to a row's logits. A second head tells how probably
+//! each is accepted.
+
+use super::block::{BlockRun, Head};
+use super::decoder::Decoder;
+use super::placement::Placement;
+use crate::backend::block_heads::{MarkovCell, RateDrafts, StepMarkov};
+use crate::backend::phases::{MapRows, RowSegments};
+use crate::checkpoint;
+use crate::error::Result;
+use crate::tensor::{Carver, Dtype, Matrix};
+
+/// The head and where its weights are.
+#[derive(Debug)]
+pub struct Markov {
+    embedding: Matrix,
+    readout: Matrix,
+    cell: Cell,
+}
+
+#[derive(Debug)]
+enum Cell {
+    Vanilla,
+    Gated { row: Matrix, token: Matrix, bias: Option<Matrix> },
+    Recurrent { row: Matrix, others: Matrix, bias: Option<Matrix> },
+}
+
+/// A session's memory for the head.
+#[derive(Clone, Copy, Debug)]
+pub struct MarkovScratch {
+    /// Of the blocks' rows.
+    part: Matrix,
+    state: Matrix,
+    scratch: Matrix,
+    output: Matrix,
+}
+
+impl Markov {
+    /// Gives the weights their place.
+    pub(super) fn place(
+        description: &checkpoint::Markov,
+        hidden: usize,
+        placement: &mut Placement<'_>,
+    ) -> Result<Self> {
+        let rank = description.embedding.columns;
+        let cell = match &description.cell {
+            checkpoint::MarkovCell::Vanilla => Cell::Vanilla,
+            checkpoint::MarkovCell::Gated(linear) => {
+                let placed = placement.linear(linear)?;
+                Cell::Gated {
+                    row: placed.weight.column_range(0, hidden),
+                    token: placed.weight.column_range(hidden, rank),
+                    bias: placed.bias,
+                }
+            }
+            checkpoint::MarkovCell::Recurrent(linear) => {
+                let placed = placement.linear(linear)?;
+                Cell::Recurrent {
+                    others: placed.weight.column_range(0, 2 * rank),
+                    row: placed.weight.column_range(2 * rank, hidden),
+                    bias: placed.bias,
+                }
+            }
+        };
+        Ok(Self {
+            embedding: placement.tensor(&description.embedding)?,
+            readout: placement.tensor(&description.readout)?,
+            cell,
+        })
+    }
+
+    /// The width of what the readout reads.
+    pub(super) fn rank(&self) -> usize {
+        self.embedding.columns
+    }
+
+    /// The embedding of the token before.
+    pub(super) fn embedding(&self) -> Matrix {
+        self.embedding
+    }
+
+    /// Cuts the memory for blocks of all sequences with so many rows in all.
+    pub(super) fn carve(
+        &self,
+        carver: &mut Carver,
+        sequences: usize,
+        block_rows: usize,
+    ) -> MarkovScratch {
+        let rank = self.rank();
+        let part_rows = self.row_map().map_or(0, |_| block_rows);
+        let part_columns = self.row_map().map_or(0, |(row, _)| row.rows);
+        MarkovScratch {
+            part: carver.matrix(Dtype::F32, part_rows, part_columns),
+            state: carver.matrix(Dtype::F32, sequences, rank),
+            scratch: carver.matrix(Dtype::F32, sequences, 5 * rank),
+            output: carver.matrix(Dtype::F32, sequences, rank),
+        }
+    }
+
+    /// What the cell makes of a row's hidden state, if it reads it.
+    fn row_map(&self) -> Option<(Matrix, Option<Matrix>)> {
+        match self.cell {
+            Cell::Vanilla => None,
+            Cell::Gated { row, bias, .. } | Cell::Recurrent { row, bias, .. } => Some((row, bias)),
+        }
+    }
+
+    /// Proposes one token after the other from the rows of blocks.
+    pub(super) fn propose(
+        &self,
+        decoder: &Decoder,
+        run: &BlockRun<'_>,
+        scratch: &MarkovScratch,
+    ) -> Result<()> {
+        let step = &run.step;
+        let logits = step.scratch.logits;
+        decoder.map_to_logits(step, run.slot_rows, run.slot_hidden, logits)?;
+        if let Some((weight, bias)) = self.row_map() {
+            run.map_hidden(decoder, &[weight], bias, scratch.part)?;
+        }
+        // A recurrent cell has seen all rows of a block, those that draft nothing, too.
+        if matches!(self.cell, Cell::Recurrent { .. }) {
+            for at in 0..run.slots.first_slot {
+                self.step(run, (0, at), scratch)?;
+            }
+        }
+        for index in 0..run.slots.num_slots {
+            self.step(run, (index, run.slots.first_slot + index), scratch)?;
+            let base = run.every_slot(logits, index);
+            let rows = step.drafting_rows(index);
+            let mut proposal = decoder.proposal(step, index, 1, scratch.output);
+            proposal.norm = None;
+            proposal.head = std::slice::from_ref(&self.readout);
+            proposal.base = Some(base);
+            proposal.logits = base;
+            decoder.propose(&super::decoder::Step { rows, ..*step }, &proposal)?;
+        }
+        Ok(())
+    }
+
+    /// A step of the cell, for a proposal, on a row of each block.
+    fn step(
+        &self,
+        run: &BlockRun<'_>,
+        (index, at): (usize, usize),
+        scratch: &MarkovScratch,
+    ) -> Result<()> {
+        let step = &run.step;
+        let phase = StepMarkov {
+            rows: step.drafting_rows(index),
+            embedding: self.embedding,
+            cell: match self.cell {
+                Cell::Vanilla => MarkovCell::Vanilla,
+                Cell::Gated { token, .. } => MarkovCell::Gated { weight: token },
+                Cell::Recurrent { others, .. } => {
+                    MarkovCell::Recurrent { weight: others, is_first: at == 0 }
+                }
+            },
+            part: match self.row_map() {
+                Some(_) => run.every_row(scratch.part, at),
+                None => scratch.part,
+            },
+            state: scratch.state,
+            scratch: scratch.scratch,
+            output: scratch.output,
+        };
+        step.backend.step_markov(step.stream, &phase)
+    }
+}
+
+/// The head that tells how probably proposals are accepted.
+#[derive(Debug)]
+pub struct Confidence {
+    row: Matrix,
+    bias: Option<Matrix>,
+    /// What it makes of the embedded token before.
+    token: Option<Matrix>,
+}
+
+impl Confidence {
+    /// Gives the weights their place.
+    pub(super) fn place(
+        description: &checkpoint::Confidence,
+        hidden: usize,
+        placement: &mut Placement<'_>,
+    ) -> Result<Self> {
+        let placed = placement.linear(&description.linear)?;
+        let others = placed.weight.columns - hidden;
+        Ok(Self {
+            row: placed.weight.column_range(0, hidden),
+            bias: placed.bias,
+            token: description.reads_token.then(|| placed.weight.column_range(hidden, others)),
+        })
+    }
+
+    /// Cuts the memory for so many rows of blocks.
+    pub(super) fn carve(&self, carver: &mut Carver, block_rows: usize) -> Matrix {
+        carver.matrix(Dtype::F32, block_rows, 1)
+    }
+
+    /// Rates what was proposed, if the host wants to know or proposals end where it is too low.
+    pub(super) fn rate(
+        &self,
+        decoder: &Decoder,
+        run: &BlockRun<'_>,
+        head: &Head,
+        part: Matrix,
+    ) -> Result<()> {
+        let step = &run.step;
+        if step.batch.confidence.is_none() && step.batch.min_confidence <= 0.0 {
+            return Ok(());
+        }
+        run.map_hidden(decoder, &[self.row], self.bias, part)?;
+        let embedding = match head {
+            Head::Markov(markov) => Some(markov.embedding()),
+            _ => None,
+        };
+        let phase = RateDrafts {
+            slots: run.slots,
+            blocks: run.block_rows,
+            num_drafts: step.plan.num_drafts,
+            batch: *step.batch,
+            part,
+            token: embedding.zip(self.token),
+        };
+        step.backend.rate_drafts(step.stream, &phase)
+    }
+}
+
+impl BlockRun<'_> {
+    /// Maps the normed hidden states of all rows of the blocks.
+    pub(super) fn map_hidden(
+        &self,
+        decoder: &Decoder,
+        weight: &[Matrix],
+        bias: Option<Matrix>,
+        to: Matrix,
+    ) -> Result<()> {
+        let phase = MapRows {
+            rows: self.block_rows,
+            from: self.hidden,
+            norm: decoder.norm(),
+            weight: RowSegments { segments: weight },
+            bias,
+            input: self.step.scratch.input(self.hidden.columns),
+            to,
+        };
+        self.step.backend.map_rows(self.step.stream, &phase)
+    }
+
+    /// A row of each block.
+    fn every_row(&self, matrix: Matrix, at: usize) -> Matrix {
+        matrix.every(self.slots.len, at, self.sequences)
+    }
+
+    /// A slot of each block.
+    fn every_slot(&self, matrix: Matrix, index: usize) -> Matrix {
+        matrix.every(self.slots.num_slots, index, self.sequences)
+    }
+}
