@@ -44,10 +44,11 @@ build:
 	$(CARGO) rustc --release --lib --crate-type cdylib,staticlib
 	ln -sf $(LINK_NAME) "$(RELEASE)/$(SONAME)"
 
-# DEMO takes options of the program, such as DEMO="--temperature 0.8 --batch 4".
+# DEMO takes options of the program, such as DEMO="--temperature 0.8 --batch 4"; MODEL a speculator's
+# directory, whose target is the directory `target` beside it.
 demo: build
 	$(MAKE) -C examples/c generate $(EXAMPLE_ARGUMENTS)
-	"$(EXAMPLES)/generate" $(DEMO)
+	"$(EXAMPLES)/generate" $(if $(MODEL),--speculator "$(MODEL)" --target "$(MODEL)/../target") $(DEMO)
 
 test test-all: build
 	CARGO="$(CARGO)" MAKE="$(MAKE)" LIBRARY="$(RELEASE)" EXAMPLES="$(EXAMPLES)" \

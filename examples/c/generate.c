@@ -24,8 +24,8 @@ typedef struct drafter {
     spec_session *session;
     spec_model_info info;
     arrays *arrays;
-    float *logits;      /* [B * K, Vd]: what the drafts were drawn from */
-    int32_t *token_ids; /* [Vd]: the target's ids of its columns, or NULL */
+    float *logits;      /* [B * K, C]: what the drafts were drawn from */
+    int32_t *token_ids; /* the target's ids of its columns: [C], [B * K, C] or NULL */
     void *workspace;    /* of verification */
     uint64_t workspace_size;
 } drafter;
@@ -71,14 +71,16 @@ static bool open_drafter(drafter *d, host *h, const demo_options *options) {
     }
     h->num_features = d->info.num_features;
     const size_t rows = (size_t)(options->batch * options->drafts);
-    const size_t columns = (size_t)d->info.draft_vocabulary;
+    const size_t columns = (size_t)d->info.draft_columns;
     d->arrays = device_share(&h->device, sizeof *d->arrays);
     d->logits = device_share(&h->device, rows * columns * sizeof *d->logits);
-    if (d->info.draft_token_ids != NULL &&
-        (d->token_ids = device_share(&h->device, columns * sizeof *d->token_ids)) != NULL)
+    const bool has_ids = d->info.has_row_candidates || d->info.draft_token_ids != NULL;
+    if (has_ids)
+        d->token_ids = device_share(&h->device, rows * columns * sizeof *d->token_ids);
+    if (d->token_ids != NULL && d->info.draft_token_ids != NULL)
         memcpy(d->token_ids, d->info.draft_token_ids, columns * sizeof *d->token_ids);
     return h->num_features <= HOST_MAX_FEATURES && d->arrays && d->logits &&
-           !d->info.draft_token_ids == !d->token_ids && host_keep_features(h, options);
+           has_ids == (d->token_ids != NULL) && host_keep_features(h, options);
 }
 
 /* The workspace grows when a call needs more. */
@@ -108,9 +110,12 @@ static bool decode(drafter *d, host *h, const demo_options *options, demo_text *
     }
     const spec_sampling sampling = {.struct_size = sizeof sampling,
                                     .temperature = a->temperature, .seed = a->seed};
-    const spec_tensor draft_logits = matrix(h, d->logits, (int64_t)n * k, d->info.draft_vocabulary);
+    const int32_t columns = d->info.draft_columns;
+    const bool by_row = d->info.has_row_candidates;
+    const spec_tensor draft_logits = matrix(h, d->logits, (int64_t)n * k, columns);
     const spec_distribution q = {.struct_size = sizeof q, .rows_per_sequence = k,
-                                 .logits = draft_logits, .token_ids = d->token_ids};
+                                 .logits = draft_logits, .token_ids = d->token_ids,
+                                 .token_ids_stride = by_row ? columns : 0};
     h->num_features = k > 0 ? d->info.num_features : 0;
 
     for (bool prompt = true, alive = true; alive; prompt = false) {
@@ -171,7 +176,7 @@ static bool decode(drafter *d, host *h, const demo_options *options, demo_text *
             .block_table = h->block_table, .block_table_stride = HOST_PAGES,
             .num_features = h->num_features, .tokens = h->tokens, .features = features,
             .sampling = &sampling, .draft_tokens = a->drafts, .num_proposed = a->num_drafts,
-            .draft_logits = &draft_logits};
+            .draft_logits = &draft_logits, .draft_candidates = by_row ? d->token_ids : NULL};
         if (k > 0 && spec_draft(d->session, &draft_args, h->device.stream, &error))
             return fail();
         if (!device_wait(&h->device))
