@@ -1162,7 +1162,6 @@ impl ProposeCase {
             head: RowSegments { segments: &head },
             base: None,
             choice: Choice::Proposed,
-            keeps_logits: false,
             target_ids: self.target_ids.as_ref().map(|ids| place.array(ids)),
             input: place.output(most, self.hidden.columns),
             logits: place.output(most, columns),

@@ -18,6 +18,18 @@ pub struct Slots {
     pub num_slots: usize,
 }
 
+impl Slots {
+    /// The slot of a block with a number.
+    pub fn slot(&self, block: usize, index: usize) -> usize {
+        block * self.num_slots + index
+    }
+
+    /// Rows of a block up to its last slot.
+    pub fn used(&self) -> usize {
+        self.first_slot + self.num_slots
+    }
+}
+
 /// A convolution over the rows of each block (DFlash2): element c of a row becomes the sum over the row
 /// and those before it in its block, t rows back, of that row's element c times `base[t, c] +
 /// coefficients[row, t, c / group]`.

@@ -629,8 +629,6 @@ pub struct Propose<'a> {
     pub input: Matrix,
     /// Scratch for the logits.
     pub logits: Matrix,
-    /// Whether they are wanted afterwards.
-    pub keeps_logits: bool,
     /// Scratch of [`super::Backend::proposal_scratch`] bytes, prepared.
     pub scratch: Span<u8>,
 }

@@ -1,4 +1,5 @@
-//! DFlash, and what the kinds have in common that are made of it: from settings and tensors to a description that can be run.
+//! DFlash, and what the kinds have in common that are made of it: from settings and tensors to a
+//! description that can be run.
 
 use super::config::Settings;
 use super::decoder::{self, Decoder, DecoderLayer, Family, LayerForm, LayerReader, Sizes};
@@ -30,8 +31,11 @@ pub(super) fn read(
     verifier: &Verifier,
     report: &mut Report,
 ) -> Result<Speculator> {
-    let description =
-        Description { kind: "dflash", default_sample_from_anchor: false, default_non_causal: None };
+    let description = Description {
+        kind: "dflash",
+        default_sample_from_anchor: second_row_drafts,
+        default_non_causal: None,
+    };
     description.read(top, weights, verifier, report, |_| Ok((BlockHead::Independent, None)))
 }
 
@@ -39,11 +43,14 @@ pub(super) fn read(
 pub(super) struct Description {
     /// What the format calls the kind.
     pub(super) kind: &'static str,
-    /// What a missing `sample_from_anchor` means.
-    pub(super) default_sample_from_anchor: bool,
+    /// What a missing `sample_from_anchor` means, for blocks of so many rows.
+    pub(super) default_sample_from_anchor: fn(&mut Settings, usize, &mut Report) -> Result<bool>,
     /// What a missing `sliding_window_non_causal` means; `None` where that depends on the semantics.
     pub(super) default_non_causal: Option<bool>,
 }
+
+/// The most that the rank of a head may be: far above any, far below what overflows.
+pub(super) const MOST_RANK: usize = 1 << 14;
 
 /// What the head of a kind is read from.
 pub(super) struct HeadSource<'r, 's> {
@@ -110,7 +117,14 @@ impl Description {
         let (embedding, tokens_head) = tables(&mut weights, &sizes, verifier, report)?;
         let (draft, full) = (sizes.draft_vocabulary, sizes.vocabulary);
         let block_size = top.integer_or("block_size", 2..=1024, 8)?;
-        let samples_anchor = top.flag_or("sample_from_anchor", self.default_sample_from_anchor)?;
+        const ANCHOR: &str = "sample_from_anchor";
+        let samples_anchor = match top.flag(ANCHOR)? {
+            Some(flag) => flag,
+            None => {
+                let default = (self.default_sample_from_anchor)(top, block_size, report)?;
+                top.assume(ANCHOR, default)
+            }
+        };
         let first_slot = usize::from(!samples_anchor);
         let (head, confidence) = head(HeadSource {
             top,
@@ -147,6 +161,11 @@ impl Description {
         weights.finish(report, why_unneeded)?;
         Ok(speculator)
     }
+}
+
+/// The default of most kinds: the first row of a block, which knows its token, drafts nothing.
+pub(super) fn second_row_drafts(_: &mut Settings, _: usize, _: &mut Report) -> Result<bool> {
+    Ok(false)
 }
 
 fn length(semantics: Semantics, block_size: usize, head: &BlockHead) -> BlockLength {

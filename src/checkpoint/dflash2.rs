@@ -3,8 +3,7 @@
 
 use super::config::Settings;
 use super::decoder::WIDEST;
-use super::dflash::{Description, HeadSource};
-use super::dspark::MOST_RANK;
+use super::dflash::{self, Description, HeadSource, MOST_RANK};
 use super::report::Report;
 use super::speculator::{BlockHead, Candidates, Convolution, Speculator};
 use super::verifier::Verifier;
@@ -27,7 +26,7 @@ pub(super) fn read(
     }
     let description = Description {
         kind: "dflash2",
-        default_sample_from_anchor: false,
+        default_sample_from_anchor: dflash::second_row_drafts,
         default_non_causal: Some(true),
     };
     description.read(top, weights, verifier, report, |mut source| {

@@ -2,7 +2,7 @@
 //! can be run.
 
 use super::config::{Settings, as_integer};
-use super::dflash::{Description, HeadSource};
+use super::dflash::{Description, HeadSource, MOST_RANK};
 use super::report::Report;
 use super::speculator::{BlockHead, Confidence, Markov, MarkovCell, Speculator};
 use super::verifier::Verifier;
@@ -16,11 +16,8 @@ pub(super) fn read(
     verifier: &Verifier,
     report: &mut Report,
 ) -> Result<Speculator> {
-    let description = Description {
-        kind: "dspark",
-        default_sample_from_anchor: default_sample_from_anchor(top, report)?,
-        default_non_causal: None,
-    };
+    let description =
+        Description { kind: "dspark", default_sample_from_anchor, default_non_causal: None };
     description.read(top, weights, verifier, report, |mut source| {
         let rank = source.top.integer_or("markov_rank", 0..=MOST_RANK, 256)?;
         let head = match rank {
@@ -33,16 +30,13 @@ pub(super) fn read(
     })
 }
 
-/// Far above any head, far below what overflows.
-pub(super) const MOST_RANK: usize = 1 << 14;
-
 /// The first writers of this kind left the setting out and meant no; they wrote that a block drafts one
 /// token fewer than it has rows.
-fn default_sample_from_anchor(top: &mut Settings, report: &mut Report) -> Result<bool> {
-    if top.has("sample_from_anchor") {
-        return Ok(true);
-    }
-    let block_size = top.integer("block_size", 2..=1024)?.unwrap_or(8);
+fn default_sample_from_anchor(
+    top: &mut Settings,
+    block_size: usize,
+    report: &mut Report,
+) -> Result<bool> {
     let drafts = match top.section("speculators_config")? {
         Some(mut section) => match section.list("proposal_methods")? {
             Some([method, ..]) => method.get("speculative_tokens").and_then(as_integer),

@@ -2,8 +2,7 @@
 //! can be run.
 
 use super::config::Settings;
-use super::dflash::{Description, HeadSource};
-use super::dspark::MOST_RANK;
+use super::dflash::{self, Description, HeadSource, MOST_RANK};
 use super::report::Report;
 use super::speculator::{BlockHead, Refiner, Speculator};
 use super::verifier::Verifier;
@@ -33,8 +32,11 @@ pub(super) fn read(
     for (other, name) in OTHER_NAMES {
         weights.rename_prefix(other, name, report)?;
     }
-    let description =
-        Description { kind: "xpress", default_sample_from_anchor: false, default_non_causal: None };
+    let description = Description {
+        kind: "xpress",
+        default_sample_from_anchor: dflash::second_row_drafts,
+        default_non_causal: None,
+    };
     description.read(top, weights, verifier, report, |mut source| {
         Ok((BlockHead::Refined(refiner(&mut source)?), None))
     })

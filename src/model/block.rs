@@ -75,6 +75,29 @@ pub(super) struct BlockRun<'r> {
     pub(super) slot_hidden: Matrix,
 }
 
+impl BlockRun<'_> {
+    /// Maps the hidden states of all rows, as the head reads them.
+    pub(super) fn map_hidden(
+        &self,
+        decoder: &Decoder,
+        weight: &[Matrix],
+        bias: Option<Matrix>,
+        to: Matrix,
+    ) -> Result<()> {
+        decoder.map_normed(&self.step, self.block_rows, self.hidden, (weight, bias), to)
+    }
+
+    /// A row of each block.
+    pub(super) fn every_row(&self, matrix: Matrix, at: usize) -> Matrix {
+        matrix.every(self.slots.len, at, self.sequences)
+    }
+
+    /// A slot of each block.
+    pub(super) fn every_slot(&self, matrix: Matrix, index: usize) -> Matrix {
+        matrix.every(self.slots.num_slots, index, self.sequences)
+    }
+}
+
 /// What a block begins with.
 #[derive(Debug)]
 enum Entry {
@@ -319,11 +342,12 @@ impl Head {
             (Self::Refined(head), HeadScratch::Refined(scratch)) => {
                 head.propose(decoder, run, scratch)
             }
-            _ => {
+            (Self::Independent, HeadScratch::Independent) => {
                 let slots = run.slots.num_slots;
                 let proposal = decoder.proposal(&run.step, 0, slots, run.slot_hidden);
                 decoder.propose(&Step { rows: run.slot_rows, ..run.step }, &proposal)
             }
+            _ => unreachable!("carve gives each head its own memory"),
         }
     }
 }

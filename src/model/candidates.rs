@@ -5,7 +5,6 @@ use super::block::BlockRun;
 use super::decoder::Decoder;
 use super::placement::Placement;
 use crate::backend::block_heads::{SelectCandidates, WalkCandidates};
-use crate::backend::phases::{MapRows, RowSegments};
 use crate::checkpoint;
 use crate::error::Result;
 use crate::tensor::{Carver, Dtype, Matrix, Span};
@@ -68,16 +67,9 @@ impl Candidates {
         let values = scratch.values.row_range(0, slots);
         let ids = scratch.ids.slice(0, slots * self.count);
         decoder.map_to_logits(step, run.slot_rows, run.slot_hidden, logits)?;
-        let project = MapRows {
-            rows: run.slot_rows,
-            from: run.slot_hidden,
-            norm: decoder.norm(),
-            weight: RowSegments { segments: &[self.projection] },
-            bias: None,
-            input: step.scratch.input(run.slot_hidden.columns),
-            to: scratch.projected,
-        };
-        step.backend.map_rows(step.stream, &project)?;
+        let projection = (&[self.projection][..], None);
+        let (rows, hidden) = (run.slot_rows, run.slot_hidden);
+        decoder.map_normed(step, rows, hidden, projection, scratch.projected)?;
         let select = SelectCandidates { rows: run.slot_rows, logits, ids, values };
         step.backend.select_candidates(step.stream, &select)?;
         let walk = WalkCandidates {

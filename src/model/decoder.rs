@@ -266,11 +266,6 @@ impl Decoder {
         self.shape.features
     }
 
-    /// The norm before the head.
-    pub(super) fn norm(&self) -> Option<Norm> {
-        self.norm
-    }
-
     /// Cuts the memory for the intermediate rows of a session.
     pub(super) fn carve(
         &self,
@@ -329,9 +324,8 @@ impl Decoder {
         if step.batch.max_drafts == 0 {
             return Ok(());
         }
-        let count = step.plan.drafting.slice(0, 1);
         let gather = Gather {
-            rows: Rows { count, ..step.plan.draft.slice(0, step.batch.num_sequences) },
+            rows: step.drafting_rows(0),
             from: step.scratch.hidden,
             first: step.rows.first,
             len: step.rows.len(),
@@ -387,16 +381,8 @@ impl Decoder {
         let Some((convolution, scratch)) = convolution.zip(step.scratch.convolution) else {
             return Ok((hidden, norm));
         };
-        let map = MapRows {
-            rows: step.rows,
-            from: hidden,
-            norm,
-            weight: RowSegments { segments: &[convolution.projection] },
-            bias: None,
-            input: step.scratch.input(self.shape.hidden),
-            to: scratch.coefficients,
-        };
-        step.backend.map_rows(step.stream, &map)?;
+        let maps = (&[convolution.projection][..], None);
+        self.map(step, step.rows, (hidden, norm), maps, scratch.coefficients)?;
         let to = scratch.before;
         self.convolve(step, &convolution, Side::Before, (hidden, norm), to)?;
         Ok((to, None))
@@ -447,16 +433,8 @@ impl Decoder {
             let add = AddProjection { rows: step.rows, input, linear, hidden };
             return step.backend.add_projection(step.stream, &add);
         };
-        let map = MapRows {
-            rows: step.rows,
-            from: input,
-            norm: None,
-            weight: RowSegments { segments: &[linear.weight] },
-            bias: linear.bias,
-            input: step.scratch.input(self.shape.hidden),
-            to: scratch.behind,
-        };
-        step.backend.map_rows(step.stream, &map)?;
+        let maps = (&[linear.weight][..], linear.bias);
+        self.map(step, step.rows, (input, None), maps, scratch.behind)?;
         self.convolve(step, &convolution, Side::Behind, (scratch.behind, None), hidden)
     }
 
@@ -541,14 +519,37 @@ impl Decoder {
         hidden: Matrix,
         logits: Matrix,
     ) -> Result<()> {
+        self.map_normed(step, rows, hidden, (&self.head, None), logits)
+    }
+
+    /// Maps hidden states as the head reads them: behind the norm before it.
+    pub(super) fn map_normed(
+        &self,
+        step: &Step<'_>,
+        rows: Rows,
+        hidden: Matrix,
+        maps: (&[Matrix], Option<Matrix>),
+        to: Matrix,
+    ) -> Result<()> {
+        self.map(step, rows, (hidden, self.norm), maps, to)
+    }
+
+    fn map(
+        &self,
+        step: &Step<'_>,
+        rows: Rows,
+        (from, norm): (Matrix, Option<Norm>),
+        (segments, bias): (&[Matrix], Option<Matrix>),
+        to: Matrix,
+    ) -> Result<()> {
         let phase = MapRows {
             rows,
-            from: hidden,
-            norm: self.norm,
-            weight: RowSegments { segments: &self.head },
-            bias: None,
+            from,
+            norm,
+            weight: RowSegments { segments },
+            bias,
             input: step.scratch.input(self.shape.hidden),
-            to: logits,
+            to,
         };
         step.backend.map_rows(step.stream, &phase)
     }
@@ -569,7 +570,6 @@ impl Decoder {
             head: &self.head,
             base: None,
             logits: step.scratch.logits,
-            keeps_logits: false,
             choice: Choice::Proposed,
             feed_back_normed: false,
         }
@@ -592,7 +592,6 @@ impl Decoder {
             target_ids: self.target_ids,
             input: step.scratch.input(proposal.hidden.columns),
             logits: proposal.logits,
-            keeps_logits: proposal.keeps_logits,
             scratch: step.scratch.proposal_scratch,
         };
         step.backend.propose(step.stream, &phase)
@@ -615,8 +614,6 @@ pub(super) struct Proposal<'p> {
     pub(super) base: Option<Matrix>,
     /// Where the sum goes.
     pub(super) logits: Matrix,
-    /// Whether it is wanted afterwards.
-    pub(super) keeps_logits: bool,
     /// What becomes of the tokens.
     pub(super) choice: Choice,
     /// Whether the rows go on in their normed form.

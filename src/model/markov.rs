@@ -3,10 +3,9 @@
 //! each is accepted.
 
 use super::block::{BlockRun, Head};
-use super::decoder::Decoder;
+use super::decoder::{Decoder, Step};
 use super::placement::Placement;
 use crate::backend::block_heads::{MarkovCell, RateDrafts, StepMarkov};
-use crate::backend::phases::{MapRows, RowSegments};
 use crate::checkpoint;
 use crate::error::Result;
 use crate::tensor::{Carver, Dtype, Matrix};
@@ -88,8 +87,8 @@ impl Markov {
         block_rows: usize,
     ) -> MarkovScratch {
         let rank = self.rank();
-        let part_rows = self.row_map().map_or(0, |_| block_rows);
-        let part_columns = self.row_map().map_or(0, |(row, _)| row.rows);
+        let (part_rows, part_columns) =
+            self.row_map().map_or((0, 0), |(row, _)| (block_rows, row.rows));
         MarkovScratch {
             part: carver.matrix(Dtype::F32, part_rows, part_columns),
             state: carver.matrix(Dtype::F32, sequences, rank),
@@ -134,7 +133,7 @@ impl Markov {
             proposal.head = std::slice::from_ref(&self.readout);
             proposal.base = Some(base);
             proposal.logits = base;
-            decoder.propose(&super::decoder::Step { rows, ..*step }, &proposal)?;
+            decoder.propose(&Step { rows, ..*step }, &proposal)?;
         }
         Ok(())
     }
@@ -225,37 +224,5 @@ impl Confidence {
             token: embedding.zip(self.token),
         };
         step.backend.rate_drafts(step.stream, &phase)
-    }
-}
-
-impl BlockRun<'_> {
-    /// Maps the normed hidden states of all rows of the blocks.
-    pub(super) fn map_hidden(
-        &self,
-        decoder: &Decoder,
-        weight: &[Matrix],
-        bias: Option<Matrix>,
-        to: Matrix,
-    ) -> Result<()> {
-        let phase = MapRows {
-            rows: self.block_rows,
-            from: self.hidden,
-            norm: decoder.norm(),
-            weight: RowSegments { segments: weight },
-            bias,
-            input: self.step.scratch.input(self.hidden.columns),
-            to,
-        };
-        self.step.backend.map_rows(self.step.stream, &phase)
-    }
-
-    /// A row of each block.
-    fn every_row(&self, matrix: Matrix, at: usize) -> Matrix {
-        matrix.every(self.slots.len, at, self.sequences)
-    }
-
-    /// A slot of each block.
-    fn every_slot(&self, matrix: Matrix, index: usize) -> Matrix {
-        matrix.every(self.slots.num_slots, index, self.sequences)
     }
 }

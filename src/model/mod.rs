@@ -13,7 +13,7 @@ pub mod sequential;
 use crate::backend::Backend;
 use crate::backend::phases::KvPool;
 pub use crate::checkpoint::FeatureStage;
-use crate::checkpoint::{self, BlockHead, LentShape, Method, Speculator};
+use crate::checkpoint::{self, LentShape, Method, Speculator};
 use crate::context::{Block, Context, LogLevel, MemoryKind};
 use crate::error::{Error, Result};
 use crate::tensor::{Carver, Matrix, Span};
@@ -188,14 +188,6 @@ impl Model {
                 description.kind
             )));
         }
-        if needs_block_heads(description) && !device.has_block_heads {
-            return Err(Error::unsupported(format!(
-                "{}: expected a kind that this device drafts with, found {:?}, which only CPU contexts \
-                 draft with in this version",
-                directory.display(),
-                description.kind
-            )));
-        }
         let facts = facts(directory, description, checkpoint.default_num_drafts)?;
         let mut counting = Placement::counting(&lent);
         Network::place(description, &mut counting)?;
@@ -352,16 +344,6 @@ impl Model {
     pub fn weight_memory(&self) -> impl Iterator<Item = Span<u8>> {
         let copied = Span::new(self.weights.address(), self.weights.bytes());
         std::iter::once(copied).chain(self.mapped.memory.iter().copied())
-    }
-}
-
-/// Whether drafting takes the phases that only some block drafters have.
-fn needs_block_heads(description: &Speculator) -> bool {
-    match &description.method {
-        Method::Sequential { .. } => false,
-        Method::Block(block) => {
-            !matches!(block.head, BlockHead::Independent) || block.confidence.is_some()
-        }
     }
 }
 

@@ -88,7 +88,6 @@ impl Refiner {
         run.map_hidden(decoder, &self.features, None, scratch.features)?;
         let mut proposal = decoder.proposal(&step, 0, num_slots, run.slot_hidden);
         proposal.logits = scratch.base;
-        proposal.keeps_logits = true;
         proposal.choice = Choice::Kept;
         decoder.propose(&step, &proposal)?;
         let refine = Refine {

@@ -1,37 +1,21 @@
 //! The phases that only some block drafters have.
 
 use super::CpuBackend;
-use super::drafting::{active, linear_product};
+use super::drafting::{active, linear_product, row_scratch};
 use super::matmul::{Product, Sink, multiply};
-use super::memory::{elements, elements_mut, place, row, row_mut, store};
-use super::{vector, verify};
+use super::memory::{elements, elements_mut, place, row, row_mut};
+use super::vector;
 use crate::backend::block_heads::{
-    Convolve, MarkovCell, RateDrafts, Refine, SelectCandidates, Slots, StepMarkov, WalkCandidates,
+    Convolve, MarkovCell, RateDrafts, Refine, SelectCandidates, StepMarkov, WalkCandidates,
 };
 use crate::backend::phases::{Activation, Linear};
-use crate::tensor::{ALIGNMENT, Matrix};
+use crate::tensor::Matrix;
 
 /// Weights that are widened at a time.
 const PIECE: usize = 256;
 
 fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
-}
-
-fn product<'w>(weight: &'w Matrix, output: Matrix, sink: Sink<'w>) -> Product<'w> {
-    Product { weight: std::slice::from_ref(weight), bias: None, output, sink }
-}
-
-impl Slots {
-    /// The slot of a block with a number.
-    fn slot(&self, block: usize, index: usize) -> usize {
-        block * self.num_slots + index
-    }
-
-    /// Rows of a block up to its last slot.
-    fn used(&self) -> usize {
-        self.first_slot + self.num_slots
-    }
 }
 
 /// All of these: the contract of [`crate::backend::Backend`].
@@ -66,6 +50,12 @@ impl CpuBackend {
         }
     }
 
+    /// A row of weights, widened.
+    unsafe fn widen_row(&self, matrix: &Matrix, row: usize, to: &mut [f32]) {
+        // SAFETY: the callers' rows lie inside of their matrices, and are as wide as `to`.
+        unsafe { vector::widen(self.isa, matrix.row_address(row), matrix.dtype, to) };
+    }
+
     /// Hands out the elements of a row of weights, piece by piece, each with the place of its first.
     unsafe fn each_piece(
         &self,
@@ -76,9 +66,9 @@ impl CpuBackend {
         let mut widened = [0.0; PIECE];
         for first in (0..matrix.columns).step_by(PIECE) {
             let piece = &mut widened[..PIECE.min(matrix.columns - first)];
-            let address = matrix.column_range(first, piece.len()).row_address(row);
+            let columns = matrix.column_range(first, piece.len());
             // SAFETY: the callers' rows lie inside of their matrices.
-            unsafe { vector::widen(self.isa, address, matrix.dtype, piece) };
+            unsafe { self.widen_row(&columns, row, piece) };
             use_piece(first, piece);
         }
     }
@@ -104,9 +94,7 @@ impl CpuBackend {
             let rows = active(&phase.rows);
             self.pool.run(rows, &|index| {
                 let token = elements(phase.rows.token)[index] as usize;
-                let to = row_mut(&embedded, index);
-                let Matrix { dtype, .. } = phase.embedding;
-                vector::widen(self.isa, phase.embedding.row_address(token), dtype, to);
+                self.widen_row(&phase.embedding, token, row_mut(&embedded, index));
             });
             match phase.cell {
                 MarkovCell::Vanilla => self.pool.run(rows, &|index| {
@@ -114,7 +102,7 @@ impl CpuBackend {
                 }),
                 MarkovCell::Gated { weight } => {
                     let gates = gates.column_range(0, rank);
-                    let products = [product(&weight, gates, Sink::Store)];
+                    let products = [Product::of(&weight, gates, Sink::Store)];
                     multiply(&self.pool, self.isa, &embedded, rows, &products);
                     self.pool.run(rows, &|index| {
                         let (gates, part) = (row(&gates, index), row(&phase.part, index));
@@ -133,7 +121,7 @@ impl CpuBackend {
                         }
                         row_mut(&input, index)[..rank].copy_from_slice(state);
                     });
-                    let products = [product(&weight, gates, Sink::Store)];
+                    let products = [Product::of(&weight, gates, Sink::Store)];
                     multiply(&self.pool, self.isa, &input, rows, &products);
                     self.pool.run(rows, &|index| {
                         let (gates, part) = (row(&gates, index), row(&phase.part, index));
@@ -226,7 +214,6 @@ impl CpuBackend {
     unsafe fn walk_block(&self, phase: &WalkCandidates<'_>, block: usize) {
         let WalkCandidates { slots, batch, .. } = phase;
         let count = phase.values.columns;
-        let bytes = phase.scratch.len() / phase.values.rows.max(1) / ALIGNMENT * ALIGNMENT;
         // SAFETY: as for `walk_rows`; candidates are tokens of the vocabulary.
         unsafe {
             let draft = &slots.draft;
@@ -243,22 +230,15 @@ impl CpuBackend {
                 for (score, &id) in scores.iter_mut().zip(ids) {
                     *score += self.dot(weights, &phase.successors, id as usize);
                 }
-                let mut logits = phase.values.row_range(slot, 1);
-                let wanted_row = sequence * batch.max_drafts + index;
-                if let Some(wanted) = batch.draft_logits {
-                    let wanted = wanted.row_range(wanted_row, 1);
-                    store(scores, wanted.address, wanted.dtype);
-                    logits = wanted;
-                }
                 if let Some(wanted) = batch.draft_candidates {
+                    let wanted_row = sequence * batch.max_drafts + index;
                     let wanted = wanted.slice(wanted_row * count, count);
                     elements_mut(wanted).copy_from_slice(ids);
                 }
+                let logits = phase.values.row_range(slot, 1);
                 let drawn_at = elements(draft.position)[block] + 2 + index as i32;
-                let scratch = phase.scratch.slice(slot * bytes, bytes);
-                let (isa, sampling) = (self.isa, &batch.sampling);
-                let column =
-                    verify::draw_draft(isa, &logits, sampling, sequence, drawn_at, scratch);
+                let scratch = row_scratch(phase.scratch, phase.values.rows, slot);
+                let column = self.draw(batch, &logits, (sequence, index), drawn_at, scratch);
                 let token = ids[column];
                 let tokens = batch.draft_tokens;
                 *place(tokens.span, sequence * tokens.stride + index) = token;
@@ -268,16 +248,16 @@ impl CpuBackend {
     }
 
     pub(super) unsafe fn refine_rows(&self, phase: &Refine<'_>) {
-        let rank = phase.output.columns;
         let used = phase.slots.used();
         // SAFETY: the contract of Backend.
         unsafe {
             let blocks = active(&phase.slots.draft);
+            self.pool.run(blocks, &|block| self.refiner_mean(phase, block));
             self.pool.run(blocks * used, &|index| {
                 self.refiner_input(phase, index / used, index % used);
             });
             let weights = &phase.weights;
-            let input = [product(&weights.input, phase.mixed, Sink::Store)];
+            let input = [Product::of(&weights.input, phase.mixed, Sink::Store)];
             multiply(&self.pool, self.isa, &phase.input, blocks * used, &input);
             self.pool.run(blocks, &|block| self.mix(phase, block));
             let slots = blocks * phase.slots.num_slots;
@@ -286,29 +266,42 @@ impl CpuBackend {
             let sink = Sink::Gate(Activation::Silu, &up);
             let gated = [linear_product(&gate, phase.inner, sink)];
             multiply(&self.pool, self.isa, &phase.output, slots, &gated);
-            let down = [product(&weights.down, phase.output, Sink::Add)];
-            debug_assert_eq!(weights.down.rows, rank);
+            let down = [Product::of(&weights.down, phase.output, Sink::Add)];
             multiply(&self.pool, self.isa, &phase.inner, slots, &down);
+        }
+    }
+
+    /// What the mean of a block's hidden states tells, in the input of its first row.
+    unsafe fn refiner_mean(&self, phase: &Refine<'_>, block: usize) {
+        let (rank, len) = (phase.output.columns, phase.slots.len);
+        // SAFETY: as for `refine_rows`.
+        unsafe {
+            let features = |at: usize| row(&phase.features, block * len + at);
+            let mean = phase.input.column_range(rank, rank);
+            let mean = row_mut(&mean, block * phase.slots.used());
+            for (c, to) in mean.iter_mut().enumerate() {
+                let sum: f32 = (0..len).map(|at| features(at)[rank + c]).sum();
+                *to = sum / len as f32;
+            }
         }
     }
 
     /// What the input map of a row reads: what its hidden state tells, what the mean of all tells, and the
     /// token before.
     unsafe fn refiner_input(&self, phase: &Refine<'_>, block: usize, at: usize) {
-        let (rank, len) = (phase.output.columns, phase.slots.len);
+        let (rank, len, used) = (phase.output.columns, phase.slots.len, phase.slots.used());
         // SAFETY: as for `refine_rows`; all tokens are of the vocabulary.
         unsafe {
-            let input = row_mut(&phase.input, block * phase.slots.used() + at);
-            let features = |at: usize| row(&phase.features, block * len + at);
-            input[..rank].copy_from_slice(&features(at)[..rank]);
-            for (c, to) in input.iter_mut().enumerate().take(2 * rank).skip(rank) {
-                let sum: f32 = (0..len).map(|at| features(at)[c]).sum();
-                *to = sum / len as f32;
+            // The rows of a block read the mean in its first one, so that each row is taken in parts.
+            let part = |first: usize| phase.input.column_range(first * rank, rank);
+            let index = block * used + at;
+            let own = row(&phase.features, block * len + at);
+            row_mut(&part(0), index).copy_from_slice(&own[..rank]);
+            if at > 0 {
+                row_mut(&part(1), index).copy_from_slice(row(&part(1), block * used));
             }
             let token = self.token_before(phase, block, at) as usize;
-            let Matrix { dtype, .. } = phase.weights.embedding;
-            let address = phase.weights.embedding.row_address(token);
-            vector::widen(self.isa, address, dtype, &mut input[2 * rank..]);
+            self.widen_row(&phase.weights.embedding, token, row_mut(&part(2), index));
         }
     }
 

@@ -28,7 +28,7 @@ pub(super) fn linear_product<'a>(
     output: Matrix,
     sink: Sink<'a>,
 ) -> Product<'a> {
-    Product { weight: std::slice::from_ref(&linear.weight), bias: linear.bias, output, sink }
+    Product { bias: linear.bias, ..Product::of(&linear.weight, output, sink) }
 }
 
 impl RowSegments<'_> {
@@ -334,7 +334,7 @@ impl CpuBackend {
 
     /// Draws a row's token and moves the row on.
     unsafe fn choose(&self, phase: &Propose<'_>, index: usize) {
-        let DraftBatch { draft_logits, draft_tokens, max_drafts, sampling, .. } = phase.batch;
+        let DraftBatch { draft_tokens, .. } = phase.batch;
         // SAFETY: the row's own memory, as the contract of Backend says.
         unsafe {
             if phase.feed_back_normed {
@@ -355,17 +355,11 @@ impl CpuBackend {
             if step >= elements(phase.num_drafts)[sequence] as usize {
                 return;
             }
-            let mut logits = phase.logits.row_range(index, 1);
-            if let Some(wanted) = draft_logits {
-                let wanted = wanted.row_range(sequence * max_drafts + step, 1);
-                store(row(&logits, 0), wanted.address, wanted.dtype);
-                logits = wanted;
-            }
+            let logits = phase.logits.row_range(index, 1);
             let position = place(phase.rows.position, index);
             // The row reads the token of the position after its own, and proposes the one after.
             let drawn_at = *position + 2;
-            let column =
-                verify::draw_draft(self.isa, &logits, &sampling, sequence, drawn_at, scratch);
+            let column = self.draw(&phase.batch, &logits, (sequence, step), drawn_at, scratch);
             let token = token_of(column);
             *place(draft_tokens.span, sequence * draft_tokens.stride + step) = token;
             *place(phase.rows.token, index) = token;
@@ -373,6 +367,28 @@ impl CpuBackend {
             let rope_position = place(phase.rows.rope_position, index);
             // The host's rope positions are any numbers.
             *rope_position = rope_position.wrapping_add(1);
+        }
+    }
+
+    /// The column that a proposal is drawn from, and its logits as the host wants them, whose type the
+    /// draw then sees.
+    pub(super) unsafe fn draw(
+        &self,
+        batch: &DraftBatch<'_>,
+        logits: &Matrix,
+        (sequence, step): (usize, usize),
+        position: i32,
+        scratch: Span<u8>,
+    ) -> usize {
+        let mut logits = *logits;
+        // SAFETY: the proposal's own memory, as the contract of Backend says.
+        unsafe {
+            if let Some(wanted) = batch.draft_logits {
+                let wanted = wanted.row_range(sequence * batch.max_drafts + step, 1);
+                store(row(&logits, 0), wanted.address, wanted.dtype);
+                logits = wanted;
+            }
+            verify::draw_draft(self.isa, &logits, &batch.sampling, sequence, position, scratch)
         }
     }
 
@@ -406,7 +422,7 @@ unsafe fn copy_place(from: &Rows, row: usize, distance: usize, to: &Rows, to_row
 }
 
 /// The part of a phase's scratch that belongs to a row.
-fn row_scratch(scratch: Span<u8>, rows: usize, index: usize) -> Span<u8> {
+pub(super) fn row_scratch(scratch: Span<u8>, rows: usize, index: usize) -> Span<u8> {
     let bytes = scratch.len() / rows.max(1) / crate::tensor::ALIGNMENT * crate::tensor::ALIGNMENT;
     scratch.slice(index * bytes, bytes)
 }

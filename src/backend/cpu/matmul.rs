@@ -42,6 +42,13 @@ const TILE_BYTES: usize = 128 << 10;
 /// Below this many bytes of weights, waking other threads costs more than it saves.
 const INLINE_BYTES: usize = 96 << 10;
 
+impl<'a> Product<'a> {
+    /// The product with a weight in one piece, without a bias.
+    pub fn of(weight: &'a Matrix, output: Matrix, sink: Sink<'a>) -> Self {
+        Self { weight: std::slice::from_ref(weight), bias: None, output, sink }
+    }
+}
+
 impl Product<'_> {
     fn bytes(&self) -> usize {
         self.weight.iter().map(|piece| piece.rows * piece.columns * piece.dtype.size()).sum()

@@ -71,7 +71,6 @@ impl Backend for CpuBackend {
             reads_mapped_files: true,
             max_row_segments: usize::MAX,
             drafts_blocks: true,
-            has_block_heads: true,
         }
     }
 

@@ -171,7 +171,6 @@ impl Backend for CudaBackend {
             reads_mapped_files: false,
             max_row_segments: MAX_ROW_SEGMENTS,
             drafts_blocks: false,
-            has_block_heads: false,
         }
     }
 
@@ -271,7 +270,7 @@ impl Backend for CudaBackend {
     }
 
     fn start_block(&self, _: Stream, _: &StartBlock<'_>) -> Result<()> {
-        Err(Error::unsupported("expected a device that drafts blocks, as its description says"))
+        Err(no_blocks())
     }
 
     fn gather(&self, stream: Stream, phase: &Gather) -> Result<()> {
@@ -280,31 +279,31 @@ impl Backend for CudaBackend {
     }
 
     fn map_rows(&self, _: Stream, _: &MapRows<'_>) -> Result<()> {
-        Err(no_block_heads())
+        Err(no_blocks())
     }
 
     fn convolve(&self, _: Stream, _: &Convolve) -> Result<()> {
-        Err(no_block_heads())
+        Err(no_blocks())
     }
 
     fn step_markov(&self, _: Stream, _: &StepMarkov) -> Result<()> {
-        Err(no_block_heads())
+        Err(no_blocks())
     }
 
     fn rate_drafts(&self, _: Stream, _: &RateDrafts<'_>) -> Result<()> {
-        Err(no_block_heads())
+        Err(no_blocks())
     }
 
     fn select_candidates(&self, _: Stream, _: &SelectCandidates) -> Result<()> {
-        Err(no_block_heads())
+        Err(no_blocks())
     }
 
     fn walk_candidates(&self, _: Stream, _: &WalkCandidates<'_>) -> Result<()> {
-        Err(no_block_heads())
+        Err(no_blocks())
     }
 
     fn refine(&self, _: Stream, _: &Refine<'_>) -> Result<()> {
-        Err(no_block_heads())
+        Err(no_blocks())
     }
 
     fn propose(&self, stream: Stream, phase: &Propose<'_>) -> Result<()> {
@@ -349,10 +348,8 @@ impl Backend for CudaBackend {
     }
 }
 
-fn no_block_heads() -> Error {
-    Error::unsupported(
-        "expected a device that has the phases of block heads, as its description says",
-    )
+fn no_blocks() -> Error {
+    Error::unsupported("expected a device that drafts blocks, as its description says")
 }
 
 #[cfg(test)]
