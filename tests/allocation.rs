@@ -7,6 +7,7 @@ use device::buffer::Buffer;
 use device::memory::Memory;
 use host::checkpoint::Shape;
 use host::draft::{DraftCall, Place, Sampling, SamplingColumns, Text, Turn};
+use host::golden;
 use host::matrix::Matrix;
 use host::random::Random;
 use host::{Context, Model, Session, Versioned, session_options};
@@ -14,6 +15,7 @@ use speculators::capi::*;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// The system's allocator, which counts while it is told to.
@@ -92,8 +94,37 @@ fn session(model: &Model) -> Session {
     Session::create(model, &options).expect("a session")
 }
 
+/// Held by the test whose allocations are counted.
+static TURN: Mutex<()> = Mutex::new(());
+
+#[test]
+fn a_round_of_every_kind_allocates_nothing() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let context = Context::with_threads(2);
+    // The workers allocate while they start: let them settle.
+    std::thread::sleep(Duration::from_millis(200));
+    for case in golden::supported_cases() {
+        let model = case.load(&context).expect("a model");
+        let session = session(&model);
+        let vocabulary = model.info().vocabulary;
+        let text = Text::random(&mut Random::new(4), PROMPT + 1, vocabulary, &model.widths());
+        let turn = |slot| Turn {
+            sampling: samplings()[slot],
+            ..Turn::new(&text, 0..PROMPT, DRAFTS as i32, Place::Slot(slot as i32))
+        };
+        let turns: Vec<Turn<'_>> = (0..SEQUENCES).map(turn).collect();
+        let call = DraftCall::of(&turns);
+        let prepared = call.prepare(session.outputs);
+        session.draft(&prepared.args).expect("a first round");
+        let count = allocations(|| session.draft(&prepared.args).expect("a round"));
+        assert_eq!(count, 0, "{}", case.name);
+        assert!(prepared.drafts().iter().all(|drafts| drafts.tokens.len() == DRAFTS));
+    }
+}
+
 #[test]
 fn thousands_of_rounds_of_drafting_and_verification_allocate_nothing() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     assert!(allocations(|| drop(std::hint::black_box(vec![1_u8]))) >= 2, "nothing is counted");
     let context = Context::with_threads(2);
     let shape = Shape::default();
