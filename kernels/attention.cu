@@ -102,7 +102,7 @@ struct Block {
     const u32 position = place.position + row;
     scratch.addresses[row] =
         unit.mask.sees(position)
-            ? key_place(arguments.paging, unit.first_entry, position, unit.kv_head)
+            ? key_place(arguments.paging, unit.pages, position, unit.kv_head)
             : 0;
   }
 

@@ -27,7 +27,9 @@ struct AttentionArguments {
   u32 *counters;  // of the units whose chunks are shared out, zero
   f32 *partials;  // of their chunks
   f32 scale;      // of scores in powers of two
-  u32 window;     // positions that a row sees at most
+  u32 window;     // positions that a row sees at most, itself the last
+  u32 window_from_block;  // these are positions before the row's block instead
+  u32 sees_block;         // and of the block a row sees what stands behind it, too
   u32 num_heads;
   u32 groups;        // in which the query heads of a kv head are
   u32 group_heads;   // of each group, the last one excepted
@@ -39,7 +41,7 @@ struct AttentionArguments {
   u32 tile_bytes;    // of shared memory
   u32 has_vectors;   // whether rows can be loaded in vectors
 };
-static_assert(sizeof(AttentionArguments) == 200, "as in src/backend/cuda/attention.rs");
+static_assert(sizeof(AttentionArguments) == 248, "as in src/backend/cuda/attention.rs");
 
 DEVICE f32 infinity() { return __uint_as_float(0x7f800000); }
 
@@ -52,12 +54,20 @@ struct Mask {
   DEVICE bool sees(u32 position) const { return position >= begin && position < end; }
 };
 
-DEVICE Mask mask_of(const AttentionArguments &arguments, u32 sequence, u32 position) {
-  const u32 end = position + 1;
+DEVICE Mask mask_of(const AttentionArguments &arguments, const RowPages &pages, u32 sequence,
+                    u32 position) {
+  const bool from_block = arguments.window_from_block;
+  const u32 next = position + 1;
+  const u32 end =
+      arguments.sees_block ? pages.block_begin + arguments.paging.block_len : next;
   const u32 context =
       arguments.context_begin != nullptr ? u32(max(arguments.context_begin[sequence], 0)) : 0;
-  const u32 window = end - min(end, arguments.window);
-  return Mask{min(max(context, window), position), end};
+  // A window that moves with the row may leave the beginning of its block out; one that ends before
+  // the block never does.
+  const u32 window_end = from_block ? pages.block_begin : next;
+  const u32 kept = from_block ? pages.block_begin : position;
+  const u32 window = window_end - min(window_end, arguments.window);
+  return Mask{min(max(context, window), kept), end};
 }
 
 // The chunks of a row.
@@ -85,7 +95,7 @@ struct Unit {
   u32 kv_head;
   u32 first_head;
   u32 heads;
-  u32 first_entry;  // of the sequence in the table of pages
+  RowPages pages;
   Mask mask;
   Chunks chunks;
   u32 helpers;  // blocks that share the chunks out
@@ -102,8 +112,8 @@ DEVICE Unit unit_of_block(const AttentionArguments &arguments) {
   unit.heads = min(arguments.group_heads, queries - group * arguments.group_heads);
   const u32 sequence = u32(arguments.sequence[unit.row]);
   const u32 position = u32(arguments.position[unit.row]);
-  unit.first_entry = first_entry(arguments.paging, sequence);
-  unit.mask = mask_of(arguments, sequence, position);
+  unit.pages = pages_of_row(arguments.paging, sequence, unit.row, position);
+  unit.mask = mask_of(arguments, unit.pages, sequence, position);
   unit.chunks = chunks_of(unit.mask);
   const bool has_room = unit.chunks.count <= arguments.chunks;
   unit.helpers = has_room ? min(gridDim.z, unit.chunks.count) : 1;

@@ -1,6 +1,25 @@
 // The linear maps of a decoder layer that stand alone: those added to the residual stream, and the first
-// half of its gated MLP.
+// half of its gated MLP; and the norm before maps that are not of a layer.
 #include "products.cuh"
+
+// ---- The norm of rows ----------------------------------------------------------------------------
+
+struct NormArguments {
+  RowCount rows;
+  Matrix from;
+  Norm norm;
+  Matrix to;
+};
+static_assert(sizeof(NormArguments) == 120, "as in src/backend/cuda/layer.rs");
+
+// For maps that share the rows of one norm, or whose kernels know none. Each block has a row.
+KERNEL(256, norm_rows, NormArguments) {
+  const u32 row = blockIdx.x, columns = arguments.to.columns;
+  if (row >= count_rows(arguments.rows)) return;
+  const u64 from = row_address(arguments.from, row);
+  widen_normed(from, arguments.from.dtype, has_vectors(from, columns), columns, arguments.norm,
+               f32_row(arguments.to, row));
+}
 
 // ---- A linear map --------------------------------------------------------------------------------
 

@@ -1,34 +1,53 @@
 // Where the keys and values of a sequence are: a page holds, for each layer, the keys and then the
-// values of `page_size` positions, [num_kv_heads, page_size, head_dim] each.
+// values of `page_size` positions, [num_kv_heads, page_size, head_dim] each. The rows of blocks have
+// theirs in pages of their own, which never enter the pool.
 #pragma once
 #include "tensor.cuh"
 
 struct Paging {
-  Matrix pages;  // one a row
-  u64 table;     // the pages of all sequences
-  u64 page_row;  // where each sequence begins in it
+  Matrix pages;        // one a row
+  Matrix block_pages;  // the same, of one layer: as many for each block as its rows take
+  u64 table;           // the pages of all sequences
+  u64 page_row;        // where each sequence begins in it
   u32 page_size;
   u32 num_kv_heads;
   u32 layer;
   u32 head_dim;
+  u32 block_len;  // rows of a block, one block after the other; 0: the rows are not those of blocks
+  u32 pages_per_block;
 };
-static_assert(sizeof(Paging) == 64, "as in src/backend/cuda/paging.rs");
+static_assert(sizeof(Paging) == 104, "as in src/backend/cuda/paging.rs");
 
-// Where a sequence begins in the table.
-DEVICE u32 first_entry(const Paging &paging, u32 sequence) {
-  return u32(reinterpret_cast<const i32 *>(paging.page_row)[sequence]);
+// The pages that a row sees.
+struct RowPages {
+  u32 first_entry;  // of its sequence in the table
+  u32 block_begin;  // the positions from here on are those of its block
+  u32 block_page;   // the first of its block
+};
+
+DEVICE RowPages pages_of_row(const Paging &paging, u32 sequence, u32 row, u32 position) {
+  RowPages pages = {u32(reinterpret_cast<const i32 *>(paging.page_row)[sequence]), 0xffffffff, 0};
+  if (paging.block_len != 0) {
+    pages.block_begin = position - row % paging.block_len;
+    pages.block_page = row / paging.block_len * paging.pages_per_block;
+  }
+  return pages;
 }
 
-// Where the keys of a position of a sequence are, given where it begins in the table; 0 where the table
-// names no page of the pool. The plan has checked the table, but the host may have written it since:
-// nothing outside of the pool is touched.
-DEVICE u64 key_place(const Paging &paging, u32 first_entry, u32 position, u32 kv_head) {
-  const u32 index = position / paging.page_size, place = position % paging.page_size;
-  const u32 page = reinterpret_cast<const u32 *>(paging.table)[u64(first_entry) + index];
-  if (page >= paging.pages.rows) return 0;
-  const u64 plane = u64(paging.layer) * 2 * paging.num_kv_heads + kv_head;
-  const u64 offset = (plane * paging.page_size + place) * paging.head_dim;
-  return row_address(paging.pages, page) + offset * dtype_bytes(paging.pages.dtype);
+// Where the keys of a position are; 0 where the table names no page of the pool. The plan has checked the
+// table, but the host may have written it since: nothing outside of the pool is touched.
+DEVICE u64 key_place(const Paging &paging, const RowPages &pages, u32 position, u32 kv_head) {
+  const bool is_of_block = position >= pages.block_begin;
+  const u32 place = is_of_block ? position - pages.block_begin : position;
+  const u32 index = place / paging.page_size;
+  const Matrix &matrix = is_of_block ? paging.block_pages : paging.pages;
+  const u32 page = is_of_block
+                       ? pages.block_page + index
+                       : reinterpret_cast<const u32 *>(paging.table)[u64(pages.first_entry) + index];
+  if (page >= matrix.rows) return 0;
+  const u64 plane = u64(is_of_block ? 0 : paging.layer) * 2 * paging.num_kv_heads + kv_head;
+  const u64 offset = (plane * paging.page_size + place % paging.page_size) * paging.head_dim;
+  return row_address(matrix, page) + offset * dtype_bytes(matrix.dtype);
 }
 
 // Bytes from the keys of a position to its values.

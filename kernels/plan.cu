@@ -4,7 +4,7 @@
 //
 // Sequences are taken in tiles, one for each thread. In a tile, first each thread looks at its own
 // sequence, then all threads share the rows and the pages of the tile.
-#include "device.cuh"
+#include "rows.cuh"
 
 constexpr u32 most_threads = 1024;
 // The host has this many threads at least.
@@ -29,15 +29,6 @@ struct Column {
   DEVICE i32 *row(u32 sequence) const { return first + sequence * stride; }
 };
 
-struct PlannedRows {
-  i32 *count;
-  i32 *sequence;
-  i32 *position;
-  i32 *rope_position;
-  i32 *token;
-  i32 *source;
-};
-
 // Arrays that the call does not have are NULL.
 struct PlanArguments {
   Column position, row_count, next_token;
@@ -53,7 +44,7 @@ struct PlanArguments {
   const i32 *tokens;
   const i32 *rope_position;
   i32 *num_proposed;
-  PlannedRows commit, draft;
+  RowArrays commit, draft;
   i32 *drafting;
   i32 *num_drafts;
   i32 *page_row;
@@ -61,7 +52,8 @@ struct PlanArguments {
   u32 num_sequences;
   u32 num_rows;
   u32 most_rows;  // to commit
-  u32 max_drafts;
+  u32 max_drafts;   // of the call
+  u32 most_drafts;  // of the kind, no more than those
   u32 max_position;
   u32 vocabulary;
   u32 num_slots;
@@ -70,8 +62,9 @@ struct PlanArguments {
   u32 page_size;
   i32 padding_token;
   u32 has_embeddings;
+  u32 drafts_in_pages;  // whether drafts take pages behind those of the committed rows
 };
-static_assert(sizeof(PlanArguments) == 344, "as in src/backend/cuda/plan.rs");
+static_assert(sizeof(PlanArguments) == 352, "as in src/backend/cuda/plan.rs");
 
 // The sequences of a tile. What is found wrong with a row or a page of a sequence is kept as the number
 // of the row and the fault in the lowest bits, so that the smallest is the first.
@@ -165,7 +158,7 @@ DEVICE PageRow page_row(const PlanArguments &arguments, u32 b) {
 // The tokens that a sequence proposes if all is well.
 DEVICE u32 drafts_of(const PlanArguments &arguments, i32 wanted, i64 limit, u32 position) {
   const i64 room = i64(arguments.max_position) - position + 1;
-  const i64 drafts = min(min(i64(wanted), limit - 1), min(i64(arguments.max_drafts), room));
+  const i64 drafts = min(min(i64(wanted), limit - 1), min(i64(arguments.most_drafts), room));
   return u32(max(drafts, i64(0)));
 }
 
@@ -200,7 +193,8 @@ DEVICE Sequence read_sequence(const PlanArguments &arguments, u32 b, Tile &tile)
     return sequence;
   }
   sequence.drafts = drafts_of(arguments, wanted, limit, u32(position));
-  const u32 last_position = u32(position) + max(sequence.drafts, 1u) - 2;
+  const u32 drafted = arguments.drafts_in_pages ? max(sequence.drafts, 1u) - 1 : 0;
+  const u32 last_position = u32(position) + drafted - 1;
   const u32 first_page = u32(begin) / arguments.page_size;
   const u32 last_page = last_position / arguments.page_size;
   if (!is_below(next_token, arguments.vocabulary)) {
@@ -272,7 +266,7 @@ DEVICE void lay_out_row(const PlanArguments &arguments, Tile &tile, u32 b, u32 i
     note_wrong(tile, i, row << fault_bits | fault_token);
     return;
   }
-  const PlannedRows &commit = arguments.commit;
+  const RowArrays &commit = arguments.commit;
   commit.sequence[place] = i32(b);
   commit.position[place] = position;
   commit.rope_position[place] = rope_position;
@@ -384,7 +378,7 @@ DEVICE void sort_drafting(const PlanArguments &arguments, Classes &classes) {
 // Fills the rows of the sequences that draft from their last committed rows, which `draft.source` has
 // by sequence.
 DEVICE void lay_out_drafting(const PlanArguments &arguments, u32 drafting) {
-  const PlannedRows &draft = arguments.draft, &commit = arguments.commit;
+  const RowArrays &draft = arguments.draft, &commit = arguments.commit;
   for (u32 place = threadIdx.x; place < drafting; place += blockDim.x) {
     draft.position[place] = draft.source[draft.sequence[place]];
   }

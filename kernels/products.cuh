@@ -12,6 +12,7 @@
 // pieces of the row, and applied to the sums: so no row has to be read before the weights are. Only the
 // gain goes into the operand.
 #pragma once
+#include "rows.cuh"
 #include "tensor.cuh"
 
 constexpr u32 product_threads = 256;
@@ -23,19 +24,6 @@ constexpr u32 weight_tile = 16;
 constexpr u32 row_tile = 8;
 
 // ---- Rows ----------------------------------------------------------------------------------------
-
-// The rows that a phase works on; the count, which includes `first` rows before, is read from memory.
-struct RowCount {
-  u64 count;
-  u32 first;
-  u32 most;
-};
-static_assert(sizeof(RowCount) == 16, "as in src/backend/cuda/products.rs");
-
-DEVICE u32 count_rows(const RowCount &rows) {
-  const i32 count = *reinterpret_cast<const i32 *>(rows.count);
-  return u32(min(max(i64(count) - rows.first, i64(0)), i64(rows.most)));
-}
 
 // The rows of one block: as many as `size` from `begin` on.
 struct RowGroup {

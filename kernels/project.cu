@@ -4,6 +4,7 @@
 // With few rows this is one launch. Each block has a few rows of one head's weights, and the last block
 // of a head finishes it. With many rows the products come first and the heads in a second launch.
 #include "embedding.cuh"
+#include "paging.cuh"
 
 // The map to the heads of queries, keys or values.
 struct HeadMap {
@@ -23,16 +24,6 @@ struct Rotary {
   i64 long_from;
   u32 half;  // of the elements that are turned
   f32 scale;
-};
-
-struct Paging {
-  Matrix pages;
-  u64 table;
-  u64 page_row;
-  u32 page_size;
-  u32 num_kv_heads;
-  u32 layer;
-  u32 padding;
 };
 
 struct ProjectArguments {
@@ -56,7 +47,7 @@ struct ProjectArguments {
   u32 padding;
 };
 static_assert(sizeof(HeadMap) == 144, "as in src/backend/cuda/project.rs");
-static_assert(sizeof(ProjectArguments) == 1304, "as in src/backend/cuda/project.rs");
+static_assert(sizeof(ProjectArguments) == 1344, "as in src/backend/cuda/project.rs");
 
 // ---- The input -----------------------------------------------------------------------------------
 
@@ -168,14 +159,11 @@ DEVICE void sine_cosine(f32 angle, f32 &sine, f32 &cosine) {
 // Where a head's keys or values of a row belong; 0 where the table names no page of the pool.
 DEVICE u64 page_place(const ProjectArguments &arguments, const Head &head, u32 row) {
   const Paging &paging = arguments.paging;
+  const u32 sequence = u32(entry(arguments.sequence, row));
   const u32 position = u32(entry(arguments.position, row));
-  const i32 first = entry(paging.page_row, u32(entry(arguments.sequence, row)));
-  const i32 page = entry(paging.table, u64(u32(first)) + position / paging.page_size);
-  if (page < 0 || u32(page) >= paging.pages.rows) return 0;
-  const u32 planes = paging.layer * 2 + (head.kind == value ? 1 : 0);
-  const u64 plane = u64(planes) * paging.num_kv_heads + head.index;
-  const u64 offset = (plane * paging.page_size + position % paging.page_size) * arguments.head_dim;
-  return row_address(paging.pages, u32(page)) + offset * dtype_bytes(paging.pages.dtype);
+  const RowPages pages = pages_of_row(paging, sequence, row, position);
+  const u64 place = key_place(paging, pages, position, head.index);
+  return place != 0 && head.kind == value ? place + values_behind_keys(paging) : place;
 }
 
 // Norms and turns a row's head, by a warp; a query in place, keys and values into their page.

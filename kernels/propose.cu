@@ -1,9 +1,9 @@
-// Norm, head and choice of the next draft token, in one launch; moves the rows on to the next step.
+// Norm, head and choice of draft tokens, in one launch; moves the rows on to the next step.
 //
 // Each block has a few columns of the logits. The largest logit of a row comes together in one word,
 // whose order is that of the logits and, of equal ones, against that of the columns. Logits are written
 // only where the host wants them or a token is drawn from them.
-#include "law.cuh"
+#include "draw.cuh"
 #include "products.cuh"
 
 constexpr u32 max_row_segments = 16;
@@ -14,29 +14,29 @@ struct ProposeArguments {
   u64 position;
   u64 rope_position;
   u64 token;
+  u64 num_drafts;  // how many tokens each sequence proposes; 0: all rows only keep what they choose
   u64 target_ids;  // of the columns; 0: the identity
   u64 draft_tokens;
   u64 draft_tokens_stride;
   u64 scratch;  // one record for each row, see below
   u64 record_bytes;
-  u64 temperature;  // 0: all rows are greedy
-  u64 top_k;        // 0, as the others: the same for all rows
-  u64 top_p;
-  u64 min_p;
-  u64 seed;
+  Sampling sampling;
   Matrix hidden;
   Norm norm;
   Matrix segments[max_row_segments];
+  Matrix base;          // logits that those of the head are added to, if there are any
   Matrix draft_logits;  // wanted by the host
   Matrix logits;        // where they are kept otherwise
   u32 num_segments;
   u32 columns;
-  u32 step;
+  u32 step;        // the first token that is proposed
+  u32 slots;       // rows of a sequence, for as many tokens from there on
   u32 max_drafts;
+  u32 keeps_logits;  // even where nothing is drawn from them
   u32 feeds_back_normed;
   u32 most_last_blocks;
 };
-static_assert(sizeof(ProposeArguments) == 800, "as in src/backend/cuda/propose.rs");
+static_assert(sizeof(ProposeArguments) == 848, "as in src/backend/cuda/propose.rs");
 
 // The scratch of a row. The first words are zero between launches.
 struct Record {
@@ -64,16 +64,24 @@ DEVICE u64 warp_max_key(u64 key) {
 DEVICE i32 entry(u64 array, u64 index) { return reinterpret_cast<const i32 *>(array)[index]; }
 DEVICE i32 &place(u64 array, u64 index) { return reinterpret_cast<i32 *>(array)[index]; }
 
-template <class Element>
-DEVICE Element entry_or(u64 array, u32 index, Element otherwise) {
-  return array != 0 ? reinterpret_cast<const Element *>(array)[index] : otherwise;
+// Which of its sequence's tokens a row proposes.
+DEVICE u32 step_of(const ProposeArguments &arguments, u32 row) {
+  return arguments.step + row % arguments.slots;
+}
+
+// Whether the row chooses at all: one whose sequence proposes fewer tokens does not.
+DEVICE bool takes_part(const ProposeArguments &arguments, u32 row) {
+  if (arguments.num_drafts == 0) return true;
+  const u32 sequence = u32(entry(arguments.sequence, row));
+  return i32(step_of(arguments, row)) < entry(arguments.num_drafts, sequence);
 }
 
 // Where a row's logits are written, if they are.
 DEVICE u64 logits_of(const ProposeArguments &arguments, u32 row) {
   if (arguments.draft_logits.address == 0) return row_address(arguments.logits, row);
   const u64 sequence = u32(entry(arguments.sequence, row));
-  return row_address(arguments.draft_logits, sequence * arguments.max_drafts + arguments.step);
+  return row_address(arguments.draft_logits,
+                     sequence * arguments.max_drafts + step_of(arguments, row));
 }
 
 DEVICE WeightRow head_row(const ProposeArguments &arguments, u32 column) {
@@ -89,33 +97,34 @@ DEVICE WeightRow head_row(const ProposeArguments &arguments, u32 column) {
 DEVICE u32 choose(const ProposeArguments &arguments, u32 row, LawScratch<product_threads> &scratch) {
   Record &record = record_of(arguments, row);
   const u32 column = column_of_key(record.largest);
-  if (arguments.temperature == 0) return column;
+  if (arguments.sampling.temperature == 0 || !takes_part(arguments, row)) return column;
   const u32 sequence = u32(entry(arguments.sequence, row));
-  const Parameters parameters = {
-      entry_or(arguments.temperature, sequence, 0.0f), entry_or(arguments.top_k, sequence, 0),
-      entry_or(arguments.top_p, sequence, 1.0f), entry_or(arguments.min_p, sequence, 0.0f)};
+  const Parameters parameters = parameters_of(arguments.sampling, sequence);
   if (is_greedy(parameters)) return column;
   const bool wanted = arguments.draft_logits.address != 0;
   const Row logits = {reinterpret_cast<const u8 *>(logits_of(arguments, row)), nullptr,
                       wanted ? arguments.draft_logits.dtype : u32(dtype_f32), 0, arguments.columns};
   // The row reads the token of the position after its own, and proposes the one after.
-  const u64 position = u64(i64(entry(arguments.position, row)) + 2);
-  const u64 number = uniform(entry_or(arguments.seed, sequence, u64(0)), position, for_draft);
+  const i64 position = i64(entry(arguments.position, row)) + 2;
+  const u64 number = number_of(arguments.sampling, sequence, position);
   f32 *peaks = reinterpret_cast<f32 *>(record.sums + tiles_of(arguments.columns));
   return draw_column(logits, parameters, number, peaks, record.sums, scratch);
 }
 
 // Writes the token and moves the row on, by one thread.
 DEVICE void move_on(const ProposeArguments &arguments, u32 row, u32 column) {
-  const i32 token = entry_or(arguments.target_ids, column, i32(column));
-  const u64 sequence = u32(entry(arguments.sequence, row));
-  place(arguments.draft_tokens, sequence * arguments.draft_tokens_stride + arguments.step) = token;
+  record_of(arguments, row).largest = 0;
+  if (!takes_part(arguments, row)) return;
+  const i32 token = element_of(arguments.target_ids, column, i32(column));
   place(arguments.token, row) = token;
+  if (arguments.num_drafts == 0) return;
+  const u64 sequence = u32(entry(arguments.sequence, row));
+  const u64 step = step_of(arguments, row);
+  place(arguments.draft_tokens, sequence * arguments.draft_tokens_stride + step) = token;
   place(arguments.position, row) += 1;
   // The host's rope positions are any numbers.
   i32 &rope_position = place(arguments.rope_position, row);
   rope_position = i32(u32(rope_position) + 1);
-  record_of(arguments, row).largest = 0;
 }
 
 template <class Kind, class Shape>
@@ -136,13 +145,14 @@ DEVICE void propose(const ProposeArguments &arguments) {
   accumulate<Kind, Shape, true>(sums, weights, slice, rows, gain, group.len);
 
   const bool wanted = arguments.draft_logits.address != 0;
-  const bool is_kept = wanted || arguments.temperature != 0;
+  const bool is_kept = wanted || arguments.sampling.temperature != 0 || arguments.keeps_logits;
   const u32 dtype = wanted ? arguments.draft_logits.dtype : u32(dtype_f32);
   combine<Shape, true, false>(meeting, sums, norms, group.len, [&](u32 row, u32 column, f32 logit) {
     row += group.begin;
     column += first_column;
     u64 key = 0;
-    if (column < arguments.columns) {
+    if (column < arguments.columns && takes_part(arguments, row)) {
+      if (arguments.base.address != 0) logit = add_rn(f32_row(arguments.base, row)[column], logit);
       if (is_kept) {
         store_element(logits_of(arguments, row), dtype, column, logit);
         logit = rounded_to(dtype, logit);
@@ -154,7 +164,7 @@ DEVICE void propose(const ProposeArguments &arguments) {
   });
 
   // Only draws and norms are worth more than one block.
-  const bool is_work = arguments.temperature != 0 || arguments.feeds_back_normed;
+  const bool is_work = arguments.sampling.temperature != 0 || arguments.feeds_back_normed;
   const u32 count = count_last_blocks(is_work ? group.len : 1, arguments.most_last_blocks);
   u32(&words)[2] = record_of(arguments, blockIdx.x).last_blocks;
   const u32 number = join_last_blocks(words, count);

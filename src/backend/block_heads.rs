@@ -66,7 +66,7 @@ pub enum MarkovCell {
         weight: Matrix,
     },
     /// A gated recurrent cell: with `[a, b, o]` = `weight` of the state and the embedded token plus the
-    /// row's part, the state becomes sigmoid(a) of it plus 1 - sigmoid(a) of tanh(b), the output
+    /// row's part, the next state is sigmoid(a) of it plus 1 - sigmoid(a) of tanh(b), the output
     /// tanh(o).
     Recurrent {
         /// `[3 * rank, 2 * rank]`.
@@ -88,8 +88,10 @@ pub struct StepMarkov {
     /// What the cell's map makes of the row's hidden state, biases included: `[rows, rank]` or `[rows, 3 *
     /// rank]`. No rows where the cell reads none.
     pub part: Matrix,
-    /// `[rows, rank]`: the state, kept from step to step.
+    /// `[rows, rank]`: the state after the step before.
     pub state: Matrix,
+    /// The same after this one, written.
+    pub next_state: Matrix,
     /// Scratch, `[rows, 5 * rank]`.
     pub scratch: Matrix,
     /// `[rows, rank]`, written.
@@ -177,6 +179,8 @@ pub struct Refine<'a> {
     pub slots: Slots,
     /// The slots' rows, whose tokens are those of the last pass.
     pub rows: Rows,
+    /// The blocks' rows.
+    pub block_rows: Rows,
     /// The rows that were committed: where the token before the block's first one comes from.
     pub commit: Rows,
     /// The call.

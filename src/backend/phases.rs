@@ -595,7 +595,10 @@ pub enum Choice {
     /// They are drawn as the call says and proposed; the rows move on to the next step.
     Proposed,
     /// Those with the largest logits stay in the rows, which stay where they are.
-    Kept,
+    Kept {
+        /// Whether a later phase reads the logits.
+        with_logits: bool,
+    },
 }
 
 /// Norm, head, choice of the next draft token.
@@ -627,7 +630,7 @@ pub struct Propose<'a> {
     pub target_ids: Option<Span<i32>>,
     /// Scratch for the normed input.
     pub input: Matrix,
-    /// Scratch for the logits.
+    /// Memory for the logits, which a device need not write unless [`Choice::Kept`] says so.
     pub logits: Matrix,
     /// Scratch of [`super::Backend::proposal_scratch`] bytes, prepared.
     pub scratch: Span<u8>,

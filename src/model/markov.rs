@@ -30,7 +30,8 @@ enum Cell {
 pub struct MarkovScratch {
     /// Of the blocks' rows.
     part: Matrix,
-    state: Matrix,
+    /// After the even and the odd steps.
+    states: [Matrix; 2],
     scratch: Matrix,
     output: Matrix,
 }
@@ -91,7 +92,7 @@ impl Markov {
             self.row_map().map_or((0, 0), |(row, _)| (block_rows, row.rows));
         MarkovScratch {
             part: carver.matrix(Dtype::F32, part_rows, part_columns),
-            state: carver.matrix(Dtype::F32, sequences, rank),
+            states: [(); 2].map(|()| carver.matrix(Dtype::F32, sequences, rank)),
             scratch: carver.matrix(Dtype::F32, sequences, 5 * rank),
             output: carver.matrix(Dtype::F32, sequences, rank),
         }
@@ -160,7 +161,8 @@ impl Markov {
                 Some(_) => run.every_row(scratch.part, at),
                 None => scratch.part,
             },
-            state: scratch.state,
+            state: scratch.states[1 - at % 2],
+            next_state: scratch.states[at % 2],
             scratch: scratch.scratch,
             output: scratch.output,
         };

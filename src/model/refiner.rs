@@ -88,11 +88,12 @@ impl Refiner {
         run.map_hidden(decoder, &self.features, None, scratch.features)?;
         let mut proposal = decoder.proposal(&step, 0, num_slots, run.slot_hidden);
         proposal.logits = scratch.base;
-        proposal.choice = Choice::Kept;
+        proposal.choice = Choice::Kept { with_logits: true };
         decoder.propose(&step, &proposal)?;
         let refine = Refine {
             slots: run.slots,
             rows: run.slot_rows,
+            block_rows: run.block_rows,
             commit: step.plan.commit,
             batch: *step.batch,
             features: scratch.features,
@@ -109,7 +110,7 @@ impl Refiner {
             proposal.head = std::slice::from_ref(&self.readout);
             proposal.base = Some(scratch.base);
             if pass < self.passes {
-                proposal.choice = Choice::Kept;
+                proposal.choice = Choice::Kept { with_logits: false };
             }
             decoder.propose(&step, &proposal)?;
         }

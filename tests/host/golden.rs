@@ -2,7 +2,6 @@
 
 use super::matrix::Matrix;
 use super::{Context, Model, Outcome, Versioned, c_path, inspect};
-use crate::device::is_cuda;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use speculators::capi::{spec_feature, spec_model_options};
@@ -59,11 +58,6 @@ fn is_supported(case: &Case) -> bool {
     let kind = CString::new(case.kind.as_str()).expect("a kind");
     // SAFETY: a string that ends with NUL.
     if unsafe { spec_feature(kind.as_ptr()) } == 0 {
-        return false;
-    }
-    // Only the CPU drafts blocks.
-    let blocks = ["dflash", "dflash2", "dspark", "peagle", "xpress"];
-    if is_cuda() && blocks.contains(&case.kind.as_str()) {
         return false;
     }
     let description = inspect(&case.directory).expect("a description");

@@ -114,23 +114,26 @@ impl CpuBackend {
                 }
                 MarkovCell::Recurrent { weight, is_first } => {
                     let input = phase.scratch.column_range(0, 2 * rank);
+                    let state = input.column_range(0, rank);
                     self.pool.run(rows, &|index| {
-                        let state = row_mut(&phase.state, index);
+                        let state = row_mut(&state, index);
                         if is_first {
                             state.fill(0.0);
+                        } else {
+                            state.copy_from_slice(row(&phase.state, index));
                         }
-                        row_mut(&input, index)[..rank].copy_from_slice(state);
                     });
                     let products = [Product::of(&weight, gates, Sink::Store)];
                     multiply(&self.pool, self.isa, &input, rows, &products);
                     self.pool.run(rows, &|index| {
                         let (gates, part) = (row(&gates, index), row(&phase.part, index));
-                        let (state, output) =
-                            (row_mut(&phase.state, index), row_mut(&phase.output, index));
+                        let state = row(&state, index);
+                        let (next_state, output) =
+                            (row_mut(&phase.next_state, index), row_mut(&phase.output, index));
                         for c in 0..rank {
                             let gate = |at: usize| gates[at * rank + c] + part[at * rank + c];
                             let keep = sigmoid(gate(0));
-                            state[c] = keep * state[c] + (1.0 - keep) * gate(1).tanh();
+                            next_state[c] = keep * state[c] + (1.0 - keep) * gate(1).tanh();
                             output[c] = gate(2).tanh();
                         }
                     });

@@ -343,7 +343,7 @@ impl CpuBackend {
             let scratch = row_scratch(phase.scratch, phase.rows.len(), index);
             let token_of =
                 |column: usize| phase.target_ids.map_or(column as i32, |ids| elements(ids)[column]);
-            if phase.choice == Choice::Kept {
+            if let Choice::Kept { .. } = phase.choice {
                 let (logits, greedy) =
                     (phase.logits.row_range(index, 1), SamplingArrays::default());
                 let column = verify::draw_draft(self.isa, &logits, &greedy, 0, 0, scratch);

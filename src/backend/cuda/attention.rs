@@ -57,6 +57,8 @@ struct AttentionArguments {
     partials: u64,
     scale: f32,
     window: u32,
+    window_from_block: u32,
+    sees_block: u32,
     num_heads: u32,
     groups: u32,
     group_heads: u32,
@@ -167,6 +169,7 @@ pub unsafe fn attend(
     let query_floats = vectors * (made_for * elements + 4);
     let shared = 2 * tile_bytes + (query_floats + tile * made_for) * size_of::<f32>();
     let (blocks, chunks) = sharing(phase, facts);
+    let is_of_blocks = phase.paging.block.is_some();
     let counters = phase.scratch.address();
     let arguments = AttentionArguments {
         rows: (&phase.rows).into(),
@@ -181,10 +184,9 @@ pub unsafe fn attend(
         counters,
         partials: counters + COUNTER_BYTES as u64,
         scale: phase.scale * std::f32::consts::LOG2_E,
-        window: phase
-            .mask
-            .window
-            .map_or(u32::MAX, |window| window.clamp(1, u32::MAX as usize) as u32),
+        window: phase.mask.window.map_or(u32::MAX, |window| window.min(u32::MAX as usize) as u32),
+        window_from_block: (phase.mask.window_from_block && is_of_blocks).into(),
+        sees_block: (phase.mask.sees_block && is_of_blocks).into(),
         num_heads: num_heads as u32,
         groups: groups.count as u32,
         group_heads: groups.heads as u32,
@@ -194,7 +196,10 @@ pub unsafe fn attend(
         vectors: vectors as u32,
         phases: (THREADS / vectors) as u32,
         tile_bytes: tile_bytes as u32,
-        has_vectors: has_vectors(&pages, head_dim).into(),
+        has_vectors: std::iter::once(&pages)
+            .chain(phase.paging.block.as_ref().map(|block| &block.pages))
+            .all(|pages| has_vectors(pages, head_dim))
+            .into(),
     };
     let grid = [phase.rows.len() as u32, (num_kv_heads * groups.count) as u32, blocks as u32];
     let shape = Launch { grid, threads: THREADS as u32, shared: shared as u32, cooperative: false };

@@ -138,6 +138,24 @@ kernels! {
     ProposeAnyThirtyTwo: "propose", "propose_any_32", 256, Small;
     /// The embedding of the token beside the hidden state.
     GatherToken: "token", "gather_token", 256, Small;
+    /// The norm of rows.
+    NormRows: "layer", "norm_rows", 256, Small;
+    /// The rows of blocks, and what enters the first layer with them.
+    StartBlock: "block", "start_block", 256, Small;
+    /// A convolution over the rows of each block.
+    Convolve: "block_heads", "convolve", 256, Small;
+    /// A step of a Markov head.
+    StepMarkov: "block_heads", "step_markov", 256, Small;
+    /// Confidence in proposals, and their truncation by it.
+    RateDrafts: "block_heads", "rate_drafts", 256, Small;
+    /// The tokens with the largest logits of each row.
+    SelectCandidates: "block_heads", "select_candidates", 512, Small;
+    /// A walk through the candidates of each block.
+    WalkCandidates: "block_heads", "walk_candidates", 256, Small;
+    /// What the input map of a refiner reads.
+    RefinerInput: "block_heads", "refiner_input", 256, Small;
+    /// What a refiner adds up over the rows of a block.
+    RefinerMix: "block_heads", "refiner_mix", 256, Small;
     /// Reads and checks the arrays of a verification.
     VerifyPlan: "verify", "verify_plan", 256, Small;
     /// Decides sequences that are all greedy.

@@ -1,12 +1,12 @@
-//! The launch code of `kernels/layer.cu`: linear maps that stand alone, and the first half of a gated
-//! MLP.
+//! The launch code of `kernels/layer.cu`: linear maps that stand alone, with their norms, and the first
+//! half of a gated MLP.
 
 use super::launch::{Arguments, Kernel, Kernels};
 use super::products::{
-    Kind, MatrixArgument, NormArgument, RowCountArgument, Size, Variants, shape,
+    Kind, MatrixArgument, NormArgument, RowCountArgument, Size, Variants, grid, shape,
 };
 use crate::backend::Stream;
-use crate::backend::phases::{Activation, AddProjection, GateUp, Linear, Rows};
+use crate::backend::phases::{Activation, AddProjection, GateUp, Linear, MapRows, Rows};
 use crate::error::Result;
 use crate::tensor::Matrix;
 use bytemuck::NoUninit;
@@ -75,6 +75,50 @@ pub unsafe fn add_projection(
     let AddProjection { rows, input, linear: map, hidden } = phase;
     // SAFETY: this function's contract.
     unsafe { linear(kernels, stream, rows, input, map, hidden, true) }
+}
+
+#[derive(Clone, Copy, Debug, NoUninit)]
+#[repr(C)]
+struct NormArguments {
+    rows: RowCountArgument,
+    from: MatrixArgument,
+    norm: NormArgument,
+    to: MatrixArgument,
+}
+
+// SAFETY: the struct of kernels/layer.cu.
+unsafe impl Arguments for NormArguments {}
+
+/// Enqueues the phase: the norm, if there is one, and a product for each piece of the map.
+///
+/// # Safety
+///
+/// The contract of [`crate::backend::Backend`].
+pub unsafe fn map_rows(kernels: &Kernels, stream: Stream, phase: &MapRows<'_>) -> Result<()> {
+    let mut input = &phase.from;
+    if phase.norm.is_some() {
+        let arguments = NormArguments {
+            rows: (&phase.rows).into(),
+            from: input.into(),
+            norm: phase.norm.as_ref().into(),
+            to: (&phase.input).into(),
+        };
+        input = &phase.input;
+        let shape = grid(phase.rows.len(), 1);
+        // SAFETY: this function's contract, here and below.
+        unsafe { kernels.launch(Kernel::NormRows, stream, &shape, &arguments)? };
+    }
+    let mut first = 0;
+    for &weight in phase.weight.segments {
+        let bias = phase.bias.map(|bias| bias.column_range(first, weight.rows));
+        let to = phase.to.column_range(first, weight.rows);
+        first += weight.rows;
+        // SAFETY: as above.
+        unsafe {
+            linear(kernels, stream, &phase.rows, input, &Linear { weight, bias }, &to, false)?
+        };
+    }
+    Ok(())
 }
 
 #[derive(Clone, Copy, Debug, NoUninit)]

@@ -1,10 +1,13 @@
 //! CUDA devices: the phases as kernels on the host's streams.
 
 mod attention;
+mod block;
+mod block_heads;
 mod cache;
 mod compilation;
 mod compiler;
 mod device;
+mod draw;
 mod driver;
 mod embedding;
 mod features;
@@ -33,7 +36,7 @@ use super::phases::{
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{Dtype, Matrix, Span};
 use device::Device;
 use images::Images;
@@ -170,7 +173,6 @@ impl Backend for CudaBackend {
             kv_dtype: Dtype::Bf16,
             reads_mapped_files: false,
             max_row_segments: MAX_ROW_SEGMENTS,
-            drafts_blocks: false,
         }
     }
 
@@ -269,8 +271,9 @@ impl Backend for CudaBackend {
         unsafe { layer::gate_up(&self.kernels, stream, phase) }
     }
 
-    fn start_block(&self, _: Stream, _: &StartBlock<'_>) -> Result<()> {
-        Err(no_blocks())
+    fn start_block(&self, stream: Stream, phase: &StartBlock<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { block::start_block(&self.kernels, stream, phase) }
     }
 
     fn gather(&self, stream: Stream, phase: &Gather) -> Result<()> {
@@ -278,32 +281,39 @@ impl Backend for CudaBackend {
         unsafe { plan::gather(&self.kernels, stream, phase) }
     }
 
-    fn map_rows(&self, _: Stream, _: &MapRows<'_>) -> Result<()> {
-        Err(no_blocks())
+    fn map_rows(&self, stream: Stream, phase: &MapRows<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { layer::map_rows(&self.kernels, stream, phase) }
     }
 
-    fn convolve(&self, _: Stream, _: &Convolve) -> Result<()> {
-        Err(no_blocks())
+    fn convolve(&self, stream: Stream, phase: &Convolve) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { block_heads::convolve(&self.kernels, stream, phase) }
     }
 
-    fn step_markov(&self, _: Stream, _: &StepMarkov) -> Result<()> {
-        Err(no_blocks())
+    fn step_markov(&self, stream: Stream, phase: &StepMarkov) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { block_heads::step_markov(&self.kernels, stream, phase) }
     }
 
-    fn rate_drafts(&self, _: Stream, _: &RateDrafts<'_>) -> Result<()> {
-        Err(no_blocks())
+    fn rate_drafts(&self, stream: Stream, phase: &RateDrafts<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { block_heads::rate_drafts(&self.kernels, stream, phase) }
     }
 
-    fn select_candidates(&self, _: Stream, _: &SelectCandidates) -> Result<()> {
-        Err(no_blocks())
+    fn select_candidates(&self, stream: Stream, phase: &SelectCandidates) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { block_heads::select_candidates(&self.kernels, stream, phase) }
     }
 
-    fn walk_candidates(&self, _: Stream, _: &WalkCandidates<'_>) -> Result<()> {
-        Err(no_blocks())
+    fn walk_candidates(&self, stream: Stream, phase: &WalkCandidates<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { block_heads::walk_candidates(&self.kernels, stream, phase) }
     }
 
-    fn refine(&self, _: Stream, _: &Refine<'_>) -> Result<()> {
-        Err(no_blocks())
+    fn refine(&self, stream: Stream, phase: &Refine<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { block_heads::refine(&self.kernels, stream, phase) }
     }
 
     fn propose(&self, stream: Stream, phase: &Propose<'_>) -> Result<()> {
@@ -346,10 +356,6 @@ impl Backend for CudaBackend {
             })
         })
     }
-}
-
-fn no_blocks() -> Error {
-    Error::unsupported("expected a device that drafts blocks, as its description says")
 }
 
 #[cfg(test)]

@@ -9,24 +9,32 @@ use bytemuck::NoUninit;
 #[repr(C)]
 pub struct PagingArgument {
     pages: MatrixArgument,
+    block_pages: MatrixArgument,
     table: u64,
     page_row: u64,
     page_size: u32,
     num_kv_heads: u32,
     layer: u32,
     head_dim: u32,
+    block_len: u32,
+    pages_per_block: u32,
 }
 
 impl From<&Paging> for PagingArgument {
     fn from(paging: &Paging) -> Self {
+        let page_size = paging.pool.page_size;
+        let block = paging.block;
         Self {
             pages: (&paging.pool.pages).into(),
+            block_pages: MatrixArgument::of(block.as_ref().map(|block| &block.pages)),
             table: paging.table.address(),
             page_row: paging.page_row.address(),
-            page_size: paging.pool.page_size as u32,
+            page_size: page_size as u32,
             num_kv_heads: paging.pool.num_kv_heads as u32,
             layer: paging.layer as u32,
             head_dim: paging.pool.head_dim as u32,
+            block_len: block.map_or(0, |block| block.len as u32),
+            pages_per_block: block.map_or(0, |block| block.pages_per_block(page_size) as u32),
         }
     }
 }

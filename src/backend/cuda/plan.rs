@@ -2,8 +2,9 @@
 
 use super::launch::{Arguments, Kernel, Kernels, Launch};
 use super::products::{RowCountArgument, address_or_zero};
+use super::rows::RowArrays;
 use crate::backend::Stream;
-use crate::backend::phases::{self, DraftBatch, Gather, KvPool, Limits, Plan, Rows};
+use crate::backend::phases::{self, DraftBatch, Gather, KvPool, Limits, Plan};
 use crate::error::Result;
 use bytemuck::NoUninit;
 
@@ -37,31 +38,6 @@ impl From<phases::Column> for Column {
     }
 }
 
-/// `PlannedRows` of the kernel.
-#[derive(Clone, Copy, Debug, NoUninit)]
-#[repr(C)]
-struct PlannedRows {
-    count: u64,
-    sequence: u64,
-    position: u64,
-    rope_position: u64,
-    token: u64,
-    source: u64,
-}
-
-impl From<Rows> for PlannedRows {
-    fn from(rows: Rows) -> Self {
-        Self {
-            count: rows.count.address(),
-            sequence: rows.sequence.address(),
-            position: rows.position.address(),
-            rope_position: rows.rope_position.address(),
-            token: rows.token.address(),
-            source: rows.source.address(),
-        }
-    }
-}
-
 /// `PlanArguments` of the kernel.
 #[derive(Clone, Copy, Debug, NoUninit)]
 #[repr(C)]
@@ -81,8 +57,8 @@ struct PlanArguments {
     tokens: u64,
     rope_position: u64,
     num_proposed: u64,
-    commit: PlannedRows,
-    draft: PlannedRows,
+    commit: RowArrays,
+    draft: RowArrays,
     drafting: u64,
     num_drafts: u64,
     page_row: u64,
@@ -91,6 +67,7 @@ struct PlanArguments {
     num_rows: u32,
     most_rows: u32,
     max_drafts: u32,
+    most_drafts: u32,
     max_position: u32,
     vocabulary: u32,
     num_slots: u32,
@@ -99,6 +76,7 @@ struct PlanArguments {
     page_size: u32,
     padding_token: i32,
     has_embeddings: u32,
+    drafts_in_pages: u32,
 }
 
 // SAFETY: the struct of kernels/plan.cu.
@@ -144,6 +122,7 @@ pub unsafe fn plan_rows(
         num_rows: batch.num_rows as u32,
         most_rows: most_rows as u32,
         max_drafts: batch.max_drafts as u32,
+        most_drafts: batch.max_drafts.min(limits.most_drafts) as u32,
         max_position: limits.max_position as u32,
         vocabulary: limits.vocabulary as u32,
         num_slots: limits.num_slots as u32,
@@ -152,6 +131,7 @@ pub unsafe fn plan_rows(
         page_size: pool.page_size as u32,
         padding_token: batch.padding,
         has_embeddings: batch.embeddings.is_some().into(),
+        drafts_in_pages: limits.drafts_in_pages.into(),
     };
     // The kernel has a thread for each class of sequences that propose as many tokens.
     let work = [

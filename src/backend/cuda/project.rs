@@ -2,13 +2,14 @@
 
 use super::embedding::EmbeddingArgument;
 use super::launch::{Arguments, Kernel, Kernels};
+use super::paging::PagingArgument;
 use super::products::{
     Kind, MatrixArgument, NormArgument, RowCountArgument, Size, Variants, grid, most_last_blocks,
     shape,
 };
 use crate::backend::Stream;
 use crate::backend::phases::{
-    AttentionHeads, KvProjection, Linear, Norm, Paging, Project, QueryProjection, Rotary,
+    AttentionHeads, KvProjection, Linear, Norm, Project, QueryProjection, Rotary,
 };
 use crate::error::Result;
 use crate::tensor::{ALIGNMENT, Matrix};
@@ -74,32 +75,6 @@ impl From<&Rotary> for RotaryArgument {
             long_from: i64::try_from(rotary.long_from).unwrap_or(i64::MAX),
             half: rotary.inverse_frequency.len() as u32,
             scale: rotary.scale,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, NoUninit)]
-#[repr(C)]
-struct PagingArgument {
-    pages: MatrixArgument,
-    table: u64,
-    page_row: u64,
-    page_size: u32,
-    num_kv_heads: u32,
-    layer: u32,
-    padding: u32,
-}
-
-impl From<&Paging> for PagingArgument {
-    fn from(paging: &Paging) -> Self {
-        Self {
-            pages: (&paging.pool.pages).into(),
-            table: paging.table.address(),
-            page_row: paging.page_row.address(),
-            page_size: paging.pool.page_size as u32,
-            num_kv_heads: paging.pool.num_kv_heads as u32,
-            layer: paging.layer as u32,
-            padding: 0,
         }
     }
 }

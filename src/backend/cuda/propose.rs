@@ -1,6 +1,7 @@
 //! The launch code of `kernels/propose.cu`: norm, head and choice of draft tokens.
 
 use super::MAX_ROW_SEGMENTS;
+use super::draw::SamplingArgument;
 use super::embedding::segment_arguments;
 use super::launch::{Arguments, Kernel, Kernels};
 use super::products::{
@@ -8,7 +9,8 @@ use super::products::{
     most_last_blocks, shape,
 };
 use crate::backend::Stream;
-use crate::backend::phases::Propose;
+use crate::backend::phases::{Choice, Propose};
+use crate::backend::verify::SamplingArrays;
 use crate::error::Result;
 use crate::tensor::ALIGNMENT;
 use bytemuck::NoUninit;
@@ -21,25 +23,25 @@ struct ProposeArguments {
     position: u64,
     rope_position: u64,
     token: u64,
+    num_drafts: u64,
     target_ids: u64,
     draft_tokens: u64,
     draft_tokens_stride: u64,
     scratch: u64,
     record_bytes: u64,
-    temperature: u64,
-    top_k: u64,
-    top_p: u64,
-    min_p: u64,
-    seed: u64,
+    sampling: SamplingArgument,
     hidden: MatrixArgument,
     norm: NormArgument,
     segments: [MatrixArgument; MAX_ROW_SEGMENTS],
+    base: MatrixArgument,
     draft_logits: MatrixArgument,
     logits: MatrixArgument,
     num_segments: u32,
     columns: u32,
     step: u32,
+    slots: u32,
     max_drafts: u32,
+    keeps_logits: u32,
     feeds_back_normed: u32,
     most_last_blocks: u32,
 }
@@ -77,7 +79,12 @@ pub fn scratch_bytes(rows: usize, columns: usize) -> usize {
 ///
 /// The contract of [`crate::backend::Backend`].
 pub unsafe fn propose(kernels: &Kernels, stream: Stream, phase: &Propose<'_>) -> Result<()> {
-    let (batch, sampling) = (&phase.batch, &phase.batch.sampling);
+    let batch = &phase.batch;
+    // Tokens that are only kept are those with the largest logits, which the host does not get.
+    let (is_proposed, sampling, wanted) = match phase.choice {
+        Choice::Proposed => (true, batch.sampling, batch.draft_logits.as_ref()),
+        Choice::Kept { .. } => (false, SamplingArrays::default(), None),
+    };
     let segments = phase.head.segments;
     let columns = segments.iter().map(|segment| segment.rows).sum();
     let arguments = ProposeArguments {
@@ -86,25 +93,25 @@ pub unsafe fn propose(kernels: &Kernels, stream: Stream, phase: &Propose<'_>) ->
         position: phase.rows.position.address(),
         rope_position: phase.rows.rope_position.address(),
         token: phase.rows.token.address(),
+        num_drafts: if is_proposed { phase.num_drafts.address() } else { 0 },
         target_ids: address_or_zero(phase.target_ids),
         draft_tokens: batch.draft_tokens.span.address(),
         draft_tokens_stride: batch.draft_tokens.stride as u64,
         scratch: phase.scratch.address(),
         record_bytes: record_bytes(columns) as u64,
-        temperature: address_or_zero(sampling.temperature),
-        top_k: address_or_zero(sampling.top_k),
-        top_p: address_or_zero(sampling.top_p),
-        min_p: address_or_zero(sampling.min_p),
-        seed: address_or_zero(sampling.seed),
+        sampling: (&sampling).into(),
         hidden: (&phase.hidden).into(),
         norm: phase.norm.as_ref().into(),
         segments: segment_arguments(segments),
-        draft_logits: MatrixArgument::of(batch.draft_logits.as_ref()),
+        base: MatrixArgument::of(phase.base.as_ref()),
+        draft_logits: MatrixArgument::of(wanted),
         logits: (&phase.logits).into(),
         num_segments: segments.len() as u32,
         columns: columns as u32,
         step: phase.step as u32,
+        slots: phase.slots as u32,
         max_drafts: batch.max_drafts as u32,
+        keeps_logits: (phase.choice == Choice::Kept { with_logits: true }).into(),
         feeds_back_normed: phase.feed_back_normed.into(),
         most_last_blocks: most_last_blocks(kernels),
     };

@@ -1,7 +1,8 @@
-//! The launch code of `kernels/rows.cu`.
+//! Rows in the arguments of kernels, and the launch code of `kernels/rows.cu`.
 
 use super::launch::{Arguments, Kernel, Kernels, Launch};
 use crate::backend::Stream;
+use crate::backend::phases::Rows;
 use crate::error::Result;
 use crate::tensor::{Matrix, Span};
 use bytemuck::NoUninit;
@@ -11,6 +12,31 @@ const THREADS: u32 = 256;
 
 /// The most blocks of a launch.
 const MOST_BLOCKS: usize = 4096;
+
+/// `RowArrays` of the kernels: rows as the plan lays them out.
+#[derive(Clone, Copy, Debug, NoUninit)]
+#[repr(C)]
+pub struct RowArrays {
+    count: u64,
+    sequence: u64,
+    position: u64,
+    rope_position: u64,
+    token: u64,
+    source: u64,
+}
+
+impl From<Rows> for RowArrays {
+    fn from(rows: Rows) -> Self {
+        Self {
+            count: rows.count.address(),
+            sequence: rows.sequence.address(),
+            position: rows.position.address(),
+            rope_position: rows.rope_position.address(),
+            token: rows.token.address(),
+            source: rows.source.address(),
+        }
+    }
+}
 
 /// `CopyRowsArguments` of the kernel.
 #[derive(Clone, Copy, Debug, NoUninit)]
