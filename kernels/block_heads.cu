@@ -113,7 +113,7 @@ DEVICE f32 gate_of(const MarkovArguments &arguments, u32 row, u64 embedded, u32 
 }
 
 // Each warp has a column of a row.
-KERNEL(256, step_markov, MarkovArguments) {
+KERNEL_RESIDENT(256, 3, step_markov, MarkovArguments) {
   const u32 row = blockIdx.x, column = blockIdx.y * product_warps + warp_index();
   const u32 rank = arguments.output.columns;
   if (row >= count_rows(arguments.rows) || column >= rank) return;
@@ -390,7 +390,7 @@ DEVICE Row tell_candidates(const WalkArguments &arguments, u32 slot, u64 wanted_
 }
 
 // Each CUDA block has a block's slots, one after the other.
-KERNEL(256, walk_candidates, WalkArguments) {
+KERNEL_RESIDENT(256, 2, walk_candidates, WalkArguments) {
   __shared__ WalkScratch scratch;
   const Slots &slots = arguments.slots;
   const u32 block = blockIdx.x;

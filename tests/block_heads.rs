@@ -142,21 +142,21 @@ fn candidates_are_drawn_from_by_their_scores_and_each_stands_once() {
 fn sampled_candidates_follow_the_softmax_of_their_scores() {
     let Some(case) = case("dflash2/fillin") else { return };
     let world = World::of(&case);
-    const DRAWS: usize = 2000;
+    let draws = device::amount(2000, 300);
     let first = world.draft(sampled(0), 0.0);
     let (ids, logits) = (&first.candidates[0], &first.logits[0]);
     let weights: Vec<f64> = logits.iter().map(|&logit| f64::from(logit).exp()).collect();
     let total: f64 = weights.iter().sum();
     let mut counts = vec![0.0; ids.len()];
-    for seed in 0..DRAWS {
+    for seed in 0..draws {
         let drafts = world.draft(sampled(seed as u64), 0.0);
         assert_eq!((&drafts.candidates[0], &drafts.logits[0]), (ids, logits));
         counts[ids.iter().position(|&id| id == drafts.tokens[0]).expect("a candidate")] += 1.0;
     }
     for (count, weight) in counts.iter().zip(&weights) {
         let share = weight / total;
-        let spread = (share * (1.0 - share) / DRAWS as f64).sqrt();
-        assert!((count / DRAWS as f64 - share).abs() < 5.0 * spread, "{counts:?} {weights:?}");
+        let spread = (share * (1.0 - share) / draws as f64).sqrt();
+        assert!((count / draws as f64 - share).abs() < 5.0 * spread, "{counts:?} {weights:?}");
     }
 }
 

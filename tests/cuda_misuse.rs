@@ -167,21 +167,6 @@ fn a_context_of_another_device_is_refused() {
 }
 
 #[test]
-fn kinds_that_only_the_cpu_drafts_with_are_refused_by_name() {
-    if !device::is_cuda_or_skipped() {
-        return;
-    }
-    let context = Context::on(Device::Cuda);
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    for (kind, variant) in [("dflash", "full_default"), ("peagle", "qwen3_2layer_fullvocab")] {
-        let directory = golden.join("speculators").join(kind).join(variant);
-        let target = golden.join("targets/qwen3_tied");
-        let loaded = Model::load(&context, &directory, Some(&target));
-        assert_refused(loaded, SPEC_ERROR_UNSUPPORTED, &[&format!("found \"{kind}\"")]);
-    }
-}
-
-#[test]
 fn directories_without_sound_kernels_are_refused() {
     if !device::is_cuda_or_skipped() {
         return;

@@ -234,6 +234,11 @@ impl Call {
             counts_proposed: random.chance(0.7),
         };
         call.fill(random, &counts, hostility);
+        // Kinds that draft blocks.
+        if random.chance(0.4) {
+            call.limits.most_drafts = 1 + random.below(8);
+            call.limits.drafts_in_pages = random.chance(0.5);
+        }
         call
     }
 
