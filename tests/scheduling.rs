@@ -7,6 +7,7 @@ mod host;
 use device::memory::Memory;
 use host::checkpoint::Shape;
 use host::draft::{DraftCall, Drafts, Place, Sampling, SamplingColumns, Table, Text, Turn};
+use host::golden;
 use host::matrix::{Dtype, Matrix};
 use host::random::Random;
 use host::{Context, Model, Session, Versioned, session_options};
@@ -37,9 +38,9 @@ fn shapes() -> [(&'static str, Shape); 3] {
     [("llama", Shape::default()), ("sliding", Shape::sliding()), ("bf16", half)]
 }
 
-/// A loaded random speculator.
+/// A loaded speculator: a random one, or a reference checkpoint.
 struct World {
-    shape: Shape,
+    vocabulary: i32,
     model: Model,
 }
 
@@ -50,12 +51,15 @@ impl World {
 
     fn on(context: &Context, test: &str, name: &str, shape: Shape) -> Self {
         let directory = shape.write(&format!("{test}-{name}"), 11);
-        let model = Model::load(context, &directory, None).expect("a model");
-        Self { shape, model }
+        Self::of(Model::load(context, &directory, None).expect("a model"))
+    }
+
+    fn of(model: Model) -> Self {
+        Self { vocabulary: model.info().vocabulary, model }
     }
 
     fn text(&self, random: &mut Random, len: usize) -> Text {
-        Text::random(random, len, self.shape.vocabulary as i32, &self.model.widths())
+        Text::random(random, len, self.vocabulary, &self.model.widths())
     }
 
     fn session(&self) -> Session {
@@ -77,6 +81,24 @@ fn for_each_shape(test: &str, run: impl Fn(&World)) {
     for (name, shape) in shapes() {
         println!("{name}");
         run(&World::new(test, name, shape));
+    }
+}
+
+/// Runs a test on each shape, and on a reference checkpoint of each kind.
+fn for_each_model(test: &str, run: impl Fn(&World)) {
+    for_each_shape(test, &run);
+    for_each_kind(run);
+}
+
+/// Runs a test on a reference checkpoint of each kind.
+fn for_each_kind(run: impl Fn(&World)) {
+    let mut kinds: Vec<String> = Vec::new();
+    for case in golden::supported_cases() {
+        if !kinds.contains(&case.kind) {
+            println!("{}", case.name);
+            run(&World::of(case.load(&Context::with_threads(1)).expect("a model")));
+            kinds.push(case.kind);
+        }
     }
 }
 
@@ -274,6 +296,9 @@ fn a_disturbed_schedule_drafts_what_an_undisturbed_one_does() {
     for_each_shape("schedule", |world| {
         (1..device::amount(4, 2)).for_each(|seed| disturb_a_schedule(world, seed))
     });
+    if !device::is_shortened() {
+        for_each_kind(|world| disturb_a_schedule(world, 5));
+    }
 }
 
 /// Runs more requests than there is room for to their ends, with everything that a scheduler does.
@@ -352,10 +377,10 @@ fn step(server: &mut Server, running: &mut [Running<'_>], random: &mut Random) -
 
 #[test]
 fn chunks_of_every_size_commit_the_same() {
-    for_each_shape("chunks", |world| {
+    for_each_model("chunks", |world| {
         let text = world.text(&mut Random::new(2), 30);
         let expected = world.draft(&text, 0..29);
-        for size in 1..29 {
+        for size in (1..29).step_by(device::amount(1, 6)) {
             let session = world.session();
             for first in (0..29).step_by(size) {
                 let rows = first..(first + size).min(29);
@@ -370,13 +395,13 @@ fn chunks_of_every_size_commit_the_same() {
 
 #[test]
 fn rows_may_stand_in_any_batch_order() {
-    for_each_shape("order", |world| {
+    for_each_model("order", |world| {
         let mut random = Random::new(3);
         let texts: Vec<Text> = (0..6).map(|_| world.text(&mut random, 40)).collect();
         let ends: Vec<usize> = texts.iter().map(|_| 1 + random.below(38)).collect();
         let alone = texts.iter().zip(&ends).map(|(text, &end)| world.draft(text, 0..end));
         let alone: Vec<Drafts> = alone.collect();
-        for _ in 0..10 {
+        for _ in 0..device::amount(10, 3) {
             let mut order: Vec<usize> = (0..texts.len()).collect();
             random.shuffle(&mut order);
             let turn = |(slot, &index): (usize, &usize)| {
@@ -413,7 +438,7 @@ fn reverse_rows(call: &mut DraftCall) {
 
 #[test]
 fn slots_and_block_tables_draft_the_same() {
-    for_each_shape("slots", |world| {
+    for_each_model("slots", |world| {
         let mut random = Random::new(4);
         let texts: Vec<Text> = (0..3).map(|_| world.text(&mut random, 35)).collect();
         let mut server = Server::new(world, 40, &mut random);
@@ -506,10 +531,10 @@ fn threads_of_the_library_or_the_host_draft_the_same() {
 
 #[test]
 fn a_forked_prefix_drafts_as_if_it_had_been_computed() {
-    for_each_shape("fork", |world| {
+    for_each_model("fork", |world| {
         let margin = world.model.info().prefix_margin as usize;
         let mut random = Random::new(6);
-        for _ in 0..8 {
+        for _ in 0..device::amount(8, 2) {
             let shared = margin + 1 + random.below(30);
             let first = world.text(&mut random, 60);
             let mut second = world.text(&mut random, 60);
@@ -537,10 +562,10 @@ fn a_forked_prefix_drafts_as_if_it_had_been_computed() {
 
 #[test]
 fn positions_before_context_begin_are_not_looked_at() {
-    for_each_shape("context", |world| {
+    for_each_model("context", |world| {
         let mut random = Random::new(8);
         let text = world.text(&mut random, 40);
-        for begin in [1, 4, 6, 13, 20, 29] {
+        for &begin in device::amount(&[1, 4, 6, 13, 20, 29][..], &[1, 13, 20]) {
             let mut server = Server::new(world, 30, &mut random);
             let mut table = Vec::new();
             assert!(server.reach(&mut table, &Round { rows: 0..30, drafts: DRAFTS }));
@@ -560,7 +585,7 @@ fn positions_before_context_begin_are_not_looked_at() {
             call.rope_position = Some((begin as i32..30).collect());
             let alone = run(&world.session(), &call).remove(0);
             assert_eq!(partial.tokens, alone.tokens, "begin {begin}");
-            assert!(partial.distance(&alone) < 1e-5, "begin {begin}: {}", partial.distance(&alone));
+            assert!(partial.distance(&alone) < 1e-4, "begin {begin}: {}", partial.distance(&alone));
         }
     });
 }
@@ -582,23 +607,24 @@ fn context_begin_leaves_something_out() {
 
 #[test]
 fn embeddings_take_the_place_of_tokens() {
-    for_each_shape("embeddings", |world| {
-        let directory = world.shape.write("embeddings-table", 11);
+    for (name, shape) in shapes() {
+        let world = World::new("embeddings", name, shape.clone());
+        let directory = shape.write("embeddings-table", 11);
         let weights = host::golden::Tensors::read(&directory.join("model.safetensors"));
         let table = weights.matrix("embed_tokens.weight").expect("the embedding");
         let text = world.text(&mut Random::new(10), 40);
         let expected = world.draft(&text, 0..33);
         let mut call = DraftCall::of(&[Turn::new(&text, 0..33, DRAFTS, Place::Slot(0))]);
-        let mut embeddings = Matrix::filled(33, world.shape.hidden, Dtype::F32, f32::NAN);
+        let mut embeddings = Matrix::filled(33, shape.hidden, Dtype::F32, f32::NAN);
         for row in (3..9).chain(20..31) {
             embeddings.set_row(row, &table.row(call.tokens[row] as usize));
             call.tokens[row] = -1;
         }
-        for dtype in [Dtype::F32, world.shape.dtype] {
-            call.embeddings = Some(embeddings.converted(dtype, world.shape.hidden + 3));
+        for dtype in [Dtype::F32, shape.dtype] {
+            call.embeddings = Some(embeddings.converted(dtype, shape.hidden + 3));
             assert_eq!(run(&world.session(), &call), vec![expected.clone()], "{dtype:?}");
         }
-    });
+    }
 }
 
 #[test]
@@ -625,7 +651,7 @@ fn only_differences_of_rope_positions_matter() {
 
 #[test]
 fn a_row_index_picks_rows_out_of_the_buffer() {
-    for_each_shape("paths", |world| {
+    for_each_model("paths", |world| {
         let mut random = Random::new(13);
         let texts: Vec<Text> = (0..2).map(|_| world.text(&mut random, 30)).collect();
         let expected: Vec<Drafts> = texts.iter().map(|text| world.draft(text, 0..17)).collect();
@@ -658,7 +684,7 @@ fn a_row_index_picks_rows_out_of_the_buffer() {
 
 #[test]
 fn sequences_share_rows_as_long_as_the_call_has_as_many_in_all() {
-    for_each_shape("shared-rows", |world| {
+    for_each_model("shared-rows", |world| {
         let text = world.text(&mut Random::new(17), 40);
         let [half, whole] = [10, 20].map(|rows| world.draft(&text, 0..rows));
         let session = world.session();
@@ -691,7 +717,7 @@ fn sequences_share_rows_as_long_as_the_call_has_as_many_in_all() {
 
 #[test]
 fn no_more_is_proposed_than_limits_allow() {
-    for_each_shape("limits", |world| {
+    for_each_model("limits", |world| {
         let text = world.text(&mut Random::new(14), 40);
         let expected = world.draft(&text, 0..20);
         let turn = |slot, drafts| Turn::new(&text, 0..20, drafts, Place::Slot(slot));
@@ -735,7 +761,7 @@ fn proposals_stop_where_positions_end() {
 
 #[test]
 fn features_of_any_type_and_row_stride_are_read_as_they_are() {
-    for_each_shape("features", |world| {
+    for_each_model("features", |world| {
         let text = world.text(&mut Random::new(16), 40);
         for dtype in Dtype::ALL {
             let mut rounded = text.clone();
@@ -794,7 +820,7 @@ fn target_id(info: &spec_model_info, column: usize) -> i32 {
 
 #[test]
 fn memory_of_the_host_serves_as_well_as_memory_of_the_library() {
-    for_each_shape("memory", |world| {
+    for_each_model("memory", |world| {
         let mut random = Random::new(18);
         let text = world.text(&mut random, 40);
         let server = Server::new(world, 0, &mut random);
@@ -807,7 +833,7 @@ fn memory_of_the_host_serves_as_well_as_memory_of_the_library() {
 
 #[test]
 fn keys_and_values_of_16_bits_take_half_the_memory_and_draft_nearly_the_same() {
-    for_each_shape("kv", |world| {
+    for_each_model("kv", |world| {
         let text = world.text(&mut Random::new(19), 40);
         let exact = world.draft(&text, 0..30);
         let full = Session::requirements(&world.model, &options()).expect("the requirements");
@@ -827,7 +853,7 @@ fn keys_and_values_of_16_bits_take_half_the_memory_and_draft_nearly_the_same() {
 
 #[test]
 fn sampled_drafts_depend_on_seed_and_position_alone() {
-    for_each_shape("seeds", |world| {
+    for_each_model("seeds", |world| {
         let text = world.text(&mut Random::new(20), 40);
         let sampled = |seed, slot| Turn {
             sampling: Sampling { temperature: 1.0, seed, ..Sampling::default() },
