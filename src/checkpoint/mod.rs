@@ -89,6 +89,21 @@ const KINDS: [(&str, Reader); 8] = [
     ("xpress", xpress::read),
 ];
 
+/// The kinds that the format names but that no release of the library which defines it has, each with what
+/// it would take.
+const UNRELEASED: [(&str, &str); 7] = [
+    ("dels_spec", "it drafts with a recurrent head beside DFlash"),
+    ("dflare", "it is DFlash with a context projection and a fusion for each layer"),
+    ("domino", "it is DFlash with a recurrent head over the tokens before"),
+    ("hydra", "it drafts with a head for each position, which reads the tokens before"),
+    ("jetspec", "it is DFlash with causal blocks from which trees are drafted"),
+    ("medusa", "it drafts with a head for each position"),
+    (
+        "pard2",
+        "its tensors are those of DFlash: the override {\"speculators_model_type\": \"dflash\"} runs it",
+    ),
+];
+
 /// The names of the kinds that can be loaded.
 pub fn kinds() -> impl Iterator<Item = &'static str> {
     KINDS.iter().map(|(name, _)| *name)
@@ -176,13 +191,8 @@ fn load(
 ) -> Result<Checkpoint> {
     let mut settings = Settings::of_file(file, config);
     let kind = settings.text("speculators_model_type")?.ok_or_else(|| unconverted(file, config))?;
-    let Some((_, read)) = KINDS.iter().find(|(name, _)| *name == kind) else {
-        let names: Vec<_> = kinds().map(|name| format!("{name:?}")).collect();
-        let expected = names.join(", ");
-        let text = format!("speculators_model_type: expected one of {expected}, found {kind:?}");
-        let reason = "this version cannot load other kinds";
-        return Err(Error::unsupported(format!("{}: {text}; {reason}", file.display())));
-    };
+    let known = KINDS.iter().find(|(name, _)| *name == kind);
+    let (_, read) = known.ok_or_else(|| unknown(file, kind))?;
     let mut report = Report::new(kind, directory);
     report.overrides = options.and_then(|options| options.overrides.clone());
     let (default_num_drafts, verifier_name) = read_proposal(&mut settings, &mut report)?;
@@ -250,6 +260,18 @@ fn read_proposal<'a>(
     };
     section.finish(report);
     Ok((drafts, name))
+}
+
+/// Why a kind is refused.
+fn unknown(file: &Path, kind: &str) -> Error {
+    let names: Vec<_> = kinds().map(|name| format!("{name:?}")).collect();
+    let expected = names.join(", ");
+    let reason = match UNRELEASED.iter().find(|(name, _)| *name == kind) {
+        Some((_, what)) => format!("no release of the format has this kind: {what}"),
+        None => "this version cannot load other kinds".to_owned(),
+    };
+    let text = format!("speculators_model_type: expected one of {expected}, found {kind:?}");
+    Error::unsupported(format!("{}: {text}; {reason}", file.display()))
 }
 
 /// Why a configuration that names no kind is refused, with a hint at what it may be.

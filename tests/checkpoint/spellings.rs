@@ -677,6 +677,24 @@ fn other_kinds_are_refused_by_name_and_can_be_inspected() {
 }
 
 #[test]
+fn kinds_that_were_never_released_are_told_from_unknown_ones() {
+    let mut fixture = Fixture::llama();
+    let mut reason = |kind: &str| {
+        fixture.config["speculators_model_type"] = json!(kind);
+        refused(checkpoint::open(fixture.write().path(), &Options::default())).to_string()
+    };
+    for kind in ["dels_spec", "dflare", "domino", "hydra", "jetspec", "medusa", "pard2"] {
+        let text = reason(kind);
+        let parts =
+            [&format!("found {kind:?}; no release of the format has this kind: "), "config"];
+        assert!(parts.iter().all(|part| text.contains(*part)), "{text}");
+    }
+    // What runs all the same says how.
+    assert!(reason("pard2").contains(r#"{"speculators_model_type": "dflash"}"#));
+    assert!(reason("something-new").ends_with("this version cannot load other kinds"));
+}
+
+#[test]
 fn handles_can_be_shared_between_threads() {
     fn shared<T: Send + Sync + Clone>() {}
     shared::<Tensor>();
