@@ -72,6 +72,16 @@ fn expected_stages(about: &serde_json::Value) -> serde_json::Value {
     stages.into()
 }
 
+/// What a host says of a checkpoint that the files do not.
+fn options_of(kind: &str, about: &Value, target: &Path) -> Options {
+    let hidden_input = &about["hidden_input"];
+    Options {
+        verifier_directory: Some(target.to_owned()),
+        overrides: (kind == "mtp").then(|| serde_json::json!({"hidden_input": hidden_input})),
+        ..Options::default()
+    }
+}
+
 #[test]
 fn every_reference_checkpoint_of_a_known_kind_opens() {
     let Some(golden) = golden() else { return };
@@ -87,12 +97,7 @@ fn every_reference_checkpoint_of_a_known_kind_opens() {
         let config = json_in(&directory.join("config.json"));
         let target = golden.join("targets").join(about["target"].as_str().unwrap());
         for map_files in [false, true] {
-            let verifier_directory = Some(target.clone());
-            let hidden_input = &about["hidden_input"];
-            let overrides =
-                (kind == "mtp").then(|| serde_json::json!({"hidden_input": hidden_input}));
-            let options =
-                Options { verifier_directory, map_files, overrides, ..Options::default() };
+            let options = Options { map_files, ..options_of(&kind, &about, &target) };
             let name = directory.display();
             let loaded = checkpoint::open(&directory, &options);
             let loaded = loaded.unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -126,4 +131,48 @@ fn every_reference_checkpoint_can_be_inspected() {
         assert!(!found["tensors"].as_array().unwrap().is_empty());
     }
     assert!(!all.is_empty(), "no checkpoint to inspect in {}", golden.display());
+}
+
+/// A report with a line for each tensor.
+fn with_short_tensors(report: Value) -> Value {
+    match report {
+        Value::Array(items) => items.into_iter().map(with_short_tensors).collect(),
+        Value::Object(tensor) if tensor.contains_key("shape") => {
+            let shape = &tensor["shape"];
+            let [name, dtype, file] =
+                ["name", "dtype", "file"].map(|key| tensor[key].as_str().unwrap());
+            format!("{name}: {dtype} {shape} in {file}").into()
+        }
+        Value::Object(members) => members
+            .into_iter()
+            .map(|(key, value)| (key, with_short_tensors(value)))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
+        single => single,
+    }
+}
+
+/// Every report of the project's own copies of the reference checkpoints, as it was when somebody last read
+/// it. `UPDATE_REPORTS=1` in the environment writes those that differ.
+#[test]
+fn load_reports_say_what_they_said() {
+    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let golden = project.join("tests/golden");
+    let root = golden.display().to_string();
+    for (kind, directory) in checkpoints(&golden) {
+        let about = json_in(&directory.join("about.json"));
+        let target = golden.join("targets").join(about["target"].as_str().unwrap());
+        let loaded = checkpoint::open(&directory, &options_of(&kind, &about, &target)).unwrap();
+        let report = with_short_tensors(loaded.report.to_json());
+        let report = serde_json::to_string_pretty(&report).unwrap() + "\n";
+        let report = report.replace(&root, "tests/golden");
+        let variant = directory.file_name().unwrap().to_str().unwrap();
+        let path = project.join("tests/checkpoint/reports").join(format!("{kind}.{variant}.json"));
+        if std::env::var_os("UPDATE_REPORTS").is_some() {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, &report).unwrap();
+        }
+        let kept = fs::read_to_string(&path).unwrap_or_default();
+        assert!(kept == report, "{}: expected the following\n{report}", path.display());
+    }
 }
