@@ -200,7 +200,7 @@ fn assert_close(what: &str, ours: &[f32], theirs: &[f32]) {
 /// Runs a comparison of each supported case and sees to it that every one of them counts.
 fn for_each_case(compare: impl Fn(&Stage) -> Coverage) -> Coverage {
     let mut all = Coverage::default();
-    for case in golden::supported_cases() {
+    for case in golden::supported_cases().into_iter().chain(golden::other_semantics()) {
         let stage = Stage::new(case);
         let coverage = compare(&stage);
         assert!(coverage.compared > 0, "{}: nothing was compared", stage.case.name);

@@ -3,7 +3,7 @@
 use super::matrix::Matrix;
 use super::{Context, Model, Outcome, Versioned, c_path, inspect};
 use safetensors::{Dtype, SafeTensors};
-use serde_json::Value;
+use serde_json::{Value, json};
 use speculators::capi::{spec_feature, spec_model_options};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
@@ -23,8 +23,10 @@ pub struct Case {
     pub kind: String,
     pub directory: PathBuf,
     pub target: PathBuf,
-    /// The hidden state that the drafter was trained for, where its files do not tell.
-    hidden_input: Option<String>,
+    /// Settings that its files do not tell.
+    overrides: Option<Value>,
+    /// Which of its records it matches.
+    stem: &'static str,
 }
 
 /// All checkpoints that the manifest lists or that lie under `speculators`, in order of their names.
@@ -50,6 +52,11 @@ pub fn supported_cases() -> Vec<Case> {
     let supported: Vec<Case> = cases.into_iter().filter(is_supported).collect();
     assert!(!supported.is_empty(), "the library supports none of the cases");
     supported
+}
+
+/// The cases of kinds that are recorded as another engine runs them, too.
+pub fn other_semantics() -> Vec<Case> {
+    supported_cases().into_iter().filter_map(Case::as_vllm_runs_it).collect()
 }
 
 /// Whether the library has the kind and the family of its layers; then it must be able to load the
@@ -82,16 +89,32 @@ impl Case {
         let about = read_json(&directory.join("about.json"));
         let target = root.join("targets").join(text(&about["target"]));
         let kind = text(&about["kind"]);
-        let hidden_input = (kind == "mtp").then(|| text(&about["hidden_input"]));
-        Self { name, kind, directory, target, hidden_input }
+        // The hidden state that it was trained for.
+        let overrides =
+            (kind == "mtp").then(|| json!({"hidden_input": text(&about["hidden_input"])}));
+        // What a library matches which does what the files say: `ref` where it exists, as it was made
+        // where the other one deviates.
+        let stem = if directory.join("golden/ref.json").exists() { "ref" } else { "vllm" };
+        Self { name, kind, directory, target, overrides, stem }
+    }
+
+    /// The same checkpoint as the other engine runs it, if there is a record of that.
+    fn as_vllm_runs_it(self) -> Option<Self> {
+        let is_recorded = self.directory.join("golden/vllm.json").exists();
+        let differs = ["dflash", "dflash2"].contains(&self.kind.as_str());
+        (is_recorded && differs).then(|| Self {
+            name: format!("{} (vllm)", self.name),
+            overrides: Some(json!({"block_semantics": "vllm"})),
+            stem: "vllm",
+            ..self
+        })
     }
 
     /// Loads the speculator as it was trained.
     pub fn load(&self, context: &Context) -> Outcome<Model> {
         let verifier = c_path(&self.target);
-        let overrides = self.hidden_input.as_ref().map(|input| {
-            CString::new(format!(r#"{{"hidden_input": "{input}"}}"#)).expect("no NUL")
-        });
+        let overrides = self.overrides.as_ref();
+        let overrides = overrides.map(|json| CString::new(json.to_string()).expect("no NUL"));
         let options = spec_model_options {
             verifier_directory: verifier.as_ptr(),
             config_overrides: overrides.as_ref().map_or(null(), |text| text.as_ptr()),
@@ -100,16 +123,14 @@ impl Case {
         Model::load_with(context, &self.directory, &options)
     }
 
-    /// The record that a library matches which does what the files say: `ref` where it exists, as
-    /// it was made where the other one deviates.
+    /// What it drafted.
     pub fn record(&self) -> Record {
         let golden = self.directory.join("golden");
-        let stem = if golden.join("ref.json").exists() { "ref" } else { "vllm" };
-        let description = read_json(&golden.join(stem).with_extension("json"));
-        let tensors = Tensors::read(&golden.join(stem).with_extension("safetensors"));
+        let description = read_json(&golden.join(self.stem).with_extension("json"));
+        let tensors = Tensors::read(&golden.join(self.stem).with_extension("safetensors"));
         let runs = description["runs"].as_object().expect("the runs");
         let runs = runs.values().map(Run::parse).collect();
-        Record { runs, tensors, counts_past_the_end: stem == "vllm" }
+        Record { runs, tensors, counts_past_the_end: self.stem == "vllm" }
     }
 }
 
