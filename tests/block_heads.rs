@@ -4,9 +4,11 @@
 mod device;
 mod host;
 
-use host::draft::{DraftCall, Drafts, Place, Sampling, Text, Turn};
+use host::draft::{DraftCall, Drafts, Place, Sampling, Table, Text, Turn};
 use host::golden::{self, Case, Tensors};
+use host::matrix::Matrix;
 use host::random::Random;
+use host::verify::{Decisions, Distribution, VerifyCall};
 use host::{Context, Model, Session, session_options};
 use speculators::capi::*;
 
@@ -18,6 +20,7 @@ fn case(name: &str) -> Option<Case> {
 }
 
 struct World {
+    context: Context,
     model: Model,
     session: Session,
     text: Text,
@@ -26,26 +29,39 @@ struct World {
 
 impl World {
     fn of(case: &Case) -> Self {
+        Self::with_sequences(case, 2)
+    }
+
+    fn with_sequences(case: &Case, sequences: usize) -> Self {
         let context = Context::with_threads(1);
         let model = case.load(&context).expect("a model");
         let info = model.info();
         let options = spec_session_options {
-            max_sequences: 2,
-            max_rows: 2 * ROWS as i32,
+            max_sequences: sequences as i32,
+            max_rows: (sequences * ROWS) as i32,
             max_drafts: info.most_drafts,
             max_position: 64,
             ..session_options()
         };
         let session = Session::create(&model, &options).expect("a session");
         let text = Text::random(&mut Random::new(5), ROWS + 1, info.vocabulary, &model.widths());
-        Self { model, session, text, drafts: info.most_drafts }
+        Self { context, model, session, text, drafts: info.most_drafts }
     }
 
     fn draft(&self, sampling: Sampling, min_confidence: f32) -> Drafts {
-        let turn = Turn { sampling, ..Turn::new(&self.text, 0..ROWS, self.drafts, Place::Slot(0)) };
-        let mut call = DraftCall::of(&[turn]);
+        self.draft_all(&[sampling], min_confidence).remove(0)
+    }
+
+    /// What follows the text, once for each sampling.
+    fn draft_all(&self, samplings: &[Sampling], min_confidence: f32) -> Vec<Drafts> {
+        let turn = |(slot, &sampling): (usize, &Sampling)| {
+            let place = Place::Slot(slot as i32);
+            Turn { sampling, ..Turn::new(&self.text, 0..ROWS, self.drafts, place) }
+        };
+        let turns: Vec<Turn<'_>> = samplings.iter().enumerate().map(turn).collect();
+        let mut call = DraftCall::of(&turns);
         call.min_confidence = min_confidence;
-        call.run(&self.session).expect("a call").remove(0)
+        call.run(&self.session).expect("a call")
     }
 }
 
@@ -158,6 +174,87 @@ fn sampled_candidates_follow_the_softmax_of_their_scores() {
         let spread = (share * (1.0 - share) / draws as f64).sqrt();
         assert!((count / draws as f64 - share).abs() < 5.0 * spread, "{counts:?} {weights:?}");
     }
+}
+
+/// A target whose law of each position is the same whatever stands before, on what the drafter likes and
+/// on what it does not.
+fn target_row(drafts: &Drafts, ids: &[i32], vocabulary: usize, random: &mut Random) -> Vec<f32> {
+    let mut row = vec![f32::NEG_INFINITY; vocabulary];
+    let mut order: Vec<usize> = (0..ids.len()).collect();
+    order.sort_by(|&a, &b| drafts.logits[0][b].total_cmp(&drafts.logits[0][a]));
+    for &column in order.iter().take(4) {
+        row[ids[column] as usize] = random.normal();
+    }
+    (0..3).for_each(|_| row[random.below(vocabulary)] = random.normal());
+    row
+}
+
+#[test]
+fn verified_drafts_of_heads_have_the_targets_law_at_every_position() {
+    const SEQUENCES: usize = 50;
+    for name in ["dspark/vanilla", "dspark/rnn_fillin", "dflash2/fillin"] {
+        let Some(case) = case(name) else { continue };
+        let world = World::with_sequences(&case, SEQUENCES);
+        let shared_ids = world.model.draft_token_ids();
+        let (vocabulary, width) = (world.model.info().vocabulary as usize, world.drafts as usize);
+        let mut random = Random::new(8);
+        let first = world.draft(sampled(0), 0.0);
+        let ids = first.candidates.first().unwrap_or(&shared_ids);
+        let rows: Vec<Vec<f32>> =
+            (0..=width).map(|_| target_row(&first, ids, vocabulary, &mut random)).collect();
+        let mut counts = vec![vec![0.0; vocabulary]; width + 1];
+        let mut accepted = 0;
+        for batch in 0..device::amount(40, 2) {
+            let seed = |sequence| (batch * SEQUENCES + sequence) as u64;
+            let samplings: Vec<Sampling> = (0..SEQUENCES).map(|s| sampled(seed(s))).collect();
+            let drafts = world.draft_all(&samplings, 0.0);
+            let decisions = verified(&world, &drafts, &samplings, (&rows, &shared_ids));
+            for sequence in 0..SEQUENCES {
+                let emitted = decisions.emitted(sequence);
+                accepted += emitted.len() - 1;
+                for (counts, &token) in counts.iter_mut().zip(emitted) {
+                    counts[token as usize] += 1.0;
+                }
+            }
+        }
+        assert!(accepted > 0, "{name}: no draft was accepted");
+        for (position, (counts, row)) in counts.iter().zip(&rows).enumerate() {
+            let total: f64 = counts.iter().sum();
+            let weights: Vec<f64> = row.iter().map(|&logit| f64::from(logit).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            for (token, (count, weight)) in counts.iter().zip(&weights).enumerate() {
+                let share = weight / sum;
+                let spread = (share * (1.0 - share) * total).sqrt();
+                let is_lawful = (count - share * total).abs() <= 5.0 * spread + 1e-9;
+                assert!(is_lawful, "{name}, {position}, {token}: {count} of {total} for {share}");
+            }
+        }
+    }
+}
+
+/// The decisions of a target with these rows for every sequence, by rejection.
+fn verified(
+    world: &World,
+    drafts: &[Drafts],
+    samplings: &[Sampling],
+    (rows, shared_ids): (&[Vec<f32>], &[i32]),
+) -> Decisions {
+    let (sequences, width) = (drafts.len(), world.drafts as usize);
+    let all_rows: Vec<f32> = (0..sequences).flat_map(|_| rows.concat()).collect();
+    let logits = Matrix::new(sequences * rows.len(), rows[0].len(), &all_rows);
+    let tokens: Vec<&[i32]> = drafts.iter().map(|drafts| &drafts.tokens[..]).collect();
+    let counts = drafts.iter().map(|drafts| drafts.tokens.len() as i32).collect();
+    let positions = vec![ROWS as i32 + 1; sequences];
+    let mut call = VerifyCall::new(logits, Table::ragged(&tokens), counts, positions, samplings);
+    let q: Vec<f32> = drafts.iter().flat_map(|drafts| drafts.logits.concat()).collect();
+    let row_ids: Vec<i32> = drafts.iter().flat_map(|drafts| drafts.candidates.concat()).collect();
+    call.rule = SPEC_RULE_REJECTION;
+    call.draft = Some(Distribution {
+        logits: Matrix::new(sequences * width, q.len() / (sequences * width), &q),
+        has_row_ids: !row_ids.is_empty(),
+        token_ids: if row_ids.is_empty() { shared_ids.to_vec() } else { row_ids },
+    });
+    call.run(&world.context).expect("a verification")
 }
 
 #[test]

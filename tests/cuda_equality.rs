@@ -254,6 +254,7 @@ fn random_verification(random: &mut Random) -> VerifyCall {
         Distribution {
             logits: logits.converted(Dtype::ALL[random.below(3)], columns + 3),
             token_ids,
+            has_row_ids: false,
         }
     });
     let rule = match random.below(3) {

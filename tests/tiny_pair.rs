@@ -232,7 +232,7 @@ impl<'a> Batch<'a> {
                 logits.set_row(sequence * self.drafts + step, row);
             }
         }
-        Distribution { logits, token_ids: self.pair.model.draft_token_ids() }
+        Distribution { logits, token_ids: self.pair.model.draft_token_ids(), has_row_ids: false }
     }
 
     /// Commits these rows of each request and proposes what may follow.

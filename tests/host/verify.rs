@@ -31,6 +31,8 @@ pub struct Distribution {
     pub logits: Matrix,
     /// The target's id of each column; empty is the identity.
     pub token_ids: Vec<i32>,
+    /// Whether each row has ids of its own.
+    pub has_row_ids: bool,
 }
 
 impl Distribution {
@@ -39,6 +41,7 @@ impl Distribution {
         spec_distribution {
             logits: self.logits.tensor_for(device),
             token_ids: if ids.is_empty() { null() } else { arrays.array(ids) },
+            token_ids_stride: if self.has_row_ids { self.logits.columns as i64 } else { 0 },
             ..Versioned::blank()
         }
     }
