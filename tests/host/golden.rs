@@ -56,7 +56,7 @@ pub fn supported_cases() -> Vec<Case> {
 
 /// The cases of kinds that are recorded as another engine runs them, too.
 pub fn other_semantics() -> Vec<Case> {
-    supported_cases().into_iter().filter_map(Case::as_vllm_runs_it).collect()
+    supported_cases().into_iter().filter_map(Case::in_vllm).collect()
 }
 
 /// Whether the library has the kind and the family of its layers; then it must be able to load the
@@ -99,7 +99,7 @@ impl Case {
     }
 
     /// The same checkpoint as the other engine runs it, if there is a record of that.
-    fn as_vllm_runs_it(self) -> Option<Self> {
+    fn in_vllm(self) -> Option<Self> {
         let is_recorded = self.directory.join("golden/vllm.json").exists();
         let differs = ["dflash", "dflash2"].contains(&self.kind.as_str());
         (is_recorded && differs).then(|| Self {
