@@ -1127,9 +1127,9 @@ const char *spec_version(void);
  * Says whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
  *
  * Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `dflash`,
- * `dflash2`, `dspark`, `eagle`, `eagle3`, `mtp`, `peagle` and `xpress` (the kinds of speculator),
- * `verify.chain` (verification of chains), `draft.sampling` (sampled drafts). `name` ends with
- * NUL; NULL gives 0.
+ * `dflash2`, `dspark`, `eagle`, `eagle3`, `mtp`, `peagle` and `xpress` (the kinds of speculator;
+ * `mtp` with gated attention or experts in CPU contexts), `verify.chain` (verification of chains),
+ * `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives 0.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.
  */

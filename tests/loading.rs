@@ -7,7 +7,7 @@ mod host;
 use device::Device;
 use host::checkpoint::Shape;
 use host::draft::{DraftCall, Drafts, Place, Sampling, Text, Turn};
-use host::golden::Tensors;
+use host::golden::{self, Tensors};
 use host::matrix::{DeviceMatrix, Dtype, Matrix};
 use host::random::Random;
 use host::{Context, Model, Outcome, Session, Versioned, c_path, session_options};
@@ -103,6 +103,25 @@ fn mapped_files_draft_like_copied_weights() {
             }
         }
     }
+}
+
+/// Of these layers, gains and the halves of the query map are copied in another form than they are stored.
+#[test]
+fn mapped_files_of_hybrid_layers_draft_like_copied_weights() {
+    if !device::is_cpu_or_skipped("CUDA devices do not read mapped files") {
+        return;
+    }
+    let context = Context::with_threads(2);
+    let mut compared = 0;
+    for case in golden::cases().into_iter().filter(|case| case.hybrid_parts().is_some()) {
+        let copied = Model::load(&context, &case.directory, Some(&case.target)).expect("a model");
+        let mapped = load_mapped(&context, &case.directory, Some(&case.target));
+        assert_eq!(mapped.report(), copied.report());
+        assert!(mapped.info().weight_bytes < copied.info().weight_bytes / 3, "{}", case.name);
+        assert!(drafts_of(&mapped) == drafts_of(&copied), "{}", case.name);
+        compared += 1;
+    }
+    assert!(compared > 1, "{compared} cases");
 }
 
 #[test]

@@ -4,15 +4,17 @@
 pub mod block_heads;
 pub mod cpu;
 pub mod cuda;
+pub mod experts;
 pub mod phases;
 pub mod verify;
 
 use crate::error::Result;
 use crate::tensor::{Dtype, Matrix, Span};
 use block_heads::{Convolve, RateDrafts, Refine, SelectCandidates, StepMarkov, WalkCandidates};
+use experts::MixExperts;
 use phases::{
-    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateUp,
-    Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
+    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateRows,
+    GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
 };
 use std::any::Any;
 use std::ffi::CStr;
@@ -48,6 +50,8 @@ pub struct Description {
     pub reads_mapped_files: bool,
     /// The most pieces that a lent tensor may come in.
     pub max_row_segments: usize,
+    /// Whether the device has the phases of gated attention and of [`experts`].
+    pub runs_hybrid_layers: bool,
 }
 
 /// The host's queue of a device's work: a `CUstream`, or nothing on the CPU.
@@ -159,11 +163,17 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// Attention over the pages.
     fn attend(&self, stream: Stream, phase: &Attend) -> Result<()>;
 
+    /// The gate of an attention.
+    fn gate_rows(&self, stream: Stream, phase: &GateRows) -> Result<()>;
+
     /// A linear map added to the residual stream.
     fn add_projection(&self, stream: Stream, phase: &AddProjection) -> Result<()>;
 
     /// The first half of a gated MLP.
     fn gate_up(&self, stream: Stream, phase: &GateUp) -> Result<()>;
+
+    /// A mixture of experts.
+    fn mix_experts(&self, stream: Stream, phase: &MixExperts) -> Result<()>;
 
     /// The rows of blocks, and what enters the first layer with them.
     fn start_block(&self, stream: Stream, phase: &StartBlock<'_>) -> Result<()>;

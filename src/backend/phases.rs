@@ -466,6 +466,17 @@ pub struct Attend {
     pub scratch: Span<u8>,
 }
 
+/// Multiplies each element by the sigmoid of its gate.
+#[derive(Clone, Copy, Debug)]
+pub struct GateRows {
+    /// The rows.
+    pub rows: Rows,
+    /// `[rows, width]`.
+    pub gates: Matrix,
+    /// The same shape, multiplied.
+    pub values: Matrix,
+}
+
 /// A linear map whose result is added to the residual stream.
 #[derive(Clone, Copy, Debug)]
 pub struct AddProjection {

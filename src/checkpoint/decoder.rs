@@ -1,6 +1,7 @@
 //! The decoder layers that drafters are made of: their shape, their windows, their weights.
 
 use super::config::Settings;
+use super::experts::{ExpertSizes, Experts};
 use super::report::Report;
 use super::rope::{self, Rope};
 use super::speculator::Convolution;
@@ -36,6 +37,8 @@ pub struct DecoderLayer {
     pub hidden_norm: Option<Tensor>,
     /// The projection to queries.
     pub query: Linear,
+    /// The projection whose sigmoid the attention of each head is multiplied by.
+    pub attention_gate: Option<Linear>,
     /// The projection to keys.
     pub key: Linear,
     /// The projection to values.
@@ -48,12 +51,8 @@ pub struct DecoderLayer {
     pub key_norm: Option<Tensor>,
     /// The norm before the MLP.
     pub post_attention_norm: Tensor,
-    /// The half of the MLP that is activated.
-    pub gate: Linear,
-    /// The half of the MLP that is multiplied with the activated one.
-    pub up: Linear,
-    /// The way back to the residual stream.
-    pub down: Linear,
+    /// The MLP, or what stands in its place.
+    pub mlp: Mlp,
     /// A query sees this many positions, itself included; `None`: all before it.
     pub window: Option<usize>,
     /// Whether the window is instead this many positions before the query's block, which it leaves whole.
@@ -66,31 +65,110 @@ pub struct DecoderLayer {
     pub mlp_convolution: Option<Convolution>,
 }
 
-/// The two decoder layers that drafters are made of.
+/// What a layer does after its attention.
+#[expect(clippy::large_enum_variant, reason = "there are few of each model")]
+#[derive(Clone, Debug)]
+pub enum Mlp {
+    /// One MLP.
+    Gated(GatedMlp),
+    /// A mixture of many.
+    Experts(Experts),
+}
+
+/// An MLP of two halves, one of which gates the other.
+#[derive(Clone, Debug)]
+pub struct GatedMlp {
+    /// The half that is activated.
+    pub gate: Linear,
+    /// The half that is multiplied with the activated one.
+    pub up: Linear,
+    /// The way back to the residual stream.
+    pub down: Linear,
+}
+
+/// The decoder layers that drafters are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
     Llama,
     /// Norms each query and key head.
     Qwen3,
+    /// The same with gated attention, norms whose gains are stored as their distance from 1, and, as a
+    /// rule, experts.
+    Qwen3Next,
+    /// As the one before, without experts.
+    Qwen35,
+    /// As the one before, with experts.
+    Qwen35Moe,
 }
 
 /// The class defaults of a family, for settings that a file leaves out.
 pub(super) struct Defaults {
     pub(super) vocabulary: usize,
+    pub(super) hidden_size: usize,
+    pub(super) layers: usize,
+    pub(super) heads: usize,
+    /// `None`: as many as query heads.
+    pub(super) kv_heads: Option<usize>,
     pub(super) intermediate_size: usize,
     pub(super) max_position: usize,
+    /// The part of a head that rotates.
+    pub(super) rotated: f64,
 }
 
 impl Family {
+    /// Whether the attention is gated, and the gains of norms are stored as their distance from 1.
+    fn is_hybrid(self) -> bool {
+        matches!(self, Self::Qwen3Next | Self::Qwen35 | Self::Qwen35Moe)
+    }
+
     pub(super) fn defaults(self) -> Defaults {
+        let old = Defaults {
+            vocabulary: 32_000,
+            hidden_size: 4096,
+            layers: 1,
+            heads: 32,
+            kv_heads: None,
+            intermediate_size: 11_008,
+            max_position: 2048,
+            rotated: 1.0,
+        };
+        let hybrid = Defaults { heads: 16, max_position: 32_768, rotated: 0.25, ..old };
         match self {
-            Self::Llama => {
-                Defaults { vocabulary: 32_000, intermediate_size: 11_008, max_position: 2048 }
-            }
-            Self::Qwen3 => {
-                Defaults { vocabulary: 151_936, intermediate_size: 22_016, max_position: 32_768 }
-            }
+            Self::Llama => old,
+            Self::Qwen3 => Defaults {
+                vocabulary: 151_936,
+                intermediate_size: 22_016,
+                max_position: 32_768,
+                ..old
+            },
+            Self::Qwen3Next => Defaults {
+                vocabulary: 151_936,
+                hidden_size: 2048,
+                layers: 48,
+                kv_heads: Some(2),
+                intermediate_size: 5632,
+                ..hybrid
+            },
+            Self::Qwen35 => Defaults {
+                vocabulary: 248_320,
+                layers: 32,
+                kv_heads: Some(4),
+                intermediate_size: 12_288,
+                ..hybrid
+            },
+            Self::Qwen35Moe => Defaults {
+                vocabulary: 248_320,
+                hidden_size: 2048,
+                layers: 40,
+                kv_heads: Some(2),
+                ..hybrid
+            },
         }
+    }
+
+    /// The gain of a norm, from what is stored.
+    pub(super) fn gain(self, stored: Tensor) -> Tensor {
+        if self.is_hybrid() { stored.one_plus() } else { stored }
     }
 }
 
@@ -138,13 +216,16 @@ impl Decoder {
         family: Family,
         report: &mut Report,
     ) -> Result<Self> {
-        let default = family.defaults().max_position;
-        let max_position = layer.integer_or("max_position_embeddings", 1..=MOST_TOKENS, default)?;
+        let default = family.defaults();
+        let positions = 1..=MOST_TOKENS;
+        let max_position =
+            layer.integer_or("max_position_embeddings", positions, default.max_position)?;
+        let head = rope::Head { dim: sizes.head_dim, rotated: default.rotated };
         Ok(Self {
             sizes,
             epsilon: epsilon(layer)?,
             activation: activation(layer)?,
-            rope: rope::read(layer, sizes.head_dim, max_position, report)?,
+            rope: rope::read(layer, head, max_position, report)?,
             max_position,
         })
     }
@@ -168,7 +249,7 @@ pub struct Sizes {
     pub draft_vocabulary: usize,
     /// The width of the residual stream.
     pub hidden: usize,
-    /// The width between the two halves of an MLP.
+    /// The width between the two halves of an MLP: where there are experts, of the shared one.
     pub intermediate: usize,
     /// Query heads.
     pub heads: usize,
@@ -188,13 +269,26 @@ impl Sizes {
         weights: &Weights,
         prefix: &str,
     ) -> Result<Self> {
+        let default = family.defaults().intermediate_size;
+        let intermediate = layer.integer_or("intermediate_size", 1..=16 * WIDEST, default)?;
+        Self::with_intermediate(intermediate, layer, family, weights, prefix)
+    }
+
+    /// The same, with an MLP whose width is known.
+    pub(super) fn with_intermediate(
+        intermediate: usize,
+        layer: &mut Settings,
+        family: Family,
+        weights: &Weights,
+        prefix: &str,
+    ) -> Result<Self> {
         let defaults = family.defaults();
         let vocabulary = layer.integer_or("vocab_size", 1..=MOST_TOKENS, defaults.vocabulary)?;
-        let heads = layer.integer_or("num_attention_heads", 1..=WIDEST, 32)?;
-        let hidden = layer.integer_or("hidden_size", 1..=WIDEST, 4096)?;
+        let heads = layer.integer_or("num_attention_heads", 1..=WIDEST, defaults.heads)?;
+        let hidden = layer.integer_or("hidden_size", 1..=WIDEST, defaults.hidden_size)?;
         let kv_heads = match layer.integer("num_key_value_heads", 1..=heads)? {
             Some(kv_heads) => kv_heads,
-            None => layer.assume("num_key_value_heads", heads),
+            None => layer.assume("num_key_value_heads", defaults.kv_heads.unwrap_or(heads)),
         };
         if !heads.is_multiple_of(kv_heads) {
             return Err(layer.unexpected("num_key_value_heads", &format!("a divisor of {heads}")));
@@ -204,7 +298,8 @@ impl Sizes {
             // The stored projection knows better than the ratio of the sizes.
             None => {
                 let stored = rows_of(weights, &format!("{prefix}self_attn.q_proj.weight"));
-                let rows = stored.unwrap_or(hidden);
+                let gated = if family.is_hybrid() { 2 } else { 1 };
+                let rows = stored.map_or(hidden, |rows| rows / gated);
                 layer.assume("head_dim", rows / heads)
             }
         };
@@ -212,12 +307,7 @@ impl Sizes {
             let text = format_args!("expected an even number, found {head_dim}");
             return Err(layer.wrong("head_dim", text));
         }
-        let intermediate =
-            layer.integer_or("intermediate_size", 1..=16 * WIDEST, defaults.intermediate_size)?;
-        let layers = match layer.integer("num_hidden_layers", 1..=1024)? {
-            Some(layers) => layers,
-            None => layer.assume("num_hidden_layers", 1),
-        };
+        let layers = layer.integer_or("num_hidden_layers", 1..=1024, defaults.layers)?;
         Ok(Self {
             vocabulary,
             draft_vocabulary: vocabulary,
@@ -285,15 +375,13 @@ pub(super) fn windows(
     // class keeps it as it stands.
     let window = match (family, enabled) {
         (Family::Llama, _) => stored,
-        (Family::Qwen3, Some(true)) => {
-            Some(stored.unwrap_or_else(|| layer.assume("sliding_window", 4096)))
-        }
-        (Family::Qwen3, _) => None,
+        (_, Some(true)) => Some(stored.unwrap_or_else(|| layer.assume("sliding_window", 4096))),
+        (_, _) => None,
     };
     let Some(kinds) = kinds else {
         let first = match family {
             Family::Llama => layers,
-            Family::Qwen3 => first_sliding.unwrap_or(28),
+            _ => first_sliding.unwrap_or(28),
         };
         return Ok((0..layers).map(|index| window.filter(|_| index >= first)).collect());
     };
@@ -333,12 +421,14 @@ pub(super) struct LayerForm<'n> {
     pub(super) norms_input: bool,
     /// A query sees this many positions.
     pub(super) window: Option<usize>,
+    /// The experts that it has in the place of an MLP.
+    pub(super) experts: Option<ExpertSizes>,
 }
 
 impl<'n> LayerForm<'n> {
     /// An ordinary layer whose queries see all positions before them.
     pub(super) fn ordinary(prefix: &'n str) -> Self {
-        Self { prefix, reads_embedding: false, norms_input: true, window: None }
+        Self { prefix, reads_embedding: false, norms_input: true, window: None, experts: None }
     }
 }
 
@@ -380,23 +470,28 @@ impl<'r> LayerReader<'r> {
         let input = if form.reads_embedding { 2 * hidden } else { hidden };
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
         let part = |name: &str| format!("{}{name}", form.prefix);
-        let norms_heads = self.family == Family::Qwen3;
+        let norms_heads = self.family != Family::Llama;
         let mut norm = |name: &str, present: bool| {
             present.then(|| self.vector(&part(name), hidden)).transpose()
         };
+        let input_norm = norm("input_layernorm", form.norms_input)?;
+        let hidden_norm = norm("hidden_norm", form.reads_embedding)?;
+        let (query, attention_gate) = self.query(&part("self_attn.q_proj"), queries, input)?;
         Ok(DecoderLayer {
-            input_norm: norm("input_layernorm", form.norms_input)?,
-            hidden_norm: norm("hidden_norm", form.reads_embedding)?,
-            query: self.linear(&part("self_attn.q_proj"), queries, input, self.attention_bias)?,
+            input_norm,
+            hidden_norm,
+            query,
+            attention_gate,
             key: self.linear(&part("self_attn.k_proj"), keys, input, self.attention_bias)?,
             value: self.linear(&part("self_attn.v_proj"), keys, input, self.attention_bias)?,
             output: self.output(&part("self_attn.o_proj"), hidden, queries)?,
             query_norm: self.head_norm(norms_heads, &part("self_attn.q_norm"))?,
             key_norm: self.head_norm(norms_heads, &part("self_attn.k_norm"))?,
             post_attention_norm: self.vector(&part("post_attention_layernorm"), hidden)?,
-            gate: self.linear(&part("mlp.gate_proj"), intermediate, hidden, self.mlp_bias)?,
-            up: self.linear(&part("mlp.up_proj"), intermediate, hidden, self.mlp_bias)?,
-            down: self.linear(&part("mlp.down_proj"), hidden, intermediate, self.mlp_bias)?,
+            mlp: match form.experts {
+                None => Mlp::Gated(self.gated_mlp(&part("mlp."), intermediate)?),
+                Some(sizes) => Mlp::Experts(self.experts(&part("mlp."), &sizes)?),
+            },
             window: form.window,
             window_from_block: false,
             sees_block: false,
@@ -406,7 +501,8 @@ impl<'r> LayerReader<'r> {
     }
 
     fn vector(&mut self, module: &str, len: usize) -> Result<Tensor> {
-        self.weights.required(&format!("{module}.weight"), &[len], self.report)
+        let stored = self.weights.required(&format!("{module}.weight"), &[len], self.report)?;
+        Ok(self.family.gain(stored))
     }
 
     fn head_norm(&mut self, present: bool, module: &str) -> Result<Option<Tensor>> {
@@ -425,6 +521,47 @@ impl<'r> LayerReader<'r> {
         let bias_name = format!("{module}.bias");
         let bias = bias.then(|| self.weights.required(&bias_name, &[outputs], self.report));
         Ok(Linear { weight, bias: bias.transpose()? })
+    }
+
+    /// The projection to queries, and the one to the gate of the attention, whose outputs alternate with
+    /// those of the queries, head by head.
+    fn query(
+        &mut self,
+        module: &str,
+        outputs: usize,
+        inputs: usize,
+    ) -> Result<(Linear, Option<Linear>)> {
+        if !self.family.is_hybrid() {
+            return Ok((self.linear(module, outputs, inputs, self.attention_bias)?, None));
+        }
+        let both = self.linear(module, 2 * outputs, inputs, self.attention_bias)?;
+        let [query, gate] = both.alternating(self.sizes.head_dim);
+        Ok((query, Some(gate)))
+    }
+
+    fn gated_mlp(&mut self, prefix: &str, inner: usize) -> Result<GatedMlp> {
+        let (hidden, bias) = (self.sizes.hidden, self.mlp_bias);
+        Ok(GatedMlp {
+            gate: self.linear(&format!("{prefix}gate_proj"), inner, hidden, bias)?,
+            up: self.linear(&format!("{prefix}up_proj"), inner, hidden, bias)?,
+            down: self.linear(&format!("{prefix}down_proj"), hidden, inner, bias)?,
+        })
+    }
+
+    fn experts(&mut self, prefix: &str, sizes: &ExpertSizes) -> Result<Experts> {
+        let (hidden, ExpertSizes { count, inner, .. }) = (self.sizes.hidden, *sizes);
+        let mut tensor = |name: &str, shape: &[usize]| {
+            self.weights.required(&format!("{prefix}{name}"), shape, self.report)
+        };
+        Ok(Experts {
+            router: tensor("gate.weight", &[count, hidden])?,
+            gate_up: tensor("experts.gate_up_proj", &[count, 2 * inner, hidden])?,
+            down: tensor("experts.down_proj", &[count, hidden, inner])?,
+            shared_gate: tensor("shared_expert_gate.weight", &[1, hidden])?,
+            shared: self.gated_mlp(&format!("{prefix}shared_expert."), sizes.shared)?,
+            chosen: sizes.chosen,
+            renormalizes: sizes.renormalizes,
+        })
     }
 
     /// The output projection, which some layers leave without a bias though the others have one.

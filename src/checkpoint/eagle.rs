@@ -29,7 +29,8 @@ pub(super) fn read(
     let mut decoder = Decoder::read(&mut layer, sizes, family, report)?;
     // The original rotates with the verifier's module, whatever the copy of its settings says.
     if let Some(mut theirs) = verifier.settings() {
-        let theirs = rope::read(&mut theirs, sizes.head_dim, decoder.max_position, report)?;
+        let head = rope::Head { dim: sizes.head_dim, rotated: 1.0 };
+        let theirs = rope::read(&mut theirs, head, decoder.max_position, report)?;
         if theirs != decoder.rope {
             report.correct("transformer_layer_config: positions rotate as the verifier's do");
             decoder.rope = theirs;

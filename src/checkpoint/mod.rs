@@ -8,6 +8,7 @@ mod dflash2;
 mod dspark;
 mod eagle;
 mod eagle3;
+mod experts;
 mod features;
 mod files;
 mod header;
@@ -22,7 +23,8 @@ mod vocabulary;
 mod weights;
 mod xpress;
 
-pub use decoder::{Activation, Decoder, DecoderLayer, Sizes};
+pub use decoder::{Activation, Decoder, DecoderLayer, GatedMlp, Mlp, Sizes};
+pub use experts::Experts;
 pub use report::Report;
 pub use rope::Rope;
 pub use speculator::{

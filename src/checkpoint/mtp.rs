@@ -1,7 +1,8 @@
 //! MTP: from settings and tensors to a description that can be run.
 
 use super::config::Settings;
-use super::decoder::{self, Decoder, LayerForm, LayerReader, Sizes};
+use super::decoder::{Decoder, Family, LayerForm, LayerReader, Sizes};
+use super::experts::ExpertSizes;
 use super::report::Report;
 use super::speculator::{self, Entry, Feature, Method, Speculator, decoder_settings, tables};
 use super::verifier::Verifier;
@@ -10,6 +11,25 @@ use crate::error::{Error, Result};
 
 /// What the names of all tensors begin with.
 const LAYER: &str = "mtp_layers.0.";
+
+/// The settings are a copy of the verifier's: these are about its other layers. The layer sees all
+/// positions, whatever is said there of windows, and whether its attention is gated depends on its family.
+const OF_THE_VERIFIER: [&str; 14] = [
+    "attn_output_gate",
+    "full_attention_interval",
+    "layer_types",
+    "linear_conv_kernel_dim",
+    "linear_key_head_dim",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
+    "linear_value_head_dim",
+    "mamba_ssm_dtype",
+    "max_window_layers",
+    "mtp_num_hidden_layers",
+    "mtp_use_dedicated_embeddings",
+    "sliding_window",
+    "use_sliding_window",
+];
 
 /// Reads the speculator whose configuration is `top`.
 pub(super) fn read(
@@ -20,27 +40,30 @@ pub(super) fn read(
 ) -> Result<Speculator> {
     let mut layer = decoder_settings(top)?;
     top.text("speculators_version")?;
-    if !matches!(layer.text("model_type")?, Some("qwen3")) {
-        return Err(Error::unsupported(layer.unexpected("model_type", "\"qwen3\"").to_string()));
-    }
+    let family = family(&mut layer)?;
     top.integer_or("num_nextn_predict_layers", 1..=1, 1)?;
-    let family = decoder::family(&mut layer, &weights, LAYER)?;
-    let sizes = Sizes::read(&mut layer, family, &weights, LAYER)?;
+    let experts = experts(&mut layer, family)?;
+    let sizes = match &experts {
+        None => Sizes::read(&mut layer, family, &weights, LAYER)?,
+        Some(experts) => {
+            layer.has("intermediate_size");
+            Sizes::with_intermediate(experts.shared, &mut layer, family, &weights, LAYER)?
+        }
+    };
     let decoder = Decoder::read(&mut layer, sizes, family, report)?;
-    // The rest of the settings is a copy of the verifier's: the layer sees all positions, whatever is
-    // said there of windows.
-    for key in ["layer_types", "max_window_layers", "sliding_window", "use_sliding_window"] {
+    for key in OF_THE_VERIFIER {
         layer.has(key);
     }
     let feature = feature(top, &sizes, verifier)?;
     let layers = {
         let mut reader = LayerReader::new(&mut layer, &mut weights, &sizes, family, report)?;
-        vec![reader.read(LayerForm::ordinary(LAYER))?]
+        vec![reader.read(LayerForm { experts, ..LayerForm::ordinary(LAYER) })?]
     };
     let shape = [sizes.hidden, 2 * sizes.hidden];
     let fusion = weights.required(&format!("{LAYER}input_proj.weight"), &shape, report)?;
     let mut norm = |name: &str| {
-        weights.required(&format!("{LAYER}{name}.weight"), &[sizes.hidden], report).map(Some)
+        let stored = weights.required(&format!("{LAYER}{name}.weight"), &[sizes.hidden], report);
+        stored.map(|stored| Some(family.gain(stored)))
     };
     let (embedding_norm, hidden_norm, last_norm) =
         (norm("token_layernorm")?, norm("hidden_layernorm")?, norm("final_layernorm")?);
@@ -63,6 +86,49 @@ pub(super) fn read(
         name.ends_with("verifier_lm_head.weight").then_some("used in training only")
     })?;
     Ok(speculator)
+}
+
+fn family(layer: &mut Settings) -> Result<Family> {
+    const KEY: &str = "model_type";
+    match layer.text(KEY)? {
+        Some("qwen3") => Ok(Family::Qwen3),
+        Some("qwen3_next") => Ok(Family::Qwen3Next),
+        Some("qwen3_5_text") => Ok(Family::Qwen35),
+        Some("qwen3_5_moe_text") => Ok(Family::Qwen35Moe),
+        _ => {
+            let expected = "\"qwen3\", \"qwen3_next\", \"qwen3_5_text\" or \"qwen3_5_moe_text\"";
+            Err(Error::unsupported(layer.unexpected(KEY, expected).to_string()))
+        }
+    }
+}
+
+/// The experts of the layer, which in a hybrid family is made like the last one of the verifier's layers
+/// with full attention.
+fn experts(layer: &mut Settings, family: Family) -> Result<Option<ExpertSizes>> {
+    if family == Family::Qwen3 {
+        return Ok(None);
+    }
+    let index = last_full_attention(layer, family)?;
+    ExpertSizes::read(layer, family, index)
+}
+
+fn last_full_attention(layer: &mut Settings, family: Family) -> Result<usize> {
+    const KEY: &str = "layer_types";
+    let layers = layer.integer("num_hidden_layers", 1..=1024)?;
+    let found = match layer.list(KEY)? {
+        Some(types) => {
+            if let Some(layers) = layers.filter(|&layers| layers != types.len()) {
+                return Err(layer.unexpected(KEY, &format!("a list of {layers}")));
+            }
+            types.iter().rposition(|kind| kind == "full_attention")
+        }
+        None => {
+            let layers = layers.unwrap_or(family.defaults().layers);
+            let interval = layer.integer_or("full_attention_interval", 1..=1024, 4)?;
+            (layers / interval * interval).checked_sub(1)
+        }
+    };
+    found.ok_or_else(|| layer.unexpected(KEY, "a layer with \"full_attention\""))
 }
 
 /// The hidden state that is read. The heads that come with models, which are what converters write, were

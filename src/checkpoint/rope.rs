@@ -44,6 +44,15 @@ impl Rope {
     }
 }
 
+/// A head as far as its rotation goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    /// Its elements.
+    pub(super) dim: usize,
+    /// The part of them that rotates where the settings do not tell.
+    pub(super) rotated: f64,
+}
+
 /// The numbers that every kind starts from.
 struct Base {
     theta: f64,
@@ -72,15 +81,15 @@ impl Base {
 /// Reads the rotation of a decoder whose settings are `layer`.
 pub(super) fn read(
     layer: &mut Settings,
-    head_dim: usize,
+    head: Head,
     max_position: usize,
     report: &mut Report,
 ) -> Result<Rope> {
     let mut section = section(layer, report)?;
     let rope = match &mut section {
-        Some(settings) => from_section(layer, settings, head_dim, max_position, report)?,
+        Some(settings) => from_section(layer, settings, head, max_position, report)?,
         None => {
-            let base = base(layer, None, head_dim, max_position)?;
+            let base = base(layer, None, head, max_position)?;
             Rope::plain(base.frequencies())
         }
     };
@@ -119,7 +128,7 @@ fn section<'a>(layer: &mut Settings<'a>, report: &mut Report) -> Result<Option<S
 fn base(
     layer: &mut Settings,
     section: Option<&mut Settings>,
-    head_dim: usize,
+    head: Head,
     max_position: usize,
 ) -> Result<Base> {
     let (mut theta, mut fraction, mut original) = (None, None, None);
@@ -133,8 +142,13 @@ fn base(
     let outer_fraction = layer.positive("partial_rotary_factor")?;
     let outer_original = layer.integer("original_max_position_embeddings", lengths)?;
     let theta = theta.or(outer_theta).unwrap_or_else(|| layer.assume("rope_theta", 10_000.0));
-    let fraction = fraction.or(outer_fraction).unwrap_or(1.0);
+    let fraction = match fraction.or(outer_fraction) {
+        Some(fraction) => fraction,
+        None if head.rotated == 1.0 => 1.0,
+        None => layer.assume("partial_rotary_factor", head.rotated),
+    };
     let original = original.or(outer_original).unwrap_or(max_position);
+    let head_dim = head.dim;
     let rotated = (head_dim as f64 * fraction) as usize;
     if fraction > 1.0 || rotated == 0 || !rotated.is_multiple_of(2) {
         let text = format!("expected an even part of {head_dim} elements, found {fraction}");
@@ -146,7 +160,7 @@ fn base(
 fn from_section(
     layer: &mut Settings,
     rope: &mut Settings,
-    head_dim: usize,
+    head: Head,
     max_position: usize,
     report: &mut Report,
 ) -> Result<Rope> {
@@ -155,7 +169,7 @@ fn from_section(
     // Text has equal positions in all sections, so that sections make no difference.
     rope.list("mrope_section")?;
     rope.flag("mrope_interleaved")?;
-    let base = base(layer, Some(rope), head_dim, max_position)?;
+    let base = base(layer, Some(rope), head, max_position)?;
     match kind {
         "default" | "mrope" => Ok(Rope::plain(base.frequencies())),
         "linear" => {
@@ -309,7 +323,7 @@ mod tests {
         let Value::Object(object) = config else { panic!("not an object") };
         let mut report = Report::default();
         let mut layer = Settings::of_file(Path::new("config.json"), &object);
-        read(&mut layer, head_dim, 512, &mut report)
+        read(&mut layer, Head { dim: head_dim, rotated: 1.0 }, 512, &mut report)
     }
 
     #[track_caller]

@@ -35,6 +35,17 @@ enum Data {
     Ones {
         asked_by: Arc<Path>,
     },
+    /// Gains of which the file holds, in another type, the distance from 1.
+    OnePlus {
+        stored: Box<Tensor>,
+    },
+    /// One of two tensors whose elements alternate in the file: `run` bytes of one, as many of the other.
+    Alternate {
+        file: Arc<DataFile>,
+        /// Of the first run.
+        offset: u64,
+        run: usize,
+    },
 }
 
 impl Tensor {
@@ -60,6 +71,32 @@ impl Tensor {
         Self { dtype: Dtype::F32, rows: 1, columns: len, name: name.into(), data }
     }
 
+    /// The gains, each the sum of 1 and what is stored, rounded to F32 as those who wrote it do.
+    pub(super) fn one_plus(self) -> Self {
+        let data = Data::OnePlus { stored: Box::new(self.clone()) };
+        Self { dtype: Dtype::F32, data, ..self }
+    }
+
+    /// The two tensors of half as many outputs that this one, stored as a whole, is made of: `run` outputs
+    /// of one, as many of the other, and so on. An output is a row, or an element if there is only one row.
+    pub(super) fn alternating(self, run: usize) -> [Self; 2] {
+        let Data::Stored { file, offset } = &self.data else {
+            unreachable!("only stored tensors are taken apart")
+        };
+        let is_vector = self.rows == 1;
+        let output_bytes = if is_vector { self.dtype.size() } else { self.row_bytes() };
+        let (outputs, run_bytes) =
+            (if is_vector { self.columns } else { self.rows }, run * output_bytes);
+        assert!(outputs.is_multiple_of(2 * run), "two tensors of whole runs");
+        [0, run_bytes as u64].map(|start| {
+            let data =
+                Data::Alternate { file: file.clone(), offset: offset + start, run: run_bytes };
+            let (rows, columns) =
+                if is_vector { (1, outputs / 2) } else { (outputs / 2, self.columns) };
+            Self { rows, columns, data, name: self.name.clone(), dtype: self.dtype }
+        })
+    }
+
     /// The tensor without its rows from `rows` on.
     pub(super) fn first_rows(self, rows: usize) -> Self {
         assert!(rows <= self.rows, "more rows than the tensor has");
@@ -74,8 +111,9 @@ impl Tensor {
     /// The file that holds the data, or the one that asks for a tensor that is not stored.
     pub fn path(&self) -> &Path {
         match &self.data {
-            Data::Stored { file, .. } => file.path(),
+            Data::Stored { file, .. } | Data::Alternate { file, .. } => file.path(),
             Data::Ones { asked_by } => asked_by,
+            Data::OnePlus { stored } => stored.path(),
         }
     }
 
@@ -108,6 +146,24 @@ impl Tensor {
             Data::Ones { .. } => {
                 let (ones, _) = out.as_chunks_mut();
                 ones.fill(1.0_f32.to_ne_bytes());
+                Ok(())
+            }
+            Data::OnePlus { stored } => {
+                let (gains, _) = out.as_chunks_mut();
+                let distances = stored.values(first, rows)?;
+                for (gain, distance) in gains.iter_mut().zip(distances) {
+                    *gain = (1.0 + distance).to_ne_bytes();
+                }
+                Ok(())
+            }
+            Data::Alternate { file, offset, run } => {
+                let (mut place, mut out) = (first * self.row_bytes(), out);
+                while !out.is_empty() {
+                    let (runs, inside) = (place / run, place % run);
+                    let (piece, rest) = out.split_at_mut((run - inside).min(out.len()));
+                    file.read(offset + (2 * runs * run + inside) as u64, piece)?;
+                    (place, out) = (place + piece.len(), rest);
+                }
                 Ok(())
             }
         }
@@ -153,6 +209,15 @@ pub struct Linear {
     pub weight: Tensor,
     /// One element for each output.
     pub bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// The two maps whose outputs alternate in this one, `run` of one, as many of the other, and so on.
+    pub(super) fn alternating(self, run: usize) -> [Self; 2] {
+        let mut biases = self.bias.map(|bias| bias.alternating(run).map(Some)).unwrap_or_default();
+        let mut biases = biases.iter_mut().map(Option::take);
+        self.weight.alternating(run).map(|weight| Self { weight, bias: biases.next().flatten() })
+    }
 }
 
 /// The tensors of a checkpoint, and which of them were taken.

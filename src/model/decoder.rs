@@ -2,12 +2,14 @@
 //! head.
 
 use super::block::HeadScratch;
+use super::experts::Experts;
 use super::placement::Placement;
 use crate::backend::block_heads::Convolve;
+use crate::backend::experts::ExpertScratch;
 use crate::backend::phases::{
     Activation, AddProjection, Attend, AttentionHeads, BlockKv, Choice, DraftBatch, EmbeddingInput,
-    GateUp, Gather, KvPool, KvProjection, Linear, MAX_HEAD_DIM, MapRows, Mask, Norm, Paging, Plan,
-    Project, Propose, QueryProjection, Rotary, RowSegments, Rows,
+    GateRows, GateUp, Gather, KvPool, KvProjection, Linear, MAX_HEAD_DIM, MapRows, Mask, Norm,
+    Paging, Plan, Project, Propose, QueryProjection, Rotary, RowSegments, Rows,
 };
 use crate::backend::{Backend, Stream};
 use crate::checkpoint::{self, Speculator};
@@ -48,17 +50,23 @@ struct Layer {
     hidden_norm: Option<Norm>,
     query: Linear,
     query_norm: Option<Norm>,
+    attention_gate: Option<Linear>,
     key: Linear,
     key_norm: Option<Norm>,
     value: Linear,
     output: Linear,
     post_attention_norm: Norm,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    mlp: Mlp,
     mask: Mask,
     attention_convolution: Option<Convolution>,
     mlp_convolution: Option<Convolution>,
+}
+
+/// What a layer does after its attention.
+#[derive(Debug)]
+enum Mlp {
+    Gated { gate: Linear, up: Linear, down: Linear },
+    Experts(Experts),
 }
 
 /// The convolution around half of a layer.
@@ -117,9 +125,11 @@ pub struct Scratch {
     input: Span<f32>,
     query: Matrix,
     attention: Matrix,
+    attention_gate: Option<Matrix>,
     kv: Matrix,
     turns: Matrix,
     gate: Matrix,
+    experts: Option<ExpertScratch>,
     convolution: Option<ConvolutionScratch>,
     pub(super) logits: Matrix,
     projection_scratch: Span<u8>,
@@ -286,6 +296,8 @@ impl Decoder {
         let draft_hidden = f32_matrix(limits.sequences, hidden);
         let query = f32_matrix(rows, query_columns);
         let attention = f32_matrix(rows, query_columns);
+        let is_gated = self.layers.iter().any(|layer| layer.attention_gate.is_some());
+        let attention_gate = is_gated.then(|| f32_matrix(rows, query_columns));
         let kv = f32_matrix(rows, 2 * heads.num_kv_heads * heads.head_dim);
         let turns = f32_matrix(rows, 2 * self.rotary.inverse_frequency.len());
         let gate = f32_matrix(rows, self.shape.intermediate);
@@ -296,6 +308,13 @@ impl Decoder {
             before: f32_matrix(draft_rows, hidden),
             behind: f32_matrix(draft_rows, hidden),
         });
+        // Committed rows do not pass the last layer.
+        let mlp_rows = if self.layers.len() == 1 { draft_rows } else { rows };
+        let mixtures = self.layers.iter().filter_map(|layer| match &layer.mlp {
+            Mlp::Gated { .. } => None,
+            Mlp::Experts(experts) => Some(experts),
+        });
+        let experts = mixtures.take(1).next().map(|experts| experts.carve(carver, mlp_rows));
         let projection = backend.projection_scratch(rows, heads);
         let scratch = backend.attention_scratch(rows, heads, limits.positions);
         let proposal = backend.proposal_scratch(proposals, self.shape.draft_vocabulary);
@@ -308,9 +327,11 @@ impl Decoder {
             input: carver.span(rows.max(proposals).saturating_mul(input_columns)),
             query,
             attention,
+            attention_gate,
             kv,
             turns,
             gate,
+            experts,
             convolution,
             logits,
             projection_scratch: carver.span(projection),
@@ -493,22 +514,42 @@ impl Decoder {
             scratch: scratch.attention_scratch,
         };
         backend.attend(stream, &attend)?;
+        if let Some((gate, gates)) = layer.attention_gate.zip(scratch.attention_gate) {
+            let maps = (&[gate.weight][..], gate.bias);
+            self.map(step, step.rows, (hidden, layer.input_norm), maps, gates)?;
+            let phase = GateRows { rows: step.rows, gates, values: scratch.attention };
+            backend.gate_rows(stream, &phase)?;
+        }
         let attention = (scratch.attention, layer.output);
         self.add(step, layer.attention_convolution, attention, hidden)?;
-        let normed = (hidden, Some(layer.post_attention_norm));
-        let (input, norm) = self.convolved(step, layer.mlp_convolution, normed)?;
-        let gate_up = GateUp {
-            rows: step.rows,
-            hidden: input,
-            norm,
-            gate: layer.gate,
-            up: layer.up,
-            activation: self.shape.activation,
-            input: scratch.input(self.shape.hidden),
-            output: scratch.gate,
-        };
-        backend.gate_up(stream, &gate_up)?;
-        self.add(step, layer.mlp_convolution, (scratch.gate, layer.down), hidden)
+        self.run_mlp(step, layer, hidden)
+    }
+
+    fn run_mlp(&self, step: &Step<'_>, layer: &Layer, hidden: Matrix) -> Result<()> {
+        let (scratch, activation) = (step.scratch, self.shape.activation);
+        match (&layer.mlp, scratch.experts) {
+            (Mlp::Gated { gate, up, down }, _) => {
+                let normed = (hidden, Some(layer.post_attention_norm));
+                let (input, norm) = self.convolved(step, layer.mlp_convolution, normed)?;
+                let gate_up = GateUp {
+                    rows: step.rows,
+                    hidden: input,
+                    norm,
+                    gate: *gate,
+                    up: *up,
+                    activation,
+                    input: scratch.input(self.shape.hidden),
+                    output: scratch.gate,
+                };
+                step.backend.gate_up(step.stream, &gate_up)?;
+                self.add(step, layer.mlp_convolution, (scratch.gate, *down), hidden)
+            }
+            (Mlp::Experts(experts), Some(memory)) => {
+                let normed = (hidden, layer.post_attention_norm);
+                experts.run(step, normed, activation, (scratch.gate, memory))
+            }
+            (Mlp::Experts(_), None) => unreachable!("carve gives memory to experts"),
+        }
     }
 
     /// Maps hidden states, normed, to logits.
@@ -664,10 +705,21 @@ impl Layer {
             key_norm: placement.optional_norm(description.key_norm.as_ref(), epsilon)?,
             value: placement.linear(&description.value)?,
             output: placement.linear(&description.output)?,
+            attention_gate: match &description.attention_gate {
+                Some(gate) => Some(placement.linear(gate)?),
+                None => None,
+            },
             post_attention_norm: placement.norm(&description.post_attention_norm, epsilon)?,
-            gate: placement.linear(&description.gate)?,
-            up: placement.linear(&description.up)?,
-            down: placement.linear(&description.down)?,
+            mlp: match &description.mlp {
+                checkpoint::Mlp::Gated(mlp) => Mlp::Gated {
+                    gate: placement.linear(&mlp.gate)?,
+                    up: placement.linear(&mlp.up)?,
+                    down: placement.linear(&mlp.down)?,
+                },
+                checkpoint::Mlp::Experts(experts) => {
+                    Mlp::Experts(Experts::place(experts, placement)?)
+                }
+            },
             attention_convolution: convolution(&description.attention_convolution, placement)?,
             mlp_convolution: convolution(&description.mlp_convolution, placement)?,
             mask: Mask {

@@ -4,6 +4,7 @@
 pub mod block;
 mod candidates;
 pub mod decoder;
+pub mod experts;
 mod fusion;
 mod markov;
 mod placement;
@@ -180,6 +181,14 @@ impl Model {
             context.log(LogLevel::Warning, &format!("{}: {warning}", directory.display()));
         }
         let description = &checkpoint.speculator;
+        if let Some(parts) = description.hybrid_parts().filter(|_| !device.runs_hybrid_layers) {
+            return Err(Error::unsupported(format!(
+                "{}: expected layers that this device runs, found {:?} with {parts}, which only CPU \
+                 contexts run in this version",
+                directory.display(),
+                description.kind
+            )));
+        }
         let facts = facts(directory, description, checkpoint.default_num_drafts)?;
         let mut counting = Placement::counting(&lent);
         Network::place(description, &mut counting)?;

@@ -3,7 +3,7 @@
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use speculators::checkpoint::{
-    self, Entry, FeatureNorm, Method, Options, Report, Speculator, Tensor,
+    self, Entry, FeatureNorm, GatedMlp, Method, Mlp, Options, Report, Speculator, Tensor,
 };
 use speculators::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -266,6 +266,15 @@ pub fn fusion(speculator: &Speculator) -> (&FeatureNorm, &Tensor, bool) {
             (&fusion.norm, &fusion.fc, fusion.norm_before_residual)
         }
         other => panic!("expected features, found {other:?}"),
+    }
+}
+
+/// The MLP of a speculator's first layer.
+#[track_caller]
+pub fn gated_mlp(speculator: &Speculator) -> &GatedMlp {
+    match &speculator.layers[0].mlp {
+        Mlp::Gated(mlp) => mlp,
+        other => panic!("expected one MLP, found {other:?}"),
     }
 }
 

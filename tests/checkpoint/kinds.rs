@@ -1,10 +1,12 @@
 //! What is particular to a kind of speculator, shown on its reference checkpoints with other settings.
 
-use crate::fixture::refused;
+use crate::fixture::{Directory, Stored, Tensors, only_nan, refused, values, write_tensors};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use speculators::checkpoint::{
-    self, Block, BlockHead, BlockLength, Checkpoint, Entry, FeatureStage, MarkovCell, Method,
-    Options, Report, Speculator,
+    self, Block, BlockHead, BlockLength, Checkpoint, Entry, Experts, FeatureStage, MarkovCell,
+    Method, Mlp, Options, Report, Speculator,
 };
 use speculators::error::{Error, Result, Status};
 use std::path::{Path, PathBuf};
@@ -77,12 +79,227 @@ fn an_mtp_head_sees_all_positions_whatever_its_verifier_does() {
 
 #[test]
 fn mtp_layers_of_other_families_and_several_of_them_are_refused_by_name() {
-    for family in ["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "llama"] {
+    for family in ["qwen2", "qwen3_moe", "qwen3_5", "llama"] {
         let error = refused(mtp(json!({"transformer_layer_config": {"model_type": family}})));
         assert_says(&error, Status::Unsupported, &format!("found \"{family}\""));
     }
     let error = refused(mtp(json!({"num_nextn_predict_layers": 2})));
     assert_says(&error, Status::Format, "num_nextn_predict_layers");
+}
+
+fn dense(overrides: Value) -> Result<Checkpoint> {
+    open("mtp/qwen3_5_dense_gated", "qwen3_tied", json!({"transformer_layer_config": overrides}))
+}
+
+fn sparse(overrides: Value) -> Result<Checkpoint> {
+    open("mtp/qwen3_next_moe", "qwen3_tied", json!({"transformer_layer_config": overrides}))
+}
+
+#[track_caller]
+fn experts(speculator: &Speculator) -> &Experts {
+    match &speculator.layers[0].mlp {
+        Mlp::Experts(experts) => experts,
+        other => panic!("expected experts, found {other:?}"),
+    }
+}
+
+/// A checkpoint's weight file as it is stored.
+fn stored(name: &str) -> Vec<u8> {
+    std::fs::read(golden().join("speculators").join(name).join("model.safetensors")).unwrap()
+}
+
+fn numbers(tensor: &TensorView<'_>) -> Vec<f32> {
+    tensor.data().chunks(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
+}
+
+#[test]
+fn norms_of_hybrid_layers_are_one_plus_what_is_stored_and_those_of_others_are_not() {
+    for (name, offset) in
+        [("qwen3_5_dense_gated", 1.0), ("qwen3_next_moe", 1.0), ("qwen3_postnorm", 0.0)]
+    {
+        let name = format!("mtp/{name}");
+        let (speculator, _) = sound(open(&name, "qwen3_tied", json!({})));
+        let Entry::Token { embedding_norm, hidden_norm, .. } = entry(&speculator) else {
+            panic!("expected a token")
+        };
+        let layer = &speculator.layers[0];
+        let norms = [
+            ("token_layernorm", embedding_norm),
+            ("hidden_layernorm", hidden_norm),
+            ("final_layernorm", &speculator.norm),
+            ("input_layernorm", &layer.input_norm),
+            ("post_attention_layernorm", &Some(layer.post_attention_norm.clone())),
+            ("self_attn.q_norm", &layer.query_norm),
+            ("self_attn.k_norm", &layer.key_norm),
+        ];
+        let bytes = stored(&name);
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        for (norm, tensor) in norms {
+            let view = file.tensor(&format!("mtp_layers.0.{norm}.weight")).unwrap();
+            let expected: Vec<f32> = numbers(&view).iter().map(|gain| offset + gain).collect();
+            let tensor = tensor.as_ref().unwrap();
+            assert_eq!(values(tensor), expected, "{name}, {norm}");
+            assert_eq!((tensor.rows, tensor.columns), (1, expected.len()));
+        }
+    }
+}
+
+#[test]
+fn queries_and_the_gates_of_their_attention_alternate_head_by_head() {
+    let name = "mtp/qwen3_5_dense_gated";
+    let (speculator, _) = sound(open(name, "qwen3_tied", json!({})));
+    let layer = &speculator.layers[0];
+    let gate = layer.attention_gate.as_ref().expect("a gate");
+    let bytes = stored(name);
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let all = numbers(&file.tensor("mtp_layers.0.self_attn.q_proj.weight").unwrap());
+    let (head_dim, hidden) = (32, 72);
+    for (tensor, place) in [(&layer.query.weight, 0), (&gate.weight, 1)] {
+        assert_eq!((tensor.rows, tensor.columns), (2 * head_dim, hidden));
+        let heads = all.chunks(head_dim * hidden).skip(place).step_by(2);
+        let expected: Vec<f32> = heads.flatten().copied().collect();
+        assert_eq!(values(tensor), expected);
+        // Any rows can be read, over the end of a head, too.
+        let mut bytes = vec![0; 3 * tensor.row_bytes()];
+        tensor.read_into(head_dim - 2, 3, &mut bytes).unwrap();
+        let expected = &expected[(head_dim - 2) * hidden..(head_dim + 1) * hidden];
+        let expected: Vec<u8> = expected.iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert_eq!(bytes, expected);
+    }
+    let (plain, _) = sound(mtp(json!({})));
+    assert!(plain.layers[0].attention_gate.is_none());
+}
+
+#[test]
+fn hybrid_layers_rotate_a_quarter_of_a_head_unless_they_are_told_otherwise() {
+    let rotated = |checkpoint| {
+        let (speculator, report) = sound(checkpoint);
+        let assumed = report.to_json()["assumed_defaults"].clone();
+        let assumed = assumed["transformer_layer_config.partial_rotary_factor"].clone();
+        (speculator.decoder.rope.rotated(), assumed)
+    };
+    assert_eq!(rotated(dense(json!({}))), (16, Value::Null));
+    let unset = json!({"partial_rotary_factor": null, "rope_parameters": null});
+    assert_eq!(rotated(dense(unset)), (8, json!(0.25)));
+    assert_eq!(rotated(mtp(json!({}))), (32, Value::Null));
+    let error = refused(sparse(json!({"rope_parameters": {"partial_rotary_factor": 0.1}})));
+    assert_says(&error, Status::Format, "partial_rotary_factor: expected an even part");
+}
+
+#[test]
+fn experts_are_those_of_the_settings_and_the_later_family_always_renormalizes() {
+    let (speculator, report) = sound(sparse(json!({})));
+    let mixture = experts(&speculator);
+    assert_eq!((mixture.router.rows, mixture.chosen, mixture.renormalizes), (5, 2, true));
+    assert_eq!((mixture.gate_up.rows, mixture.gate_up.columns), (5 * 40, 72));
+    assert_eq!((mixture.down.rows, mixture.down.columns), (5 * 72, 20));
+    assert_eq!((mixture.shared.gate.weight.rows, mixture.shared_gate.rows), (12, 1));
+    assert_eq!(speculator.decoder.sizes.intermediate, 12);
+    assert_eq!(report.to_json()["unknown_settings"], json!({}));
+    let (speculator, _) = sound(sparse(json!({"norm_topk_prob": false})));
+    assert!(!experts(&speculator).renormalizes);
+    let later = json!({"model_type": "qwen3_5_moe_text", "norm_topk_prob": false});
+    let (speculator, _) = sound(sparse(later));
+    assert!(experts(&speculator).renormalizes);
+    let (speculator, report) =
+        sound(sparse(json!({"norm_topk_prob": null, "num_experts_per_tok": null})));
+    assert!(experts(&speculator).renormalizes);
+    assert_eq!(experts(&speculator).chosen, 5, "no more than there are");
+    let assumed = &report.to_json()["assumed_defaults"];
+    assert_eq!(assumed["transformer_layer_config.norm_topk_prob"], true);
+}
+
+#[test]
+fn experts_that_do_not_fit_the_weights_or_are_absurd_are_refused() {
+    for (key, value, piece) in [
+        ("num_experts_per_tok", json!(6), "num_experts_per_tok: expected an integer from 1 to 5"),
+        ("num_experts_per_tok", json!(0), "num_experts_per_tok: expected an integer from 1 to 5"),
+        ("num_experts", json!(6), "expected shape [6, 72], found [5, 72]"),
+        ("num_experts", json!(1_u64 << 40), "num_experts: expected an integer"),
+        ("moe_intermediate_size", json!(21), "expected shape [5, 42, 72], found [5, 40, 72]"),
+        ("moe_intermediate_size", json!(1_u64 << 60), "moe_intermediate_size: expected"),
+        ("shared_expert_intermediate_size", json!(13), "expected shape [13, 72], found [12, 72]"),
+        ("shared_expert_intermediate_size", json!(0), "shared_expert_intermediate_size: expected"),
+        ("head_dim", json!(64), "q_proj.weight"),
+        ("decoder_sparse_step", json!(0), "decoder_sparse_step: expected"),
+        ("mlp_only_layers", json!(["last"]), "mlp_only_layers: expected a list of layers"),
+        // Its layer has no experts then, and an MLP is not stored.
+        ("decoder_sparse_step", json!(3), "mlp.gate_proj.weight"),
+        ("mlp_only_layers", json!([1, 3]), "mlp.gate_proj.weight"),
+        ("num_experts", json!(0), "mlp.gate_proj.weight"),
+        ("model_type", json!("qwen3_5_text"), "mlp.gate_proj.weight"),
+        ("model_type", json!("qwen3"), "q_proj.weight"),
+    ] {
+        let error = refused(sparse(json!({ key: value })));
+        assert_says(&error, Status::Format, piece);
+    }
+    let error = refused(sparse(json!({"model_type": "qwen3_5_moe_text", "num_experts": 0})));
+    assert_says(&error, Status::Format, "num_experts: expected at least 1, found 0");
+    let error = refused(dense(json!({"model_type": "qwen3_5_moe_text", "num_experts": 4})));
+    assert_says(&error, Status::Format, "mlp.gate.weight");
+}
+
+#[test]
+fn a_hybrid_layer_is_made_like_the_last_one_with_full_attention() {
+    // Layer 2 of 4 would be off a step of 2; the last one, layer 3, is on it.
+    let last_full = |types: [&str; 4]| {
+        let types = types.map(|kind| format!("{kind}_attention"));
+        sparse(json!({"layer_types": types, "decoder_sparse_step": 2}))
+    };
+    experts(&sound(last_full(["full", "linear", "linear", "full"])).0);
+    let error = refused(last_full(["full", "linear", "full", "linear"]));
+    assert_says(&error, Status::Format, "mlp.gate_proj.weight");
+    let error = refused(last_full(["linear"; 4]));
+    assert_says(&error, Status::Format, "layer_types: expected a layer with \"full_attention\"");
+    let error = refused(sparse(json!({"num_hidden_layers": 8})));
+    assert_says(&error, Status::Format, "layer_types: expected a list of 8");
+    // Without a list, every fourth layer has it.
+    let (speculator, report) =
+        sound(sparse(json!({"layer_types": null, "mlp_only_layers": [0, 1, 2]})));
+    experts(&speculator);
+    let assumed = &report.to_json()["assumed_defaults"];
+    assert_eq!(assumed["transformer_layer_config.full_attention_interval"], 4);
+    let error = refused(sparse(json!({"layer_types": null, "full_attention_interval": 8})));
+    assert_says(&error, Status::Format, "layer_types: expected");
+}
+
+#[test]
+fn a_head_that_converters_leave_unfilled_is_no_part_of_an_mtp_head() {
+    let directory = Directory::new();
+    let name = "mtp/qwen3_next_moe";
+    let bytes = stored(name);
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = file.tensors().into_iter().map(|(name, view)| {
+        let (shape, bytes) = (view.shape().to_vec(), view.data().to_vec());
+        (name, Stored { dtype: view.dtype(), shape, bytes })
+    });
+    let mut tensors: Tensors = tensors.collect();
+    tensors.insert("verifier_lm_head.weight".into(), only_nan(&[328, 72]));
+    write_tensors(&directory.join("model.safetensors"), &tensors);
+    let config = golden().join("speculators").join(name).join("config.json");
+    std::fs::copy(config, directory.join("config.json")).unwrap();
+    let options = Options {
+        verifier_directory: Some(golden().join("targets/qwen3_tied")),
+        ..Options::default()
+    };
+    let (_, report) = sound(checkpoint::open(directory.path(), &options));
+    assert_eq!(report.warnings(), [] as [&str; 0]);
+    let unused = &report.to_json()["tensors"]["unused"];
+    assert_eq!(unused[0]["name"], "verifier_lm_head.weight");
+    assert_eq!(unused.as_array().unwrap().len(), 1);
+    // A tensor of the layer that was never filled is missing.
+    for missing in ["experts.down_proj", "experts.gate_up_proj", "shared_expert_gate.weight"] {
+        let mut tensors = tensors.clone();
+        let name = format!("mtp_layers.0.mlp.{missing}");
+        let stored = tensors.remove(&name).unwrap();
+        write_tensors(&directory.join("model.safetensors"), &tensors);
+        let error = refused(checkpoint::open(directory.path(), &options));
+        assert_says(&error, Status::Format, &format!("{name:?}: expected shape"));
+        tensors.insert(name.clone(), only_nan(&stored.shape));
+        write_tensors(&directory.join("model.safetensors"), &tensors);
+        let error = refused(checkpoint::open(directory.path(), &options));
+        assert_says(&error, Status::Format, "found only NaN");
+    }
 }
 
 #[test]

@@ -323,7 +323,7 @@ fn the_old_name_of_layer_0_is_read() {
         });
     fixture.tensors = renamed.collect();
     let (eagle3, report) = open(fixture.write().path(), &Options::default());
-    assert_eq!(eagle3.layers[0].gate.weight.name(), "midlayer.mlp.gate_proj.weight");
+    assert_eq!(gated_mlp(&eagle3).gate.weight.name(), "midlayer.mlp.gate_proj.weight");
     assert!(corrected(&report, "midlayer."));
     fixture.add("layers.0.hidden_norm.weight", &[HIDDEN]);
     let error = refused(checkpoint::open(fixture.write().path(), &Options::default()));
@@ -373,7 +373,8 @@ fn biases_follow_the_flag_and_without_a_flag_the_tensors() {
         for linear in [&layer.query, &layer.key, &layer.value, &layer.output] {
             assert_eq!(linear.bias.is_some(), expected);
         }
-        for linear in [&layer.gate, &layer.up, &layer.down] {
+        let mlp = gated_mlp(&eagle3);
+        for linear in [&mlp.gate, &mlp.up, &mlp.down] {
             assert_eq!(linear.bias.is_some(), expected);
         }
         match note {

@@ -14,7 +14,7 @@ use crate::tensor::Matrix;
 /// Weights that are widened at a time.
 const PIECE: usize = 256;
 
-fn sigmoid(x: f32) -> f32 {
+pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
 
@@ -352,7 +352,7 @@ impl CpuBackend {
 
 /// The places and values of the largest elements, in falling order; of equal ones the first is first. NaN
 /// counts as -inf.
-fn select_largest(row: &[f32], ids: &mut [i32], values: &mut [f32]) {
+pub(super) fn select_largest(row: &[f32], ids: &mut [i32], values: &mut [f32]) {
     let mut len = 0;
     for (id, &element) in row.iter().enumerate() {
         let element = if element.is_nan() { f32::NEG_INFINITY } else { element };

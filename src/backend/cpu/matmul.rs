@@ -77,18 +77,52 @@ pub unsafe fn multiply(pool: &Pool, isa: Isa, input: &Matrix, rows: usize, produ
         .map(|piece| piece.rows.div_ceil(tile_rows(piece)))
         .sum();
     let run = |task: usize| {
-        let (product, weight, first) = find(products, task);
-        let Product { bias, output, sink, .. } = *product;
-        let tile = Tile { input, rows, weight, bias, output, first, mode: Mode::Store };
         // SAFETY: as this function's contract; tiles of different tasks write different columns.
-        unsafe { tile.multiply(isa, &sink) };
+        unsafe { multiply_task(isa, input, rows, products, task) };
     };
     let bytes: usize = products.iter().map(Product::bytes).sum();
-    if bytes.saturating_mul(rows) <= INLINE_BYTES {
+    spread(pool, tasks, bytes.saturating_mul(rows), &run);
+}
+
+/// Runs tasks that take so many bytes of weights through the processor.
+fn spread(pool: &Pool, tasks: usize, bytes: usize, run: &(dyn Fn(usize) + Sync)) {
+    if bytes <= INLINE_BYTES {
         (0..tasks).for_each(run);
     } else {
-        pool.run(tasks, &run);
+        pool.run(tasks, run);
     }
+}
+
+/// Runs a task for each tile of `count` products of different weights with the shape of `weight`, on
+/// `rows` rows in all: `run` gets the product's number and the tile's.
+pub fn run_tiles(
+    pool: &Pool,
+    (count, rows): (usize, usize),
+    weight: &Matrix,
+    run: &(dyn Fn(usize, usize) + Sync),
+) {
+    let tiles = weight.rows.div_ceil(tile_rows(weight));
+    let bytes = (weight.rows * weight.columns * weight.dtype.size()).saturating_mul(rows);
+    spread(pool, count * tiles, bytes, &|task| run(task / tiles, task % tiles));
+}
+
+/// Multiplies the first `rows` rows of `input` (F32) with one tile of a product's weight.
+///
+/// # Safety
+///
+/// As for [`multiply`]; no other task multiplies the same tile.
+pub unsafe fn multiply_tile(isa: Isa, input: &Matrix, rows: usize, product: &Product, tile: usize) {
+    // SAFETY: as this function's contract.
+    unsafe { multiply_task(isa, input, rows, std::slice::from_ref(product), tile) };
+}
+
+/// One of the tasks of [`multiply`].
+unsafe fn multiply_task(isa: Isa, input: &Matrix, rows: usize, products: &[Product], task: usize) {
+    let (product, weight, first) = find(products, task);
+    let Product { bias, output, sink, .. } = *product;
+    let tile = Tile { input, rows, weight, bias, output, first, mode: Mode::Store };
+    // SAFETY: the contract of `multiply`; no other task has this number.
+    unsafe { tile.multiply(isa, &sink) };
 }
 
 /// The product, the rows of its weight and the output column of the first of them that a task is.

@@ -4,6 +4,7 @@ mod attention;
 mod block_heads;
 mod distribution;
 mod drafting;
+mod experts;
 mod matmul;
 mod memory;
 mod plan;
@@ -20,9 +21,10 @@ pub use threads::{ParallelFor, Pool, Threads};
 use super::block_heads::{
     Convolve, RateDrafts, Refine, SelectCandidates, StepMarkov, WalkCandidates,
 };
+use super::experts::MixExperts;
 use super::phases::{
-    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateUp,
-    Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
+    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateRows,
+    GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
@@ -70,6 +72,7 @@ impl Backend for CpuBackend {
             kv_dtype: Dtype::F32,
             reads_mapped_files: true,
             max_row_segments: usize::MAX,
+            runs_hybrid_layers: true,
         }
     }
 
@@ -174,6 +177,12 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn gate_rows(&self, _: Stream, phase: &GateRows) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.gate_each(phase) };
+        Ok(())
+    }
+
     fn add_projection(&self, _: Stream, phase: &AddProjection) -> Result<()> {
         // SAFETY: as above.
         unsafe { self.add(phase) };
@@ -183,6 +192,12 @@ impl Backend for CpuBackend {
     fn gate_up(&self, _: Stream, phase: &GateUp) -> Result<()> {
         // SAFETY: as above.
         unsafe { self.gate(phase) };
+        Ok(())
+    }
+
+    fn mix_experts(&self, _: Stream, phase: &MixExperts) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.mix_expert_rows(phase) };
         Ok(())
     }
 

@@ -30,13 +30,14 @@ pub use memory::DeviceMemory;
 use super::block_heads::{
     Convolve, RateDrafts, Refine, SelectCandidates, StepMarkov, WalkCandidates,
 };
+use super::experts::MixExperts;
 use super::phases::{
-    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateUp,
-    Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
+    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateRows,
+    GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Matrix, Span};
 use device::Device;
 use images::Images;
@@ -173,6 +174,7 @@ impl Backend for CudaBackend {
             kv_dtype: Dtype::Bf16,
             reads_mapped_files: false,
             max_row_segments: MAX_ROW_SEGMENTS,
+            runs_hybrid_layers: false,
         }
     }
 
@@ -261,6 +263,10 @@ impl Backend for CudaBackend {
         unsafe { attention::attend(&self.kernels, self.device.facts(), stream, phase) }
     }
 
+    fn gate_rows(&self, _: Stream, _: &GateRows) -> Result<()> {
+        Err(no_hybrid_layers())
+    }
+
     fn add_projection(&self, stream: Stream, phase: &AddProjection) -> Result<()> {
         // SAFETY: as above.
         unsafe { layer::add_projection(&self.kernels, stream, phase) }
@@ -269,6 +275,10 @@ impl Backend for CudaBackend {
     fn gate_up(&self, stream: Stream, phase: &GateUp) -> Result<()> {
         // SAFETY: as above.
         unsafe { layer::gate_up(&self.kernels, stream, phase) }
+    }
+
+    fn mix_experts(&self, _: Stream, _: &MixExperts) -> Result<()> {
+        Err(no_hybrid_layers())
     }
 
     fn start_block(&self, stream: Stream, phase: &StartBlock<'_>) -> Result<()> {
@@ -356,6 +366,10 @@ impl Backend for CudaBackend {
             })
         })
     }
+}
+
+fn no_hybrid_layers() -> Error {
+    Error::unsupported("expected a device that runs hybrid layers, as its description says")
 }
 
 #[cfg(test)]
