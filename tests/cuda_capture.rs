@@ -9,7 +9,8 @@ use device::memory::Memory;
 use device::stream::Stream;
 use device::{Device, driver};
 use host::checkpoint::Shape;
-use host::draft::{Sampling, SamplingColumns};
+use host::draft::{DraftCall, Place, Sampling, SamplingColumns, Text, Turn};
+use host::golden;
 use host::matrix::{Dtype, Matrix};
 use host::random::Random;
 use host::{Context, Model, Session, Versioned, attempt, session_options};
@@ -735,4 +736,69 @@ fn a_verification_and_the_drafting_that_reads_its_records_may_be_on_two_streams(
     }
     drop(split);
     driver::synchronize();
+}
+
+/// Launches of a round that proposes four tokens, verification not counted: what the table of BENCHMARKS.md
+/// is made of. The names are those of reference checkpoints.
+const LAUNCHES: [(&str, usize); 13] = [
+    ("dflash/full_default", 18),
+    ("dflash2/anchor_sliding", 25),
+    ("dflash2/fillin", 39),
+    ("dspark/gated_noconfmarkov", 26),
+    ("dspark/nomarkov_sliding", 15),
+    ("dspark/rnn_fillin", 33),
+    ("dspark/vanilla", 24),
+    ("eagle/plain", 35),
+    ("eagle3/llama_base", 29),
+    ("eagle3/qwen3_2layer_all", 49),
+    ("mtp/qwen3_postnorm", 35),
+    ("peagle/llama_base", 13),
+    ("xpress/fillin", 39),
+];
+
+#[test]
+fn a_round_of_every_kind_is_captured_in_so_many_launches() {
+    if !device::is_cuda_or_skipped() {
+        return;
+    }
+    const PROMPT: usize = 9;
+    let mut counted = 0;
+    for case in golden::supported_cases() {
+        let model = case.load(&Context::on(Device::Cuda)).expect("a model");
+        let info = model.info();
+        let drafts = info.most_drafts.min(4);
+        let options = spec_session_options {
+            max_sequences: 2,
+            max_rows: 2 * PROMPT as i32,
+            max_drafts: drafts,
+            max_position: 64,
+            ..session_options()
+        };
+        let session = Session::create(&model, &options).expect("a session");
+        let mut random = Random::new(3);
+        let text = Text::random(&mut random, PROMPT + 3, info.vocabulary, &model.widths());
+        let call = |rows: std::ops::Range<usize>, drafts| {
+            let turns =
+                [0, 1].map(|slot| Turn::new(&text, rows.clone(), drafts, Place::Slot(slot)));
+            DraftCall { logits: None, ..DraftCall::of(&turns) }
+        };
+        call(0..PROMPT, 0).run(&session).expect("a commit");
+        let round = call(PROMPT..PROMPT + 2, drafts);
+        let expected = round.run(&session).expect("a round");
+        let prepared = round.prepare(session.outputs);
+        let graph = session.stream.capture(|| {
+            session.enqueue(&prepared.args).expect("a captured round");
+        });
+        for _ in 0..2 {
+            graph.launch(&session.stream);
+            session.stream.synchronize();
+            assert_eq!(prepared.drafts(), expected, "{}", case.name);
+        }
+        let name = case.name.trim_start_matches("speculators/");
+        if let Some((_, launches)) = LAUNCHES.iter().find(|(known, _)| *known == name) {
+            assert_eq!((drafts, graph.launches), (4, *launches), "{name}");
+            counted += 1;
+        }
+    }
+    assert_eq!(counted, LAUNCHES.len(), "checkpoints that are not there");
 }

@@ -100,16 +100,18 @@ impl Stream {
     }
 
     pub fn end_capture(&self) -> Graph {
-        let (mut graph, mut executable) = (null_mut(), null_mut());
+        let (mut graph, mut executable, mut launches) = (null_mut(), null_mut(), 0);
         // SAFETY: a live stream that captures; places for handles; the graph is not needed any more
         // once it is instantiated.
         unsafe {
             driver::check("cuStreamEndCapture", sys::cuStreamEndCapture(self.0, &mut graph));
             let result = sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0);
             driver::check("cuGraphInstantiate", result);
+            let result = sys::cuGraphGetNodes(graph, null_mut(), &mut launches);
+            driver::check("cuGraphGetNodes", result);
             driver::check("cuGraphDestroy", sys::cuGraphDestroy(graph));
         }
-        Graph(executable)
+        Graph { executable, launches }
     }
 }
 
@@ -126,14 +128,18 @@ impl Drop for Stream {
 
 /// Recorded work.
 #[derive(Debug)]
-pub struct Graph(CUgraphExec);
+pub struct Graph {
+    executable: CUgraphExec,
+    /// What is recorded, kernels and all else.
+    pub launches: usize,
+}
 
 impl Graph {
     /// Enqueues the work again.
     pub fn launch(&self, stream: &Stream) {
         driver::enter();
         // SAFETY: live handles; what the work uses is kept by the test until the stream is done.
-        driver::check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.0, stream.0) });
+        driver::check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.executable, stream.0) });
     }
 }
 
@@ -141,6 +147,6 @@ impl Drop for Graph {
     fn drop(&mut self) {
         driver::enter();
         // SAFETY: the handle is given up here and nowhere else.
-        unsafe { sys::cuGraphExecDestroy(self.0) };
+        unsafe { sys::cuGraphExecDestroy(self.executable) };
     }
 }
