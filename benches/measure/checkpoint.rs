@@ -1,4 +1,4 @@
-//! Checkpoints of EAGLE-3 heads of the sizes that are in use, with made-up weights.
+//! Checkpoints of the sizes that are in use, with made-up weights: EAGLE-3 heads, and the writing of any.
 
 use crate::host::random::Random;
 use serde_json::{Map, Value, json};
@@ -82,7 +82,8 @@ impl Head {
 
     /// What the file has, in the order of alignment: wide elements first.
     fn tensors(&self) -> Vec<Tensor> {
-        let weights = |(name, shape)| Tensor { name, shape, contents: Contents::Weights };
+        let weights =
+            |(name, shape): (String, Vec<usize>)| Tensor::weights(format!("{name}.weight"), shape);
         let norms = ["layers.0.hidden_norm", "layers.0.input_layernorm"];
         let norms = norms.into_iter().chain(["layers.0.post_attention_layernorm", "norm"]);
         let norms = norms.map(|name| (name.to_owned(), vec![self.hidden]));
@@ -93,11 +94,11 @@ impl Head {
         let mut tensors: Vec<Tensor> =
             embedding.chain(fusion).chain(maps).chain(norms).map(weights).collect();
         if self.draft_vocabulary < self.vocabulary {
-            let shape = vec![self.draft_vocabulary];
-            let offsets = Tensor { name: "d2t".to_owned(), shape, contents: Contents::Offsets };
-            tensors.insert(0, offsets);
-            let shape = vec![self.vocabulary];
-            tensors.push(Tensor { name: "t2d".to_owned(), shape, contents: Contents::Mask });
+            let (draft, full) = (self.draft_vocabulary, self.vocabulary);
+            let contents = Contents::Offsets { of: full };
+            tensors.insert(0, Tensor { name: "d2t".to_owned(), shape: vec![draft], contents });
+            let contents = Contents::Mask { of: draft };
+            tensors.push(Tensor { name: "t2d".to_owned(), shape: vec![full], contents });
         }
         tensors
     }
@@ -120,91 +121,103 @@ impl Head {
 
     /// Writes the checkpoint into a folder of this name, which the caller removes.
     pub fn write(&self, name: &str) -> PathBuf {
-        let directory = crate::host::checkpoint::scratch_directory(name);
-        std::fs::write(directory.join("config.json"), self.config().to_string()).expect("a config");
-        let file = File::create(directory.join("model.safetensors")).expect("a file");
-        self.write_tensors(&mut BufWriter::new(file)).expect("writing the checkpoint");
-        directory
-    }
-
-    fn write_tensors(&self, file: &mut impl Write) -> Result<()> {
-        let tensors = self.tensors();
-        let (mut header, mut end) = (Map::new(), 0);
-        for tensor in &tensors {
-            let begin = end;
-            end += tensor.bytes();
-            let (name, dtype) = tensor.name_and_dtype();
-            let offsets = [begin, end];
-            header.insert(
-                name,
-                json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": offsets}),
-            );
-        }
-        let header = Value::Object(header).to_string();
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(header.as_bytes())?;
-        let (block, ids) = (random_weights(), self.draft_token_ids());
-        for tensor in &tensors {
-            match tensor.contents {
-                Contents::Weights => {
-                    let bytes = tensor.bytes();
-                    for begin in (0..bytes).step_by(block.len()) {
-                        file.write_all(&block[..block.len().min(bytes - begin)])?;
-                    }
-                }
-                Contents::Offsets => {
-                    for (draft, id) in ids.iter().enumerate() {
-                        file.write_all(&((id - draft) as i64).to_le_bytes())?;
-                    }
-                }
-                Contents::Mask => {
-                    let mut mask = vec![0_u8; self.vocabulary];
-                    ids.iter().for_each(|&id| mask[id] = 1);
-                    file.write_all(&mask)?;
-                }
-            }
-        }
-        file.flush()
-    }
-
-    /// The target's ids of the drafter's tokens, spread over the vocabulary.
-    fn draft_token_ids(&self) -> Vec<usize> {
-        (0..self.draft_vocabulary).map(|id| id * self.vocabulary / self.draft_vocabulary).collect()
+        write(name, &self.config(), &self.tensors())
     }
 }
 
-struct Tensor {
-    name: String,
-    shape: Vec<usize>,
+/// Writes a checkpoint into a folder of this name, which the caller removes. Tensors come in the order of
+/// alignment, wide elements first.
+pub fn write(name: &str, config: &Value, tensors: &[Tensor]) -> PathBuf {
+    let directory = crate::host::checkpoint::scratch_directory(name);
+    std::fs::write(directory.join("config.json"), config.to_string()).expect("a config");
+    let file = File::create(directory.join("model.safetensors")).expect("a file");
+    write_tensors(tensors, &mut BufWriter::new(file)).expect("writing the checkpoint");
+    directory
+}
+
+fn write_tensors(tensors: &[Tensor], file: &mut impl Write) -> Result<()> {
+    let (mut header, mut end) = (Map::new(), 0);
+    for tensor in tensors {
+        let begin = end;
+        end += tensor.bytes();
+        let offsets = [begin, end];
+        let described =
+            json!({"dtype": tensor.dtype(), "shape": tensor.shape, "data_offsets": offsets});
+        header.insert(tensor.name.clone(), described);
+    }
+    let header = Value::Object(header).to_string();
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(header.as_bytes())?;
+    let block = random_weights();
+    for tensor in tensors {
+        match tensor.contents {
+            Contents::Weights => {
+                let bytes = tensor.bytes();
+                for begin in (0..bytes).step_by(block.len()) {
+                    file.write_all(&block[..block.len().min(bytes - begin)])?;
+                }
+            }
+            Contents::Offsets { of } => {
+                for (draft, id) in draft_token_ids(tensor.shape[0], of).enumerate() {
+                    file.write_all(&((id - draft) as i64).to_le_bytes())?;
+                }
+            }
+            Contents::Mask { of } => {
+                let mut mask = vec![0_u8; tensor.shape[0]];
+                draft_token_ids(of, mask.len()).for_each(|id| mask[id] = 1);
+                file.write_all(&mask)?;
+            }
+        }
+    }
+    file.flush()
+}
+
+/// The target's ids of the drafter's tokens, spread over the vocabulary.
+fn draft_token_ids(draft: usize, full: usize) -> impl Iterator<Item = usize> {
+    (0..draft).map(move |id| id * full / draft)
+}
+
+/// A tensor of a file.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// As in the file.
+    pub name: String,
+    pub shape: Vec<usize>,
     contents: Contents,
 }
 
 /// What stands in a tensor.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Contents {
     /// Random numbers in bf16.
     Weights,
-    /// How far the target's ids are from the drafter's.
-    Offsets,
-    /// Which of the target's tokens the drafter knows.
-    Mask,
+    /// How far the ids of a target with so many tokens are from the drafter's.
+    Offsets { of: usize },
+    /// Which of the target's tokens a drafter with so many tokens knows.
+    Mask { of: usize },
 }
 
 impl Tensor {
-    fn bytes(&self) -> usize {
+    /// Of random numbers.
+    pub fn weights(name: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
+        Self { name: name.into(), shape: shape.into(), contents: Contents::Weights }
+    }
+
+    /// In the file.
+    pub fn bytes(&self) -> usize {
         let element = match self.contents {
             Contents::Weights => 2,
-            Contents::Offsets => 8,
-            Contents::Mask => 1,
+            Contents::Offsets { .. } => 8,
+            Contents::Mask { .. } => 1,
         };
         element * self.shape.iter().product::<usize>()
     }
 
-    fn name_and_dtype(&self) -> (String, &'static str) {
+    fn dtype(&self) -> &'static str {
         match self.contents {
-            Contents::Weights => (format!("{}.weight", self.name), "BF16"),
-            Contents::Offsets => (self.name.clone(), "I64"),
-            Contents::Mask => (self.name.clone(), "BOOL"),
+            Contents::Weights => "BF16",
+            Contents::Offsets { .. } => "I64",
+            Contents::Mask { .. } => "BOOL",
         }
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod checkpoint;
 pub mod cuda;
+pub mod kinds;
 pub mod report;
 
 use speculators::backend::cpu::{OperatingSystemMemory, Pool, Threads};
