@@ -576,7 +576,7 @@ typedef struct spec_feature_layer {
 typedef struct spec_model_info {
   /** sizeof(spec_model_info), set by the host. */
   uint32_t struct_size;
-  /** Elements of `features`, 1 to 64. */
+  /** Elements of `features`, 0 to 64; 0 where the drafter reads tokens alone. */
   int32_t num_features;
   /**
    * `[num_features]`, never NULL: the hidden states that `spec_draft` wants, one tensor
@@ -584,8 +584,8 @@ typedef struct spec_model_info {
    */
   const spec_feature_layer *features;
   /**
-   * The kind of speculator: `dflash`, `dflash2`, `dspark`, `eagle`, `eagle3`, `mtp`, `peagle` or
-   * `xpress`. Never NULL, ends with NUL.
+   * The kind of speculator: `dflash`, `dflash2`, `dspark`, `eagle`, `eagle3`, `independent`,
+   * `mtp`, `peagle` or `xpress`. Never NULL, ends with NUL.
    */
   const char *kind;
   /** V: tokens of the target's vocabulary. */
@@ -605,7 +605,8 @@ typedef struct spec_model_info {
   /**
    * Trailing positions of a cached prefix whose rows must be committed again when another
    * token follows than before: 1 where the drafter's row t reads token t + 1, 0 for `dflash`
-   * and the kinds that are made of it, whose rows read features alone.
+   * and the kinds that are made of it, whose rows read features alone, and for
+   * `independent`, whose row t reads token t.
    */
   int32_t prefix_margin;
   /**
@@ -988,8 +989,8 @@ typedef struct spec_draft_args {
    * `[B, block_table_stride]`: the pages of each sequence, page j for positions from `j *
    * page_size` on, each below the number of pages. They must reach max(position - 1,
    * position + n - 2), where n is the number of tokens that are proposed: the last row that
-   * is written. Pages that one sequence writes are in no other table of the call. NULL:
-   * slots.
+   * is written; for `independent`, position + n - 1. Pages that one sequence writes are in no
+   * other table of the call. NULL: slots.
    */
   const int32_t *block_table;
   /**
@@ -1016,8 +1017,9 @@ typedef struct spec_draft_args {
    */
   const int32_t *rope_position;
   /**
-   * `[num_features]` in host memory, never NULL: one `[R, width]` tensor (F32, F16 or BF16)
-   * for each entry of the model's `features`, read at the rows that are committed.
+   * `[num_features]` in host memory, NULL only if that is 0: one `[R, width]` tensor (F32,
+   * F16 or BF16) for each entry of the model's `features`, read at the rows that are
+   * committed.
    */
   const spec_tensor *features;
   /**
@@ -1127,9 +1129,9 @@ const char *spec_version(void);
  * Says whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
  *
  * Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `dflash`,
- * `dflash2`, `dspark`, `eagle`, `eagle3`, `mtp`, `peagle` and `xpress` (the kinds of speculator;
- * `mtp` with gated attention or experts in CPU contexts), `verify.chain` (verification of chains),
- * `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives 0.
+ * `dflash2`, `dspark`, `eagle`, `eagle3`, `independent`, `mtp`, `peagle` and `xpress` (the kinds
+ * of speculator; `mtp` with gated attention or experts in CPU contexts), `verify.chain`
+ * (verification of chains), `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives 0.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.
  */
@@ -1204,7 +1206,8 @@ spec_status spec_checkpoint_inspect(const char *directory,
 /**
  * Loads a speculator.
  *
- * `directory` is a UTF-8 path, ending with NUL, of a checkpoint in the speculators format.
+ * `directory` is a UTF-8 path, ending with NUL, of a checkpoint in the speculators format, or of a
+ * language model as transformers saves it, which is an `independent` drafter.
  * `options` NULL means all defaults. `model` is not NULL; `*model`, owned by the host until
  * `spec_model_release`, is NULL if the call fails. Errors: IO, FORMAT (damaged, or a tensor or
  * setting is missing or wrong), UNSUPPORTED (a kind, or a variant of one, that this version cannot
@@ -1385,7 +1388,8 @@ spec_status spec_verify(const spec_context *context,
  * committed: prompt chunks and accepted rows alike, mixed in one batch. All earlier positions from
  * `context_begin` on were committed before, in the pages that the call names. Then
  * min(`num_drafts`, `max_drafts`, `limit` - 1, max_position - position + 1) tokens are proposed,
- * where max_position is the session's, and no more than the model's `most_drafts`. Keys and values
+ * where max_position is the session's (one less where the drafter is `independent`), and no more
+ * than the model's `most_drafts`. Keys and values
  * that drafting itself makes are overwritten by the next commit; nothing else is kept, so a
  * smaller `position` is a rollback, and a sequence that is not mentioned costs nothing.
  *
@@ -1394,7 +1398,10 @@ spec_status spec_verify(const spec_context *context,
  * token t + 1; each further step continues from the drafter's own hidden state. So it is for
  * EAGLE (Li et al., 2024, "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty")
  * and MTP (DeepSeek-AI, 2024, "DeepSeek-V3 Technical Report"), whose one feature is the last
- * hidden state of the target. P-EAGLE and DFlash, as the speculators format has them, draft all
+ * hidden state of the target. An independent drafter (Leviathan et al., 2023, "Fast Inference from
+ * Transformers via Speculative Decoding") is a language model of its own and reads no features:
+ * row t has token t, and the row of `next_token` runs with those that are committed if anything
+ * is proposed. P-EAGLE and DFlash, as the speculators format has them, draft all
  * tokens in one pass, over the last known token and rows with a mask token behind it; sampled
  * tokens are drawn independently. The pass leaves nothing in the pages, which need have room for
  * the committed rows alone. Three kinds of that format add to DFlash what makes the tokens of a

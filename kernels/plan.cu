@@ -63,24 +63,28 @@ struct PlanArguments {
   i32 padding_token;
   u32 has_embeddings;
   u32 drafts_in_pages;  // whether drafts take pages behind those of the committed rows
+  u32 reads_own_tokens;  // rows go with their own tokens, and next tokens have rows
+  u32 padding;
 };
-static_assert(sizeof(PlanArguments) == 352, "as in src/backend/cuda/plan.rs");
+static_assert(sizeof(PlanArguments) == 360, "as in src/backend/cuda/plan.rs");
 
 // The sequences of a tile. What is found wrong with a row or a page of a sequence is kept as the number
 // of the row and the fault in the lowest bits, so that the smallest is the first.
 struct Tile {
   u64 page_end[most_threads];    // pages to check, summed up to this sequence
   u32 page_begin[most_threads];  // the first entry to check in the table
-  u32 row_end[most_threads];     // rows to commit, summed up to this sequence
+  u32 row_end[most_threads];     // rows to lay out, summed up to this sequence
   u32 rows[most_threads];        // what the sequence asks for, and the marks below
   u32 first_row[most_threads];   // its first row of the call, and the mark below
-  i32 position[most_threads];    // of its first row
+  u32 position[most_threads];    // of its first row, and the mark below
   i32 next_token[most_threads];
   u32 wrong[most_threads];
   u64 of_warp[most_threads / warp_lanes];
+  u32 committed;  // rows of the call
 };
 constexpr u32 is_faulty = 0x80000000, does_not_fit = 0x40000000;  // marks of `rows`
 constexpr u32 is_contiguous = 0x80000000;                         // the mark of `first_row`
+constexpr u32 has_next_row = 0x80000000;  // the mark of `position`: the next token has a row, too
 
 constexpr u32 fault_bits = 3;
 constexpr u32 nothing_wrong = 0xffffffff;
@@ -88,7 +92,8 @@ constexpr u32 wrong_page = 0xfffffff8 | fault_page;  // behind all rows
 
 // What a thread knows of its sequence.
 struct Sequence {
-  u32 rows;      // 0 where it takes no part
+  u32 rows;      // of the call; 0 where it takes no part
+  u32 next_row;  // 1 where the next token has a row, too
   u32 fault;     // what is known to be wrong
   u32 fault_behind_rows;  // what is wrong if the rows are not
   u32 drafts;
@@ -157,7 +162,9 @@ DEVICE PageRow page_row(const PlanArguments &arguments, u32 b) {
 
 // The tokens that a sequence proposes if all is well.
 DEVICE u32 drafts_of(const PlanArguments &arguments, i32 wanted, i64 limit, u32 position) {
-  const i64 room = i64(arguments.max_position) - position + 1;
+  // The last proposal has no row, and the first one none of its own unless rows read their tokens.
+  const i64 rowless = arguments.reads_own_tokens ? 0 : 1;
+  const i64 room = i64(arguments.max_position) - position + rowless;
   const i64 drafts = min(min(i64(wanted), limit - 1), min(i64(arguments.most_drafts), room));
   return u32(max(drafts, i64(0)));
 }
@@ -165,7 +172,7 @@ DEVICE u32 drafts_of(const PlanArguments &arguments, i32 wanted, i64 limit, u32 
 // Reads what the arrays say of a sequence, its rows and pages excepted, which are noted in the tile.
 DEVICE Sequence read_sequence(const PlanArguments &arguments, u32 b, Tile &tile) {
   const PageRow pages = page_row(arguments, b);
-  Sequence sequence = {0, fault_none, fault_none, 0, pages.first, 0};
+  Sequence sequence = {0, 0, fault_none, fault_none, 0, pages.first, 0};
   const i32 count = *arguments.row_count.row(b);
   if (count == 0) return sequence;
   if (!is_below(count, arguments.num_rows + 1)) {
@@ -193,8 +200,9 @@ DEVICE Sequence read_sequence(const PlanArguments &arguments, u32 b, Tile &tile)
     return sequence;
   }
   sequence.drafts = drafts_of(arguments, wanted, limit, u32(position));
-  const u32 drafted = arguments.drafts_in_pages ? max(sequence.drafts, 1u) - 1 : 0;
-  const u32 last_position = u32(position) + drafted - 1;
+  sequence.next_row = arguments.reads_own_tokens != 0 && sequence.drafts != 0 ? 1 : 0;
+  const u32 drafted = max(sequence.drafts, 1u) - 1 + sequence.next_row;
+  const u32 last_position = u32(position) + (arguments.drafts_in_pages ? drafted : 0) - 1;
   const u32 first_page = u32(begin) / arguments.page_size;
   const u32 last_page = last_position / arguments.page_size;
   if (!is_below(next_token, arguments.vocabulary)) {
@@ -206,7 +214,7 @@ DEVICE Sequence read_sequence(const PlanArguments &arguments, u32 b, Tile &tile)
   }
   tile.page_begin[threadIdx.x] = pages.first + first_page;
   tile.first_row[threadIdx.x] = u32(first_row) | (contiguous ? is_contiguous : 0);
-  tile.position[threadIdx.x] = position - count;
+  tile.position[threadIdx.x] = u32(position - count) | (sequence.next_row ? has_next_row : 0);
   tile.next_token[threadIdx.x] = next_token;
   return sequence;
 }
@@ -215,55 +223,68 @@ DEVICE Sequence read_sequence(const PlanArguments &arguments, u32 b, Tile &tile)
 
 // Decides one sequence after the other which rows still fit, where not all of them do.
 DEVICE void choose_rows(Tile &tile, u32 count, u32 room) {
-  u32 sum = 0;
+  u32 sum = 0, next_rows = 0;
   for (u32 i = 0; i < count; i++) {
     const u32 rows = tile.rows[i] & ~(is_faulty | does_not_fit);
     if (rows > room - sum) {
       tile.rows[i] |= does_not_fit;
-    } else if ((tile.rows[i] & is_faulty) == 0) {
+    } else if (rows != 0 && (tile.rows[i] & is_faulty) == 0) {
       sum += rows;
+      next_rows += (tile.position[i] & has_next_row) != 0 ? 1 : 0;
     }
-    tile.row_end[i] = sum;
+    tile.row_end[i] = sum + next_rows;
   }
+  tile.committed = sum;
 }
 
+// Rows of the call, and in the lower bits the rows of next tokens.
+constexpr u32 next_row_bits = 16;
+DEVICE u32 rows_of_call(u64 sums) { return u32(sums >> next_row_bits); }
+DEVICE u32 next_rows(u64 sums) { return u32(sums) & ((1 << next_row_bits) - 1); }
+
 // Gives the sequences that are not faulty their rows, in order, while there is room: one that does not
-// fit is left out, a later one may still fit. Returns how many rows there are in all.
+// fit is left out, a later one may still fit. Returns how many rows of the call there are in all.
 DEVICE u32 place_rows(Tile &tile, u32 count, const Sequence &sequence, u32 room) {
-  const u32 rows = sequence.rows;
-  const u32 taken = sequence.fault == fault_none ? rows : 0;
-  const Prefix prefix = block_prefix(taken, tile.of_warp);
-  tile.rows[threadIdx.x] = rows | (sequence.fault != fault_none ? is_faulty : 0);
-  tile.row_end[threadIdx.x] = u32(prefix.sum);
-  if (__syncthreads_or(prefix.sum - taken + rows > room) == 0) return u32(prefix.all);
+  const u64 rows = sequence.rows;
+  const u64 asked = rows << next_row_bits | sequence.next_row;
+  const Prefix prefix = block_prefix(sequence.fault == fault_none ? asked : 0, tile.of_warp);
+  const u64 before = (prefix.sum >> next_row_bits) - (sequence.fault == fault_none ? rows : 0);
+  tile.rows[threadIdx.x] = u32(rows) | (sequence.fault != fault_none ? is_faulty : 0);
+  tile.row_end[threadIdx.x] = rows_of_call(prefix.sum) + next_rows(prefix.sum);
+  if (__syncthreads_or(before + rows > room) == 0) return rows_of_call(prefix.all);
   if (threadIdx.x == 0) choose_rows(tile, count, room);
   __syncthreads();
-  return tile.row_end[count - 1];
+  return tile.committed;
 }
 
 DEVICE void note_wrong(Tile &tile, u32 i, u32 what) { atomicMin(&tile.wrong[i], what); }
 
-// Checks row `row` of a sequence and writes it at `place`; its token goes with the row before.
+// Checks row `row` of a sequence and writes it at `place`; its token goes with the row before, or with the
+// row itself. The row of the next token has the source of the last row of the call and turns one step
+// further.
 DEVICE void lay_out_row(const PlanArguments &arguments, Tile &tile, u32 b, u32 i, u32 row, u32 rows,
                         u32 place) {
   const u32 first_row = tile.first_row[i];
-  i32 offset = i32(row);
+  const u32 ahead = (tile.position[i] & has_next_row) != 0 && row + 1 == rows ? 1 : 0;
+  const u32 of_call = row - ahead;
+  i32 offset = i32(of_call);
   if ((first_row & is_contiguous) == 0) {
-    offset = row < arguments.row_index.stride ? arguments.row_index.row(b)[row] : -1;
+    offset = of_call < arguments.row_index.stride ? arguments.row_index.row(b)[of_call] : -1;
   }
   const u32 source = (first_row & ~is_contiguous) + u32(offset);
   if (offset < 0 || source >= arguments.num_rows) {
-    note_wrong(tile, i, row << fault_bits | fault_rows);
+    note_wrong(tile, i, of_call << fault_bits | fault_rows);
     return;
   }
   i32 token = arguments.tokens[source];
-  const i32 position = tile.position[i] + i32(row);
+  const i32 position = i32((tile.position[i] & ~has_next_row) + row);
   const i32 rope_position =
-      arguments.rope_position != nullptr ? arguments.rope_position[source] : position;
+      arguments.rope_position != nullptr ? i32(u32(arguments.rope_position[source]) + ahead)
+                                         : position;
   if (token == -1 && arguments.has_embeddings) {
     token = -1 - i32(source);
   } else if (!is_below(token, arguments.vocabulary)) {
-    note_wrong(tile, i, row << fault_bits | fault_token);
+    note_wrong(tile, i, of_call << fault_bits | fault_token);
     return;
   }
   const RowArrays &commit = arguments.commit;
@@ -271,6 +292,10 @@ DEVICE void lay_out_row(const PlanArguments &arguments, Tile &tile, u32 b, u32 i
   commit.position[place] = position;
   commit.rope_position[place] = rope_position;
   commit.source[place] = i32(source);
+  if (arguments.reads_own_tokens) {
+    commit.token[place] = ahead != 0 ? tile.next_token[i] : token;
+    return;
+  }
   if (row != 0) commit.token[place - 1] = token;
   if (row + 1 == rows) commit.token[place] = tile.next_token[i];
 }
@@ -297,22 +322,28 @@ DEVICE void check_pages(const PlanArguments &arguments, Tile &tile, u32 count, u
   }
 }
 
-// Lays out the rows of a tile from `first_place` on, and returns how many there are. Threads beyond the
-// sequences of the tile have one that takes no part. What is found wrong on the way changes which
+// The rows of the call that a tile commits, and the places that their layout takes.
+struct TileRows {
+  u32 committed, placed;
+};
+
+// Lays out the rows of a tile behind those of the tiles before. Threads beyond the sequences of the tile
+// have one that takes no part. What is found wrong on the way changes which
 // sequences fit: then the rows are laid out again, and what is written in the end has been checked by the
 // same read. Each time at least one more sequence is out.
-DEVICE u32 lay_out_tile(const PlanArguments &arguments, Tile &tile, u32 first_sequence, u32 count,
-                        u32 first_place, Sequence &sequence) {
+DEVICE TileRows lay_out_tile(const PlanArguments &arguments, Tile &tile, u32 first_sequence, u32 count,
+                             TileRows before, Sequence &sequence) {
   for (;;) {
-    const u32 room = arguments.most_rows - first_place;
+    const u32 room = arguments.most_rows - before.committed;
     tile.wrong[threadIdx.x] = nothing_wrong;
-    const u32 rows = place_rows(tile, count, sequence, room);
+    const u32 committed = place_rows(tile, count, sequence, room);
+    const u32 rows = tile.row_end[count - 1];
     const bool fits = (tile.rows[threadIdx.x] & does_not_fit) == 0;
     const bool takes_part = fits && sequence.rows != 0 && sequence.fault == fault_none;
     const Prefix pages = block_prefix(takes_part ? sequence.pages : 0, tile.of_warp);
     tile.page_end[threadIdx.x] = pages.sum;
     __syncthreads();
-    lay_out_rows(arguments, tile, first_sequence, count, first_place, rows);
+    lay_out_rows(arguments, tile, first_sequence, count, before.placed, rows);
     check_pages(arguments, tile, count, pages.all);
     __syncthreads();
     u32 fault = fault_none;
@@ -323,7 +354,7 @@ DEVICE u32 lay_out_tile(const PlanArguments &arguments, Tile &tile, u32 first_se
     }
     if (__syncthreads_or(fault != fault_none) != 0) continue;
     if (!fits) sequence.fault = fault_too_many_rows;
-    return rows;
+    return TileRows{committed, rows};
   }
 }
 
@@ -417,24 +448,25 @@ KERNEL_RESIDENT(1024, 1, plan_rows, PlanArguments) {
   if (threadIdx.x == 0) first_fault = nothing_wrong;
 
   // There is a tile at least, in which the threads meet before others change the above.
-  u32 committed = 0;
+  TileRows done = {0, 0};
   for (u32 first = 0; first < arguments.num_sequences; first += blockDim.x) {
     const u32 count = min(arguments.num_sequences - first, blockDim.x);
     const u32 b = first + threadIdx.x;
     Sequence sequence = {};
     if (threadIdx.x < count) sequence = read_sequence(arguments, b, tile);
-    const u32 rows = lay_out_tile(arguments, tile, first, count, committed, sequence);
+    const TileRows rows = lay_out_tile(arguments, tile, first, count, done, sequence);
     if (threadIdx.x < count) {
       const bool takes_part = sequence.fault == fault_none && sequence.rows != 0;
       const u32 drafts = takes_part ? sequence.drafts : 0;
-      if (takes_part) arguments.draft.source[b] = i32(committed + tile.row_end[threadIdx.x] - 1);
+      if (takes_part) arguments.draft.source[b] = i32(done.placed + tile.row_end[threadIdx.x] - 1);
       if (drafts != 0) atomicAdd(&classes.count[drafts - 1], 1);
       if (sequence.fault != fault_none) atomicMin(&first_fault, b << fault_bits | sequence.fault);
       arguments.num_drafts[b] = i32(drafts);
       if (arguments.num_proposed != nullptr) arguments.num_proposed[b] = i32(drafts);
       arguments.page_row[b] = i32(sequence.page_row);
     }
-    committed += rows;
+    done.committed += rows.committed;
+    done.placed += rows.placed;
     __syncthreads();
   }
 
@@ -446,7 +478,7 @@ KERNEL_RESIDENT(1024, 1, plan_rows, PlanArguments) {
     if (threadIdx.x == 0) *arguments.draft.count = i32(drafting);
   }
   if (threadIdx.x == 0) {
-    *arguments.commit.count = i32(committed);
+    *arguments.commit.count = i32(done.placed);
     if (first_fault != nothing_wrong) {
       report_fault(arguments.fault, first_fault & ((1 << fault_bits) - 1),
                    first_fault >> fault_bits);

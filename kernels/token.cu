@@ -8,13 +8,14 @@ struct TokenArguments {
   u64 token;
   u64 source;  // the row of `from` of each row; 0: the row itself
   Matrix from;
-  Matrix output;  // [rows, 2 * columns]
+  Matrix output;  // [rows, 2 * columns], or [rows, columns]
   Norm norm;      // of the hidden state
   Embedding embedding;
 };
 static_assert(sizeof(TokenArguments) == 728, "as in src/backend/cuda/token.rs");
 
-// Each block has one half of one row: the embedding, or the hidden state.
+// Each block has one half of one row: the embedding, or the hidden state. Where only embeddings are asked
+// for, there are no blocks for the others, and an output row is as long as one of them.
 KERNEL(256, gather_token, TokenArguments) {
   const bool is_hidden = blockIdx.y == 1;
   const u32 row = blockIdx.x, columns = arguments.from.columns;

@@ -27,9 +27,14 @@ const TABLE: usize = MAX_POSITION / PAGE_SIZE;
 const STRIDE: usize = SPEC_DECISION_TOKENS as usize + 2 * ROWS;
 
 /// The shapes that rounds are captured of, by name.
-fn shapes() -> [(&'static str, Shape); 3] {
+fn shapes() -> [(&'static str, Shape); 4] {
     let half = Shape { dtype: Dtype::Bf16, norm_output: true, ..Shape::default() };
-    [("llama", Shape::default()), ("sliding", Shape::sliding()), ("bf16", half)]
+    [
+        ("llama", Shape::default()),
+        ("sliding", Shape::sliding()),
+        ("bf16", half),
+        ("own-tokens", Shape::language_model("qwen2")),
+    ]
 }
 
 /// A model with all that sessions of it share.

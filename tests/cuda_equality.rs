@@ -188,7 +188,7 @@ fn recorded_checkpoints_draft_the_same_on_both_devices() {
 }
 
 /// Sizes that no kernel is made for.
-fn odd_shapes() -> [(&'static str, Shape); 4] {
+fn odd_shapes() -> [(&'static str, Shape); 6] {
     let blank = Shape::default();
     let odd = Shape { hidden: 40, target_hidden: 72, intermediate: 88, head_dim: 24, ..blank };
     let narrow =
@@ -198,6 +198,11 @@ fn odd_shapes() -> [(&'static str, Shape); 4] {
         ("bf16-sliding", Shape { dtype: Dtype::Bf16, ..Shape::sliding() }),
         ("odd", Shape { dtype: Dtype::Bf16, ..odd }),
         ("narrow", narrow),
+        ("qwen2", Shape { hidden: 40, stores_head: false, ..Shape::language_model("qwen2") }),
+        (
+            "mistral",
+            Shape { window: Some(9), dtype: Dtype::Bf16, ..Shape::language_model("mistral") },
+        ),
     ]
 }
 

@@ -27,7 +27,15 @@ const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 /// The limits of a session for a kind that drafts in sequence.
 fn limits(max_rows: usize, max_position: usize, vocabulary: usize, num_slots: usize) -> Limits {
     let most_drafts = usize::MAX;
-    Limits { max_rows, max_position, vocabulary, num_slots, most_drafts, drafts_in_pages: true }
+    Limits {
+        max_rows,
+        max_position,
+        vocabulary,
+        num_slots,
+        most_drafts,
+        drafts_in_pages: true,
+        reads_own_tokens: false,
+    }
 }
 
 // ---- Devices ------------------------------------------------------------------------------------
@@ -212,7 +220,10 @@ impl Call {
             sequences,
             num_rows,
             max_drafts,
-            limits: limits(max_rows, max_position, vocabulary, num_slots),
+            limits: Limits {
+                reads_own_tokens: random.chance(0.4),
+                ..limits(max_rows, max_position, vocabulary, num_slots)
+            },
             page_size,
             num_pages,
             pages_per_slot,
@@ -298,6 +309,12 @@ impl Call {
         }
     }
 
+    /// The most rows of a plan.
+    fn most_rows(&self) -> usize {
+        let Limits { max_rows, reads_own_tokens, .. } = self.limits;
+        if reads_own_tokens { max_rows + self.sequences } else { max_rows }
+    }
+
     /// Rows that are not contiguous. The last path ends with its last row.
     fn paths(
         &self,
@@ -377,7 +394,7 @@ impl Planner {
         let mut arrays = Arrays::on(device);
         let words = backend(device).fault_words().unwrap();
         let plan = Plan {
-            commit: new_rows(&mut arrays, call.limits.max_rows),
+            commit: new_rows(&mut arrays, call.most_rows()),
             draft: new_rows(&mut arrays, call.sequences + 1),
             drafting: arrays.lend(&vec![UNWRITTEN; call.max_drafts + 1]),
             num_drafts: arrays.lend(&vec![UNWRITTEN; call.sequences]),
@@ -457,7 +474,7 @@ impl Planner {
             num_proposed: batch.num_proposed.map_or(Vec::new(), read),
             fault: None,
         };
-        assert!(planned.commit[0][0] as usize <= most && most <= call.limits.max_rows);
+        assert!(planned.commit[0][0] as usize <= most && most <= call.most_rows());
         planned
     }
 

@@ -1149,7 +1149,10 @@ fn lifecycle(ledger: &Ledger, directory: &std::path::Path) -> Result<Vec<Drafts>
 
 #[test]
 fn every_refused_allocation_is_a_clean_error() {
-    for (name, shape) in [("llama", Shape::default()), ("sliding", Shape::sliding())] {
+    let own_tokens = Shape::language_model("qwen3");
+    for (name, shape) in
+        [("llama", Shape::default()), ("sliding", Shape::sliding()), ("own-tokens", own_tokens)]
+    {
         let directory = shape.write(&format!("allocator-{name}"), 5);
         let expected =
             lifecycle(&Ledger { refuse_at: usize::MAX, ..Ledger::default() }, &directory);

@@ -33,9 +33,15 @@ fn options() -> spec_session_options {
 }
 
 /// The shapes that most promises are tested with, by name.
-fn shapes() -> [(&'static str, Shape); 3] {
+fn shapes() -> [(&'static str, Shape); 4] {
     let half = Shape { dtype: Dtype::Bf16, norm_output: true, ..Shape::default() };
-    [("llama", Shape::default()), ("sliding", Shape::sliding()), ("bf16", half)]
+    let own_tokens = Shape { window: Some(7), ..Shape::language_model("qwen2") };
+    [
+        ("llama", Shape::default()),
+        ("sliding", Shape::sliding()),
+        ("bf16", half),
+        ("own-tokens", own_tokens),
+    ]
 }
 
 /// A loaded speculator: a random one, or a reference checkpoint.
@@ -60,6 +66,11 @@ impl World {
 
     fn text(&self, random: &mut Random, len: usize) -> Text {
         Text::random(random, len, self.vocabulary, &self.model.widths())
+    }
+
+    /// 1 where the next token has a row of its own, as rows read their own tokens.
+    fn next_rows(&self) -> usize {
+        usize::from(self.model.info().num_features == 0)
     }
 
     fn session(&self) -> Session {
@@ -171,6 +182,8 @@ struct Server {
     session: Session,
     free: Vec<i32>,
     page_bytes: usize,
+    /// Rows that a proposal writes for the next token.
+    next_rows: usize,
     pool: Memory,
     _workspace: Memory,
 }
@@ -186,7 +199,14 @@ impl Server {
         let mut free: Vec<i32> = (0..needs.num_pages).collect();
         random.shuffle(&mut free);
         let page_bytes = needs.page_bytes as usize;
-        Self { session: world.session_with(options), free, page_bytes, pool, _workspace: workspace }
+        Self {
+            session: world.session_with(options),
+            free,
+            page_bytes,
+            next_rows: world.next_rows(),
+            pool,
+            _workspace: workspace,
+        }
     }
 
     fn page(&self, page: i32) -> Vec<u8> {
@@ -201,7 +221,11 @@ impl Server {
 
     /// Makes a table reach the last position that a turn writes; false if the pool is exhausted.
     fn reach(&mut self, table: &mut Vec<i32>, round: &Round) -> bool {
-        let positions = round.rows.end + (round.drafts as usize).saturating_sub(1);
+        let behind = match round.drafts {
+            0 => 0,
+            drafts => drafts as usize - 1 + self.next_rows,
+        };
+        let positions = round.rows.end + behind;
         let missing = positions.div_ceil(PAGE_SIZE).saturating_sub(table.len());
         if missing > self.free.len() {
             return false;
@@ -268,7 +292,7 @@ impl<'a> Running<'a> {
         let Some(Round { rows, .. }) = self.round() else { return };
         let mut text = self.request.text.clone();
         random.shuffle(&mut text.tokens);
-        let room = (self.table.len() * PAGE_SIZE).saturating_sub(rows.start);
+        let room = (self.table.len() * PAGE_SIZE).saturating_sub(rows.start + server.next_rows);
         if room > 0 && !self.preempted {
             let end = rows.start + 1 + random.below(room.min(5));
             let rows = rows.start..end.min(text.tokens.len() - 1);
@@ -611,7 +635,8 @@ fn embeddings_take_the_place_of_tokens() {
         let world = World::new("embeddings", name, shape.clone());
         let directory = shape.write("embeddings-table", 11);
         let weights = host::golden::Tensors::read(&directory.join("model.safetensors"));
-        let table = weights.matrix("embed_tokens.weight").expect("the embedding");
+        let names = ["embed_tokens.weight", "model.embed_tokens.weight"];
+        let table = names.iter().find_map(|name| weights.matrix(name)).expect("the embedding");
         let text = world.text(&mut Random::new(10), 40);
         let expected = world.draft(&text, 0..33);
         let mut call = DraftCall::of(&[Turn::new(&text, 0..33, DRAFTS, Place::Slot(0))]);

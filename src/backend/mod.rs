@@ -13,8 +13,8 @@ use crate::tensor::{Dtype, Matrix, Span};
 use block_heads::{Convolve, RateDrafts, Refine, SelectCandidates, StepMarkov, WalkCandidates};
 use experts::MixExperts;
 use phases::{
-    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateRows,
-    GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
+    AddProjection, Attend, AttentionHeads, DraftBatch, EmbedTokens, Fault, FuseFeatures, FuseToken,
+    GateRows, GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
 };
 use std::any::Any;
 use std::ffi::CStr;
@@ -141,7 +141,7 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     fn proposal_scratch(&self, rows: usize, columns: usize) -> usize;
 
     /// Checks a call's arrays and lays out its rows; pads the outputs of all sequences. Returns how
-    /// many rows there can be to commit, as far as that is known without waiting for the device.
+    /// many rows there can be in [`Plan::commit`], as far as that is known without waiting for the device.
     fn plan_rows(
         &self,
         stream: Stream,
@@ -156,6 +156,9 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// Token and hidden state to hidden state.
     fn fuse_token(&self, stream: Stream, phase: &FuseToken<'_>) -> Result<()>;
+
+    /// Token to hidden state.
+    fn embed_tokens(&self, stream: Stream, phase: &EmbedTokens<'_>) -> Result<()>;
 
     /// Norm, query / key / value maps, rotary embedding, append.
     fn project(&self, stream: Stream, phase: &Project<'_>) -> Result<()>;

@@ -85,6 +85,9 @@ pub struct Limits {
     pub most_drafts: usize,
     /// Whether drafts take pages behind those of the committed rows.
     pub drafts_in_pages: bool,
+    /// Whether a row goes with its own token, and not with that of the row after it. The next token of a
+    /// sequence that drafts then has a row of its own, behind those that the host commits.
+    pub reads_own_tokens: bool,
 }
 
 /// The KV pages of a session. A page holds, for each layer, the keys and then the values of
@@ -167,7 +170,8 @@ impl Rows {
 /// The rows of one drafting call, filled by [`super::Backend::plan_rows`].
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// The rows to commit, sequence by sequence in rising position.
+    /// The rows to commit, sequence by sequence in rising position, each with the row of its next token
+    /// behind it if that has one.
     pub commit: Rows,
     /// One row per sequence that drafts, those with the most tokens to propose first, so that the
     /// sequences still drafting at any step are the first `drafting[step]`.
@@ -296,6 +300,17 @@ pub struct FuseToken<'a> {
     /// Scratch for both halves.
     pub input: Matrix,
     /// The hidden state, written; it may be what the rows come from.
+    pub hidden: Matrix,
+}
+
+/// The embedding of each row's token.
+#[derive(Clone, Copy, Debug)]
+pub struct EmbedTokens<'a> {
+    /// The rows.
+    pub rows: Rows,
+    /// The table.
+    pub embedding: EmbeddingInput<'a>,
+    /// The residual stream, written.
     pub hidden: Matrix,
 }
 

@@ -17,7 +17,8 @@ use std::fmt::{Display, Formatter};
 /// committed: prompt chunks and accepted rows alike, mixed in one batch. All earlier positions from
 /// `context_begin` on were committed before, in the pages that the call names. Then
 /// min(`num_drafts`, `max_drafts`, `limit` - 1, max_position - position + 1) tokens are proposed,
-/// where max_position is the session's, and no more than the model's `most_drafts`. Keys and values
+/// where max_position is the session's (one less where the drafter is `independent`), and no more
+/// than the model's `most_drafts`. Keys and values
 /// that drafting itself makes are overwritten by the next commit; nothing else is kept, so a
 /// smaller `position` is a rollback, and a sequence that is not mentioned costs nothing.
 ///
@@ -26,7 +27,10 @@ use std::fmt::{Display, Formatter};
 /// token t + 1; each further step continues from the drafter's own hidden state. So it is for
 /// EAGLE (Li et al., 2024, "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty")
 /// and MTP (DeepSeek-AI, 2024, "DeepSeek-V3 Technical Report"), whose one feature is the last
-/// hidden state of the target. P-EAGLE and DFlash, as the speculators format has them, draft all
+/// hidden state of the target. An independent drafter (Leviathan et al., 2023, "Fast Inference from
+/// Transformers via Speculative Decoding") is a language model of its own and reads no features:
+/// row t has token t, and the row of `next_token` runs with those that are committed if anything
+/// is proposed. P-EAGLE and DFlash, as the speculators format has them, draft all
 /// tokens in one pass, over the last known token and rows with a mask token behind it; sampled
 /// tokens are drawn independently. The pass leaves nothing in the pages, which need have room for
 /// the committed rows alone. Three kinds of that format add to DFlash what makes the tokens of a
@@ -222,6 +226,9 @@ unsafe fn read_features<'a>(
             expected.len(),
             args.num_features
         )));
+    }
+    if expected.is_empty() {
+        return Ok(&[]);
     }
     if args.features.is_null() || !args.features.is_aligned() {
         return Err(Error::invalid(format!(

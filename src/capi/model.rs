@@ -52,7 +52,8 @@ impl Drop for LentRelease {
 
 /// Loads a speculator.
 ///
-/// `directory` is a UTF-8 path, ending with NUL, of a checkpoint in the speculators format.
+/// `directory` is a UTF-8 path, ending with NUL, of a checkpoint in the speculators format, or of a
+/// language model as transformers saves it, which is an `independent` drafter.
 /// `options` NULL means all defaults. `model` is not NULL; `*model`, owned by the host until
 /// `spec_model_release`, is NULL if the call fails. Errors: IO, FORMAT (damaged, or a tensor or
 /// setting is missing or wrong), UNSUPPORTED (a kind, or a variant of one, that this version cannot

@@ -304,13 +304,13 @@ pub struct spec_feature_layer {
 pub struct spec_model_info {
     /// sizeof(spec_model_info), set by the host.
     pub struct_size: u32,
-    /// Elements of `features`, 1 to 64.
+    /// Elements of `features`, 0 to 64; 0 where the drafter reads tokens alone.
     pub num_features: i32,
     /// `[num_features]`, never NULL: the hidden states that `spec_draft` wants, one tensor
     /// each, in this order.
     pub features: *const spec_feature_layer,
-    /// The kind of speculator: `dflash`, `dflash2`, `dspark`, `eagle`, `eagle3`, `mtp`, `peagle` or
-    /// `xpress`. Never NULL, ends with NUL.
+    /// The kind of speculator: `dflash`, `dflash2`, `dspark`, `eagle`, `eagle3`, `independent`,
+    /// `mtp`, `peagle` or `xpress`. Never NULL, ends with NUL.
     pub kind: *const c_char,
     /// V: tokens of the target's vocabulary.
     pub vocabulary: i32,
@@ -326,7 +326,8 @@ pub struct spec_model_info {
     pub num_layers: i32,
     /// Trailing positions of a cached prefix whose rows must be committed again when another
     /// token follows than before: 1 where the drafter's row t reads token t + 1, 0 for `dflash`
-    /// and the kinds that are made of it, whose rows read features alone.
+    /// and the kinds that are made of it, whose rows read features alone, and for
+    /// `independent`, whose row t reads token t.
     pub prefix_margin: i32,
     /// Tokens per round that the checkpoint says it was made for, 1 to 1024; 5 if it does not
     /// say, which the report lists as assumed.
@@ -555,8 +556,8 @@ pub struct spec_draft_args {
     /// `[B, block_table_stride]`: the pages of each sequence, page j for positions from `j *
     /// page_size` on, each below the number of pages. They must reach max(position - 1,
     /// position + n - 2), where n is the number of tokens that are proposed: the last row that
-    /// is written. Pages that one sequence writes are in no other table of the call. NULL:
-    /// slots.
+    /// is written; for `independent`, position + n - 1. Pages that one sequence writes are in no
+    /// other table of the call. NULL: slots.
     pub block_table: *const i32,
     /// Elements from one sequence to the next in `block_table`, at least 1 if that is not
     /// NULL.
@@ -573,8 +574,9 @@ pub struct spec_draft_args {
     /// `[R]`: the positions that the rotary embedding turns by, any numbers; proposals count
     /// on from the last committed row. NULL: the positions.
     pub rope_position: *const i32,
-    /// `[num_features]` in host memory, never NULL: one `[R, width]` tensor (F32, F16 or BF16)
-    /// for each entry of the model's `features`, read at the rows that are committed.
+    /// `[num_features]` in host memory, NULL only if that is 0: one `[R, width]` tensor (F32,
+    /// F16 or BF16) for each entry of the model's `features`, read at the rows that are
+    /// committed.
     pub features: *const spec_tensor,
     /// `[R, H]` F32, F16 or BF16, the struct in host memory, its data on the device: the
     /// embeddings of rows whose token is -1, before the drafter's norm. NULL: there are none.

@@ -68,6 +68,11 @@ impl<'a> Settings<'a> {
         self.get(key).is_some()
     }
 
+    /// Whether `key` is there, even if it is null.
+    pub(super) fn mentions(&self, key: &str) -> bool {
+        self.object.contains_key(key)
+    }
+
     /// A whole number in `range`, however it is spelled: `3`, `3.0` or `"3"`.
     pub(super) fn integer(
         &mut self,

@@ -90,6 +90,10 @@ pub struct GatedMlp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
     Llama,
+    /// Slides in all layers.
+    Mistral,
+    /// Adds biases to queries, keys and values.
+    Qwen2,
     /// Norms each query and key head.
     Qwen3,
     /// The same with gated attention, norms whose gains are stored as their distance from 1, and, as a
@@ -135,7 +139,13 @@ impl Family {
         let hybrid = Defaults { heads: 16, max_position: 32_768, rotated: 0.25, ..old };
         match self {
             Self::Llama => old,
-            Self::Qwen3 => Defaults {
+            Self::Mistral => Defaults {
+                kv_heads: Some(8),
+                intermediate_size: 14_336,
+                max_position: 131_072,
+                ..old
+            },
+            Self::Qwen2 | Self::Qwen3 => Defaults {
                 vocabulary: 151_936,
                 intermediate_size: 22_016,
                 max_position: 32_768,
@@ -374,13 +384,18 @@ pub(super) fn windows(
     // Configurations of the Qwen3 class forget the window unless it is switched on; the Llama
     // class keeps it as it stands.
     let window = match (family, enabled) {
-        (Family::Llama, _) => stored,
+        // The Mistral class has a window unless it is said to have none.
+        (Family::Mistral, _) if !layer.mentions("sliding_window") => {
+            Some(layer.assume("sliding_window", 4096))
+        }
+        (Family::Llama | Family::Mistral, _) => stored,
         (_, Some(true)) => Some(stored.unwrap_or_else(|| layer.assume("sliding_window", 4096))),
         (_, _) => None,
     };
     let Some(kinds) = kinds else {
         let first = match family {
             Family::Llama => layers,
+            Family::Mistral => 0,
             _ => first_sliding.unwrap_or(28),
         };
         return Ok((0..layers).map(|index| window.filter(|_| index >= first)).collect());
@@ -439,6 +454,7 @@ pub(super) struct LayerReader<'r> {
     sizes: &'r Sizes,
     family: Family,
     attention_bias: bool,
+    output_bias: bool,
     mlp_bias: bool,
 }
 
@@ -458,10 +474,12 @@ impl<'r> LayerReader<'r> {
             }
             Ok(wanted && stored)
         };
-        let attention_bias = bias("attention_bias", ".self_attn.")?;
-        // The Qwen3 class has no such biases.
+        // Whatever is set or stored, the Qwen2 class has the biases of its three projections and no others.
+        let output_bias = family != Family::Qwen2 && bias("attention_bias", ".self_attn.")?;
+        let attention_bias = family == Family::Qwen2 || output_bias;
+        // Only the Llama class has such biases.
         let mlp_bias = family == Family::Llama && bias("mlp_bias", ".mlp.")?;
-        Ok(Self { weights, report, sizes, family, attention_bias, mlp_bias })
+        Ok(Self { weights, report, sizes, family, attention_bias, output_bias, mlp_bias })
     }
 
     /// Reads a layer.
@@ -470,7 +488,7 @@ impl<'r> LayerReader<'r> {
         let input = if form.reads_embedding { 2 * hidden } else { hidden };
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
         let part = |name: &str| format!("{}{name}", form.prefix);
-        let norms_heads = self.family != Family::Llama;
+        let norms_heads = !matches!(self.family, Family::Llama | Family::Mistral | Family::Qwen2);
         let mut norm = |name: &str, present: bool| {
             present.then(|| self.vector(&part(name), hidden)).transpose()
         };
@@ -568,7 +586,7 @@ impl<'r> LayerReader<'r> {
     fn output(&mut self, module: &str, outputs: usize, inputs: usize) -> Result<Linear> {
         let name = format!("{module}.bias");
         let mut output = self.linear(module, outputs, inputs, false)?;
-        if self.attention_bias {
+        if self.output_bias {
             output.bias = self.weights.optional(&name, &[outputs], self.report)?;
             if output.bias.is_none() {
                 self.report.absent.push((name.clone(), "nothing is added".into()));

@@ -12,6 +12,7 @@ mod experts;
 mod features;
 mod files;
 mod header;
+mod independent;
 mod mapped;
 mod mtp;
 mod peagle;
@@ -80,12 +81,13 @@ pub struct Checkpoint {
 }
 
 /// The kinds that can be loaded. Each has a file of its own.
-const KINDS: [(&str, Reader); 8] = [
+const KINDS: [(&str, Reader); 9] = [
     ("dflash", dflash::read),
     ("dflash2", dflash2::read),
     ("dspark", dspark::read),
     ("eagle", eagle::read),
     ("eagle3", eagle3::read),
+    ("independent", independent::read),
     ("mtp", mtp::read),
     ("peagle", peagle::read),
     ("xpress", xpress::read),
@@ -128,6 +130,8 @@ pub enum RowSource {
     Lent,
     /// What the host lends has a row for each target token; those of the drafted ones are needed.
     LentRows,
+    /// The first rows of the token embedding, of a head that is tied to it.
+    Embedding,
 }
 
 /// Opens the checkpoint in `directory`.
@@ -171,7 +175,7 @@ pub fn inspect(directory: &Path) -> Result<Value> {
         }
     }
     Ok(json!({
-        "kind": config.get("speculators_model_type").and_then(Value::as_str),
+        "kind": kind_of(&file, &config).ok(),
         "directory": directory.to_string_lossy(),
         "supported": loaded.is_ok(),
         "reason": loaded.as_ref().err().map(Error::to_string),
@@ -192,7 +196,8 @@ fn load(
     options: Option<&Options>,
 ) -> Result<Checkpoint> {
     let mut settings = Settings::of_file(file, config);
-    let kind = settings.text("speculators_model_type")?.ok_or_else(|| unconverted(file, config))?;
+    let kind = kind_of(file, config)?;
+    settings.text("speculators_model_type")?;
     let known = KINDS.iter().find(|(name, _)| *name == kind);
     let (_, read) = known.ok_or_else(|| unknown(file, kind))?;
     let mut report = Report::new(kind, directory);
@@ -276,16 +281,21 @@ fn unknown(file: &Path, kind: &str) -> Error {
     Error::unsupported(format!("{}: {text}; {reason}", file.display()))
 }
 
-/// Why a configuration that names no kind is refused, with a hint at what it may be.
-fn unconverted(file: &Path, config: &Map<String, Value>) -> Error {
-    let known = ["dflash_config", "eagle_config", "draft_vocab_size", "block_size"];
-    let hint = match known.iter().find(|&&key| config.contains_key(key)) {
+/// The kind that a configuration names, or that it has without naming it.
+fn kind_of<'a>(file: &'a Path, config: &'a Map<String, Value>) -> Result<&'a str> {
+    if let Some(kind) = Settings::of_file(file, config).text("speculators_model_type")? {
+        return Ok(kind);
+    }
+    // Speculators in other formats often have the settings of a language model, and more.
+    let foreign = ["dflash_config", "eagle_config", "draft_vocab_size", "block_size"];
+    let hint = match foreign.iter().find(|&&key| config.contains_key(key)) {
         Some(key) => format!(" ({key} suggests a checkpoint that has not been converted)"),
+        None if independent::is_language_model(config) => return Ok("independent"),
         None => String::new(),
     };
-    let text =
-        format!("speculators_model_type: expected a kind of speculator, found nothing{hint}");
-    Error::new(Status::Unsupported, format!("{}: {text}", file.display()))
+    let expected = "a kind of speculator, or the configuration of a causal language model";
+    let text = format!("speculators_model_type: expected {expected}, found nothing{hint}");
+    Err(Error::new(Status::Unsupported, format!("{}: {text}", file.display())))
 }
 
 /// The target layers that the configuration lists, under any of the names in use.

@@ -55,7 +55,7 @@ impl Speculator {
                 fusion.norm_before_residual
             }
             Method::Block(block) => block.fusion.norm_before_residual,
-            Method::Sequential { entry: Entry::Token { .. }, .. } => false,
+            Method::Sequential { entry: Entry::Token { .. } | Entry::Embedding, .. } => false,
         }
     }
 }
@@ -241,6 +241,9 @@ pub enum Entry {
         /// From both to the hidden size.
         fusion: Linear,
     },
+    /// An ordinary language model: the embedding of a row's own token, not that of the next, and nothing
+    /// of the target. Layer 0 is an ordinary layer.
+    Embedding,
 }
 
 /// How features become the hidden state of EAGLE-3 and P-EAGLE.
@@ -298,7 +301,7 @@ pub(super) fn decoder_settings<'a>(top: &mut Settings<'a>) -> Result<Settings<'a
     Ok(layer)
 }
 
-fn refuse_quantized(settings: &mut Settings) -> Result<()> {
+pub(super) fn refuse_quantized(settings: &mut Settings) -> Result<()> {
     let key = "quantization_config";
     if !settings.has(key) {
         return Ok(());

@@ -2,6 +2,7 @@
 //! many layers there are.
 
 use super::config::Settings;
+use super::decoder::MOST_TOKENS;
 use super::files::{self, WeightFiles};
 use super::report::{Report, describe};
 use super::weights::{Tensor, never_filled};
@@ -32,6 +33,7 @@ pub(super) struct Verifier {
     promised: bool,
     layers: Option<usize>,
     hidden_size: Option<usize>,
+    vocabulary: Option<usize>,
     tied: Option<bool>,
     /// Its configuration, and the file that holds it.
     config: Option<(PathBuf, Map<String, Value>)>,
@@ -48,6 +50,7 @@ impl Verifier {
             promised: true,
             layers: None,
             hidden_size: None,
+            vocabulary: None,
             tied: None,
             config: None,
         }
@@ -77,6 +80,7 @@ impl Verifier {
         let settings = text.as_mut().unwrap_or(&mut outer);
         verifier.layers = settings.integer("num_hidden_layers", 1..=100_000)?;
         verifier.hidden_size = settings.integer("hidden_size", 1..=1 << 24)?;
+        verifier.vocabulary = settings.integer("vocab_size", 1..=MOST_TOKENS)?;
         verifier.config = Some((file, config));
         report.verifier = Some((directory, Vec::new()));
         Ok(verifier)
@@ -94,6 +98,11 @@ impl Verifier {
     /// The width of the hidden states.
     pub(super) fn hidden_size(&self) -> Option<usize> {
         self.hidden_size
+    }
+
+    /// The number of its tokens.
+    pub(super) fn vocabulary(&self) -> Option<usize> {
+        self.vocabulary
     }
 
     /// The settings of its decoder.

@@ -3,16 +3,16 @@
 
 use super::block::HeadScratch;
 use super::experts::Experts;
-use super::placement::Placement;
+use super::placement::{Placement, first_rows};
 use crate::backend::block_heads::Convolve;
 use crate::backend::experts::ExpertScratch;
 use crate::backend::phases::{
-    Activation, AddProjection, Attend, AttentionHeads, BlockKv, Choice, DraftBatch, EmbeddingInput,
-    GateRows, GateUp, Gather, KvPool, KvProjection, Linear, MAX_HEAD_DIM, MapRows, Mask, Norm,
-    Paging, Plan, Project, Propose, QueryProjection, Rotary, RowSegments, Rows,
+    Activation, AddProjection, Attend, AttentionHeads, BlockKv, Choice, DraftBatch, EmbedTokens,
+    EmbeddingInput, GateRows, GateUp, Gather, KvPool, KvProjection, Linear, MAX_HEAD_DIM, MapRows,
+    Mask, Norm, Paging, Plan, Project, Propose, QueryProjection, Rotary, RowSegments, Rows,
 };
 use crate::backend::{Backend, Stream};
-use crate::checkpoint::{self, Speculator};
+use crate::checkpoint::{self, RowSource, Speculator};
 use crate::error::{Error, Result};
 use crate::tensor::{Carver, Dtype, Matrix, Span};
 use std::ops::Range;
@@ -235,15 +235,19 @@ impl Decoder {
         let layers = description.layers.iter();
         let layers = layers.map(|layer| Layer::place(layer, epsilon, placement));
         let rope = &description.decoder.rope;
+        let layers = layers.collect::<Result<_>>()?;
+        let vocabulary = description.decoder.sizes.vocabulary;
+        let embedding = placement.embedding(&description.embedding, vocabulary)?;
+        let norm = placement.optional_norm(description.norm.as_ref(), epsilon)?;
+        let head = match &description.head {
+            RowSource::Embedding => first_rows(&embedding, shape.draft_vocabulary),
+            source => placement.head(source, shape.draft_vocabulary, ids.unwrap_or_default())?,
+        };
         Ok(Self {
-            layers: layers.collect::<Result<_>>()?,
-            embedding: placement.embedding(&description.embedding)?,
-            norm: placement.optional_norm(description.norm.as_ref(), epsilon)?,
-            head: placement.head(
-                &description.head,
-                shape.draft_vocabulary,
-                ids.unwrap_or_default(),
-            )?,
+            layers,
+            embedding,
+            norm,
+            head,
             target_ids: ids.map(|ids| placement.table(ids)).transpose()?,
             norms_residual: description.norms_residual(),
             rotary: Rotary {
@@ -366,6 +370,13 @@ impl Decoder {
             embeddings: step.batch.embeddings,
             norm,
         }
+    }
+
+    /// Starts the residual stream of the step's rows from their tokens alone.
+    pub(super) fn embed(&self, step: &Step<'_>, hidden: Matrix) -> Result<()> {
+        let embedding = self.embedding_input(step, None);
+        let phase = EmbedTokens { rows: step.rows, embedding, hidden };
+        step.backend.embed_tokens(step.stream, &phase)
     }
 
     /// Runs some of the layers on the step's rows.

@@ -105,6 +105,14 @@ impl Network {
         }
     }
 
+    /// Whether rows read their own token, and not the one after it.
+    pub fn reads_own_tokens(&self) -> bool {
+        match self {
+            Self::Sequential(network) => network.reads_own_tokens(),
+            Self::Block(_) => false,
+        }
+    }
+
     /// Whether drafts take pages of the pool, behind those of the committed rows.
     pub fn drafts_in_pages(&self) -> bool {
         matches!(self, Self::Sequential(_))
@@ -266,7 +274,7 @@ impl Model {
     /// the row of a prefix's last position did not know it.
     pub fn prefix_margin(&self) -> usize {
         match &self.network {
-            Network::Sequential(_) => 1,
+            Network::Sequential(network) => usize::from(!network.reads_own_tokens()),
             Network::Block(network) => network.prefix_margin(),
         }
     }

@@ -84,16 +84,32 @@ impl<'a> Placement<'a> {
         Ok(Linear { weight, bias })
     }
 
-    /// The token embedding.
-    pub fn embedding(&mut self, source: &RowSource) -> Result<Vec<Matrix>> {
+    /// The token embedding. Tokens of the target that a stored table has no rows for are zeros.
+    pub fn embedding(&mut self, source: &RowSource, vocabulary: usize) -> Result<Vec<Matrix>> {
         match source {
             RowSource::Lent | RowSource::LentRows => {
                 Ok(self.lent.embedding.clone().unwrap_or_default())
             }
             RowSource::Tensor(tensor) | RowSource::TensorRows { tensor } => {
-                Ok(vec![self.tensor(tensor)?])
+                let table = self.tensor(tensor)?;
+                let missing = vocabulary.saturating_sub(table.rows);
+                if missing == 0 {
+                    return Ok(vec![table]);
+                }
+                Ok(vec![table, self.zeros(missing, &table)?])
             }
+            RowSource::Embedding => unreachable!("only a head is tied to the embedding"),
         }
+    }
+
+    /// Rows of zeros beside those of a table; all of them are the same memory.
+    fn zeros(&mut self, rows: usize, table: &Matrix) -> Result<Matrix> {
+        let row = self.carver.matrix(table.dtype, 1, table.columns);
+        self.fill(memory(&row), table.dtype.size(), &mut |_, bytes| {
+            bytes.fill(0);
+            Ok(())
+        })?;
+        Ok(Matrix { rows, row_stride: 0, ..row })
     }
 
     /// The head of `rows` tokens; of a whole vocabulary's rows only those of `ids`, if the source
@@ -107,6 +123,7 @@ impl<'a> Placement<'a> {
                 let segments = self.lent.head.clone().unwrap_or_default();
                 Ok(self.lent_rows(&segments, ids)?.into_iter().collect())
             }
+            RowSource::Embedding => unreachable!("the decoder takes the rows of its embedding"),
         }
     }
 
@@ -178,7 +195,7 @@ impl<'a> Placement<'a> {
 
 /// The segments without the rows from `rows` on. A lent table may be padded, and each row of a
 /// head makes a column of logits.
-fn first_rows(segments: &[Matrix], rows: usize) -> Vec<Matrix> {
+pub fn first_rows(segments: &[Matrix], rows: usize) -> Vec<Matrix> {
     let mut left = rows;
     let clipped = segments.iter().map(|segment| {
         let rows = segment.rows.min(left);

@@ -2,7 +2,9 @@
 //! next token. EAGLE-3 (Li et al., 2025, "EAGLE-3: Scaling up Inference Acceleration of Large Language
 //! Models via Training-Time Test") fuses several hidden states once; EAGLE (Li et al., 2024, "EAGLE:
 //! Speculative Sampling Requires Rethinking Feature Uncertainty") and MTP (DeepSeek-AI, 2024,
-//! "DeepSeek-V3 Technical Report") fuse hidden state and token anew in each step.
+//! "DeepSeek-V3 Technical Report") fuse hidden state and token anew in each step. An independent drafter
+//! (Leviathan et al., 2023, "Fast Inference from Transformers via Speculative Decoding") is a language
+//! model of its own, which reads tokens alone.
 
 use super::decoder::{Decoder, DraftRows, Halves, RowLimits, Scratch, Step};
 use super::fusion::FeatureFusion;
@@ -28,6 +30,8 @@ enum Entry {
     Features(FeatureFusion),
     /// The hidden state and the embedding, in each step.
     Token { embedding_norm: Option<Norm>, hidden_norm: Option<Norm>, fusion: Linear },
+    /// The embedding of the row's own token.
+    Embedding,
 }
 
 impl Sequential {
@@ -43,6 +47,11 @@ impl Sequential {
             entry: Entry::place(entry, epsilon, placement)?,
             norm_output,
         })
+    }
+
+    /// Whether rows read their own token, and not the one after it.
+    pub(super) fn reads_own_tokens(&self) -> bool {
+        matches!(self.entry, Entry::Embedding)
     }
 
     /// Cuts the memory for the intermediate rows of a session.
@@ -70,6 +79,7 @@ impl Sequential {
                 };
                 self.fuse_token(step, HiddenSource::Feature(*feature), hidden)?;
             }
+            Entry::Embedding => self.decoder.embed(step, hidden)?,
         }
         let last = self.decoder.num_layers() - 1;
         self.decoder.run(step, 0..last, hidden)?;
@@ -87,7 +97,11 @@ impl Sequential {
     /// Runs all layers on the drafting rows.
     pub fn forward(&self, step: &Step<'_>) -> Result<()> {
         let hidden = step.scratch.draft_hidden;
-        self.fuse_token(step, HiddenSource::Rows(hidden), hidden)?;
+        match &self.entry {
+            Entry::Features(_) => {}
+            Entry::Token { .. } => self.fuse_token(step, HiddenSource::Rows(hidden), hidden)?,
+            Entry::Embedding => self.decoder.embed(step, hidden)?,
+        }
         self.decoder.run(step, 0..self.decoder.num_layers(), hidden)
     }
 
@@ -131,6 +145,7 @@ impl Entry {
                 hidden_norm: placement.optional_norm(hidden_norm.as_ref(), epsilon)?,
                 fusion: placement.linear(fusion)?,
             },
+            checkpoint::Entry::Embedding => Self::Embedding,
         })
     }
 }

@@ -125,6 +125,17 @@ impl<'a> Layout<'a> {
             num_slots: self.slots(),
             most_drafts: self.model.most_drafts(),
             drafts_in_pages: self.model.network().drafts_in_pages(),
+            reads_own_tokens: self.model.network().reads_own_tokens(),
+        }
+    }
+
+    /// The most rows that pass the network before the first proposals: those to commit, and that of the
+    /// next token of each sequence where it needs one.
+    fn rows(&self) -> usize {
+        let SessionOptions { max_rows, max_sequences, .. } = self.options;
+        match self.model.network().reads_own_tokens() {
+            true => max_rows.saturating_add(max_sequences),
+            false => max_rows,
         }
     }
 
@@ -143,7 +154,7 @@ impl<'a> Layout<'a> {
     pub fn carve(&self, carver: &mut Carver, kv_address: u64, fault: Span<i32>) -> Workspace {
         let sequences = self.options.max_sequences;
         let plan = Plan {
-            commit: Rows::carve(carver, self.options.max_rows),
+            commit: Rows::carve(carver, self.rows()),
             draft: Rows::carve(carver, sequences),
             drafting: carver.span(self.options.max_drafts),
             num_drafts: carver.span(sequences),
@@ -169,7 +180,7 @@ impl<'a> Layout<'a> {
             pages_per_slot: self.pages_per_sequence,
         };
         let limits = RowLimits {
-            commit: self.options.max_rows,
+            commit: self.rows(),
             sequences,
             drafts: self.options.max_drafts,
             positions: self.positions(),

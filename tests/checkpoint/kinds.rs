@@ -6,7 +6,7 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use speculators::checkpoint::{
     self, Block, BlockHead, BlockLength, Checkpoint, Entry, Experts, FeatureStage, MarkovCell,
-    Method, Mlp, Options, Report, Speculator,
+    Method, Mlp, Options, Report, RowSource, Speculator,
 };
 use speculators::error::{Error, Result, Status};
 use std::path::{Path, PathBuf};
@@ -497,4 +497,90 @@ fn refiners_run_on_blocks_of_the_length_that_they_were_trained_with() {
     assert_eq!(block(&speculator).length, BlockLength::Trained(6));
     let error = refused(open(json!({"block_size": 5})));
     assert_says(&error, Status::Format, "refiner_head.mix_l");
+}
+
+/// A target of the reference data as a drafter.
+fn independent(target: &str, overrides: Value) -> Result<Checkpoint> {
+    let options = Options { overrides: Some(overrides), ..Options::default() };
+    checkpoint::open(&golden().join("targets").join(target), &options)
+}
+
+#[test]
+fn a_language_model_is_a_drafter_that_needs_nothing_of_its_target() {
+    for target in ["llama_untied", "qwen3_tied"] {
+        let (speculator, report) = sound(independent(target, json!({})));
+        assert_eq!(speculator.kind, "independent");
+        assert!(matches!(entry(&speculator), Entry::Embedding));
+        assert!(speculator.features.is_empty() && speculator.draft_token_ids.is_none());
+        assert_eq!(matches!(speculator.head, RowSource::Embedding), target == "qwen3_tied");
+        assert_eq!(report.warnings(), [] as [&str; 0], "{target}");
+        assert_eq!(report.to_json()["unknown_settings"], json!({}), "{target}");
+    }
+    let named = json!({"speculators_model_type": "independent", "speculators_version": "0.2.0",
+        "architectures": ["IndependentSpeculator"], "speculators_config": {
+            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": 7}],
+            "verifier": {"name_or_path": null, "architectures": []}}});
+    let checkpoint = independent("llama_untied", named).unwrap();
+    assert_eq!((checkpoint.speculator.kind, checkpoint.default_num_drafts), ("independent", 7));
+}
+
+#[test]
+fn what_only_looks_like_a_language_model_is_not_taken_for_one() {
+    for (overrides, hint) in [
+        (json!({"draft_vocab_size": 100}), "draft_vocab_size suggests"),
+        (json!({"dflash_config": {}}), "dflash_config suggests"),
+        (json!({"architectures": ["LlamaForCausalLMEagle3"]}), "found nothing"),
+        (json!({"architectures": ["LlamaForCausalLM", "Other"]}), "found nothing"),
+        (json!({"model_type": "mixtral"}), "found nothing"),
+        (json!({"model_type": "qwen3"}), "found nothing"),
+    ] {
+        let error = refused(independent("llama_untied", overrides));
+        assert_says(&error, Status::Unsupported, hint);
+    }
+    let error = refused(independent("llama_untied", json!({"num_hidden_layers": null})));
+    assert_says(&error, Status::Format, "num_hidden_layers: expected");
+}
+
+#[test]
+fn the_layers_of_a_language_model_slide_as_its_class_says() {
+    let windows = |target: &str, overrides| -> Vec<Option<usize>> {
+        let (speculator, _) = sound(independent(target, overrides));
+        speculator.layers.iter().map(|layer| layer.window).collect()
+    };
+    let mistral = |window: Value| {
+        let mut overrides = json!({"model_type": "mistral", "architectures": null});
+        if !window.is_array() {
+            overrides["sliding_window"] = window;
+        }
+        windows("llama_untied", overrides)
+    };
+    assert_eq!(mistral(json!(4)), [Some(4); 4]);
+    assert_eq!(mistral(Value::Null), [None; 4], "said to have none");
+    assert_eq!(mistral(json!([])), [Some(4096); 4], "not said");
+    assert_eq!(windows("llama_untied", json!({"sliding_window": 4})), [None; 4]);
+    let qwen = |used: bool| {
+        json!({"use_sliding_window": used, "sliding_window": 6, "max_window_layers": 2,
+            "layer_types": null})
+    };
+    assert_eq!(windows("qwen3_tied", qwen(false)), [None; 5]);
+    assert_eq!(windows("qwen3_tied", qwen(true)), [None, None, Some(6), Some(6), Some(6)]);
+}
+
+#[test]
+fn the_head_of_a_language_model_is_tied_as_its_setting_says() {
+    let (tied, report) = sound(independent("llama_untied", json!({"tie_word_embeddings": true})));
+    assert!(matches!(tied.head, RowSource::Embedding));
+    assert!(report.to_json()["tensors"].to_string().contains("tied to the embedding"));
+    let error = refused(independent("qwen3_tied", json!({"tie_word_embeddings": false})));
+    assert_says(&error, Status::Format, "lm_head.weight");
+    let (unset, report) = sound(independent("qwen3_tied", json!({"tie_word_embeddings": null})));
+    assert!(matches!(unset.head, RowSource::Embedding));
+    assert_eq!(report.to_json()["assumed_defaults"]["tie_word_embeddings"], true);
+}
+
+#[test]
+fn a_qwen2_model_without_its_biases_is_refused() {
+    let qwen2 = json!({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]});
+    let error = refused(independent("llama_untied", qwen2));
+    assert_says(&error, Status::Format, "self_attn.q_proj.bias");
 }

@@ -1,4 +1,4 @@
-//! Writes EAGLE-3 checkpoints of any shape with random weights.
+//! Writes EAGLE-3 checkpoints and language models of any shape with random weights.
 
 use super::matrix::Dtype;
 use super::random::Random;
@@ -9,7 +9,8 @@ use std::path::PathBuf;
 /// The shape of a speculator. Nothing of it has to be read from a verifier's directory.
 #[derive(Clone, Debug)]
 pub struct Shape {
-    /// `llama`, or `qwen3` for layers with per-head norms.
+    /// `llama`, or `qwen3` for layers with per-head norms; a language model may also be `qwen2`, with
+    /// biases, or `mistral`.
     pub layer_kind: &'static str,
     pub hidden: usize,
     pub target_hidden: usize,
@@ -21,6 +22,7 @@ pub struct Shape {
     pub vocabulary: usize,
     /// As large as `vocabulary`: no mapping is written.
     pub draft_vocabulary: usize,
+    /// None: it is a language model, whose head is tied to the embedding if it is not stored.
     pub feature_layers: Vec<i32>,
     /// Rows see this many positions.
     pub window: Option<usize>,
@@ -74,6 +76,23 @@ impl Shape {
         }
     }
 
+    /// A language model of two layers with the full vocabulary, of this kind.
+    pub fn language_model(layer_kind: &'static str) -> Self {
+        let vocabulary = 96;
+        Self {
+            layer_kind,
+            layers: 2,
+            vocabulary,
+            draft_vocabulary: vocabulary,
+            feature_layers: Vec::new(),
+            ..Self::default()
+        }
+    }
+
+    fn is_language_model(&self) -> bool {
+        self.feature_layers.is_empty()
+    }
+
     /// Writes the checkpoint into a folder of this name for the test program.
     pub fn write(&self, name: &str, seed: u64) -> PathBuf {
         write(name, &self.config(), &self.tensors(&mut Random::new(seed)))
@@ -104,6 +123,9 @@ impl Shape {
             "mlp_bias": false, "max_position_embeddings": 4096,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         });
+        if self.is_language_model() {
+            return self.complete_language_model(layer);
+        }
         if let Some(window) = self.window {
             layer["sliding_window"] = json!(window);
             layer["use_sliding_window"] = json!(true);
@@ -124,18 +146,43 @@ impl Shape {
         })
     }
 
+    /// The settings as transformers writes them for a whole model. Of those kinds that can, only the
+    /// layers from the second on have a window.
+    fn complete_language_model(&self, mut config: Value) -> Value {
+        let class = match self.layer_kind {
+            "mistral" => "MistralForCausalLM",
+            "qwen2" => "Qwen2ForCausalLM",
+            "qwen3" => "Qwen3ForCausalLM",
+            _ => "LlamaForCausalLM",
+        };
+        config["architectures"] = json!([class]);
+        config["tie_word_embeddings"] = json!(!self.stores_head);
+        config["sliding_window"] = json!(self.window);
+        if self.layer_kind != "mistral" {
+            config["use_sliding_window"] = json!(self.window.is_some());
+            config["max_window_layers"] = json!(1);
+        }
+        config
+    }
+
     fn tensors(&self, random: &mut Random) -> Vec<Tensor> {
         let mut writer = Writer { dtype: self.dtype, random, tensors: Vec::new() };
         let hidden = self.hidden;
-        writer.map("embed_tokens", self.vocabulary, hidden, 1.0);
+        let model = |part: &str| match self.is_language_model() {
+            true => format!("model.{part}"),
+            false => part.to_owned(),
+        };
+        writer.map(&model("embed_tokens"), self.vocabulary, hidden, 1.0);
         if !self.stores_embedding {
             writer.tensors.clear();
         }
-        writer.map("fc", hidden, self.feature_layers.len() * self.target_hidden, 1.0);
-        for index in 0..self.layers {
-            self.layer(&mut writer, index);
+        if !self.is_language_model() {
+            writer.map("fc", hidden, self.feature_layers.len() * self.target_hidden, 1.0);
         }
-        writer.norm("norm", hidden);
+        for index in 0..self.layers {
+            self.layer(&mut writer, &model(&format!("layers.{index}")), index);
+        }
+        writer.norm(&model("norm"), hidden);
         writer.map("lm_head", self.draft_vocabulary, hidden, 3.0);
         if !self.stores_head {
             writer.tensors.pop();
@@ -146,17 +193,22 @@ impl Shape {
         writer.tensors
     }
 
-    fn layer(&self, writer: &mut Writer<'_>, index: usize) {
+    fn layer(&self, writer: &mut Writer<'_>, name: &str, index: usize) {
         let (hidden, head_dim) = (self.hidden, self.head_dim);
-        let inputs = if index == 0 { 2 * hidden } else { hidden };
-        let layer = |part: &str| format!("layers.{index}.{part}");
-        if index == 0 {
+        let reads_embedding = index == 0 && !self.is_language_model();
+        let inputs = if reads_embedding { 2 * hidden } else { hidden };
+        let layer = |part: &str| format!("{name}.{part}");
+        if reads_embedding {
             writer.norm(&layer("hidden_norm"), hidden);
         }
         writer.norm(&layer("input_layernorm"), hidden);
         writer.norm(&layer("post_attention_layernorm"), hidden);
         for (part, heads) in [("q", self.heads), ("k", self.kv_heads), ("v", self.kv_heads)] {
-            writer.map(&layer(&format!("self_attn.{part}_proj")), heads * head_dim, inputs, 1.5);
+            let map = layer(&format!("self_attn.{part}_proj"));
+            writer.map(&map, heads * head_dim, inputs, 1.5);
+            if self.layer_kind == "qwen2" {
+                writer.bias(&map, heads * head_dim);
+            }
         }
         writer.map(&layer("self_attn.o_proj"), hidden, self.heads * head_dim, 1.0);
         if self.layer_kind == "qwen3" {
@@ -212,15 +264,22 @@ impl Writer<'_> {
     fn map(&mut self, name: &str, outputs: usize, inputs: usize, gain: f32) {
         let scale = (gain / inputs as f32).sqrt();
         let elements = self.random.normals(outputs * inputs);
-        self.push(name, vec![outputs, inputs], elements.iter().map(|element| element * scale));
+        let elements = elements.iter().map(|element| element * scale);
+        self.push(format!("{name}.weight"), vec![outputs, inputs], elements);
+    }
+
+    fn bias(&mut self, name: &str, len: usize) {
+        let elements = self.random.normals(len);
+        self.push(format!("{name}.bias"), vec![len], elements.into_iter());
     }
 
     fn norm(&mut self, name: &str, len: usize) {
         let elements = self.random.normals(len);
-        self.push(name, vec![len], elements.iter().map(|element| 1.0 + 0.1 * element));
+        let elements = elements.iter().map(|element| 1.0 + 0.1 * element);
+        self.push(format!("{name}.weight"), vec![len], elements);
     }
 
-    fn push(&mut self, name: &str, shape: Vec<usize>, elements: impl Iterator<Item = f32>) {
+    fn push(&mut self, name: String, shape: Vec<usize>, elements: impl Iterator<Item = f32>) {
         let mut bytes = Vec::new();
         elements.for_each(|element| self.dtype.encode(element, &mut bytes));
         let dtype = match self.dtype {
@@ -228,7 +287,7 @@ impl Writer<'_> {
             Dtype::F16 => FileDtype::F16,
             Dtype::Bf16 => FileDtype::BF16,
         };
-        self.tensors.push(Tensor { name: format!("{name}.weight"), dtype, shape, bytes });
+        self.tensors.push(Tensor { name, dtype, shape, bytes });
     }
 
     /// Which of the target's tokens the drafter knows: offsets, and a mask.

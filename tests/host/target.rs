@@ -1,5 +1,5 @@
-//! A plain target model for Llama and Qwen3 layers, in double precision: what a host's engine
-//! computes. It fills in what the reference data leaves out, and continues texts past their end.
+//! A plain language model of Llama, Mistral, Qwen2 or Qwen3 layers, in double precision: what a host's
+//! engine computes. It fills in what the reference data leaves out, and continues texts past their end.
 
 use super::golden::{Tensors, read_json};
 use serde_json::Value;
@@ -36,6 +36,7 @@ pub struct Position {
 struct Map {
     inputs: usize,
     weight: Vec<f64>,
+    bias: Option<Vec<f64>>,
 }
 
 #[derive(Debug)]
@@ -51,6 +52,8 @@ struct Layer {
     gate: Map,
     up: Map,
     down: Map,
+    /// How many positions a row sees, itself the last.
+    window: usize,
 }
 
 impl Target {
@@ -64,12 +67,11 @@ impl Target {
             [&rope["rope_theta"], &config["rope_theta"]].into_iter().find_map(Value::as_f64);
         let rope_type = rope["rope_type"].as_str().unwrap_or("default");
         assert_eq!((rope_type, &config["rope_scaling"]), ("default", &Value::Null), "plain turns");
-        assert_ne!(config["attention_bias"], Value::Bool(true), "targets have no biases");
         let embedding = Map::read(&tensors, "model.embed_tokens", hidden);
         let tied = config["tie_word_embeddings"].as_bool().unwrap_or(false);
         let head = if tied { "model.embed_tokens" } else { "lm_head" };
-        let layers =
-            (0..size("num_hidden_layers")).map(|index| Layer::read(&tensors, index, hidden));
+        let layers = (0..size("num_hidden_layers"))
+            .map(|index| Layer::read(&tensors, index, hidden, window(&config, index)));
         let layers: Arc<[Layer]> = layers.collect();
         Self {
             heads: size("num_attention_heads"),
@@ -125,6 +127,7 @@ impl Target {
             let shared = head / (self.heads / self.kv_heads) * self.head_dim;
             let scale = (self.head_dim as f64).sqrt().recip();
             let rows = &self.cache[index];
+            let rows = &rows[rows.len().saturating_sub(self.layers[index].window)..];
             let scores: Vec<f64> = rows
                 .iter()
                 .map(|(key, _)| dot(&query[range.clone()], &key[shared..][..self.head_dim]) * scale)
@@ -161,7 +164,7 @@ impl Target {
 }
 
 impl Layer {
-    fn read(tensors: &Tensors, index: usize, hidden: usize) -> Self {
+    fn read(tensors: &Tensors, index: usize, hidden: usize, window: usize) -> Self {
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let map = |part: &str, inputs| Map::read(tensors, &name(part), inputs);
         let optional = |part: &str| vector(tensors, &format!("{}.weight", name(part)));
@@ -182,6 +185,7 @@ impl Layer {
             gate: map("mlp.gate_proj", hidden),
             up: map("mlp.up_proj", hidden),
             down: map_to_hidden("mlp.down_proj"),
+            window,
         }
     }
 }
@@ -189,13 +193,35 @@ impl Layer {
 impl Map {
     fn read(tensors: &Tensors, name: &str, inputs: usize) -> Self {
         let weight = vector(tensors, &format!("{name}.weight"));
-        Self { inputs, weight: weight.unwrap_or_else(|| panic!("{name}: expected a weight")) }
+        Self {
+            inputs,
+            weight: weight.unwrap_or_else(|| panic!("{name}: expected a weight")),
+            bias: vector(tensors, &format!("{name}.bias")),
+        }
     }
 
     fn apply(&self, input: &[f64]) -> Vec<f64> {
         assert_eq!(input.len(), self.inputs);
-        self.weight.chunks_exact(self.inputs).map(|row| dot(row, input)).collect()
+        let products = self.weight.chunks_exact(self.inputs).map(|row| dot(row, input));
+        match &self.bias {
+            None => products.collect(),
+            Some(bias) => products.zip(bias).map(|(product, bias)| product + bias).collect(),
+        }
     }
+}
+
+/// The window of a layer, as the classes of transformers have it.
+fn window(config: &Value, layer: usize) -> usize {
+    let slides = match config["model_type"].as_str().expect("a model type") {
+        "mistral" => true,
+        "qwen2" | "qwen3" => {
+            config["use_sliding_window"] == true
+                && layer as u64 >= config["max_window_layers"].as_u64().expect("a layer")
+        }
+        _ => false,
+    };
+    let window = config["sliding_window"].as_u64().filter(|_| slides);
+    window.map_or(usize::MAX, |window| window as usize)
 }
 
 fn vector(tensors: &Tensors, name: &str) -> Option<Vec<f64>> {

@@ -5,9 +5,9 @@ use super::matmul::{Product, Sink, multiply};
 use super::memory::{elements, elements_mut, place, row, row_mut, store};
 use super::{attention, vector, verify};
 use crate::backend::phases::{
-    AddProjection, BlockInput, Choice, DraftBatch, EmbeddingInput, FeatureNorm, FuseFeatures,
-    FuseToken, GateUp, Gather, HiddenSource, KvProjection, Linear, MapRows, Norm, Project, Propose,
-    QueryProjection, RowSegments, Rows, StartBlock,
+    AddProjection, BlockInput, Choice, DraftBatch, EmbedTokens, EmbeddingInput, FeatureNorm,
+    FuseFeatures, FuseToken, GateUp, Gather, HiddenSource, KvProjection, Linear, MapRows, Norm,
+    Project, Propose, QueryProjection, RowSegments, Rows, StartBlock,
 };
 use crate::backend::verify::SamplingArrays;
 use crate::tensor::{Matrix, Span};
@@ -98,6 +98,16 @@ impl CpuBackend {
             });
             let product = linear_product(&phase.linear, phase.hidden, Sink::Store);
             multiply(&self.pool, self.isa, &phase.input, rows, &[product]);
+        }
+    }
+
+    pub(super) unsafe fn embed_rows(&self, phase: &EmbedTokens<'_>) {
+        // SAFETY: the contract of Backend; plan_rows has checked the tokens.
+        unsafe {
+            self.pool.run(active(&phase.rows), &|index| {
+                let token = elements(phase.rows.token)[index];
+                self.embed(&phase.embedding, token, row_mut(&phase.hidden, index));
+            });
         }
     }
 

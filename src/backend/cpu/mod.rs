@@ -23,8 +23,8 @@ use super::block_heads::{
 };
 use super::experts::MixExperts;
 use super::phases::{
-    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateRows,
-    GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
+    AddProjection, Attend, AttentionHeads, DraftBatch, EmbedTokens, Fault, FuseFeatures, FuseToken,
+    GateRows, GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
@@ -162,6 +162,12 @@ impl Backend for CpuBackend {
     fn fuse_token(&self, _: Stream, phase: &FuseToken<'_>) -> Result<()> {
         // SAFETY: as above.
         unsafe { self.fuse_token_rows(phase) };
+        Ok(())
+    }
+
+    fn embed_tokens(&self, _: Stream, phase: &EmbedTokens<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.embed_rows(phase) };
         Ok(())
     }
 

@@ -5,8 +5,7 @@ use super::memory::{elements, elements_mut, read};
 use crate::backend::phases::{Column, DraftBatch, Fault, KvPool, Limits, Plan};
 use crate::tensor::Span;
 
-/// Checks a call's arrays, lays out its rows, pads its outputs. Returns how many rows there are to
-/// commit.
+/// Checks a call's arrays, lays out its rows, pads its outputs. Returns how many rows there are.
 ///
 /// # Safety
 ///
@@ -18,7 +17,8 @@ pub unsafe fn plan_rows(
     plan: &Plan,
 ) -> usize {
     let planner = Planner { batch, limits, pool, plan };
-    let mut committed = 0;
+    // Rows of the call, and those laid out for them.
+    let (mut committed, mut placed) = (0, 0);
     // SAFETY: as this function's contract, here and below.
     unsafe {
         elements_mut(plan.drafting)[..batch.max_drafts].fill(0);
@@ -26,7 +26,7 @@ pub unsafe fn plan_rows(
             let rows = planner.sequence(sequence, committed);
             let (rows, drafts) = match rows {
                 Ok(Some(rows)) => {
-                    planner.lay_out(&rows, committed);
+                    placed += planner.lay_out(&rows, placed);
                     (rows.count, rows.drafts)
                 }
                 Ok(None) => (0, 0),
@@ -42,10 +42,10 @@ pub unsafe fn plan_rows(
             // Until the drafting rows are sorted, the place of a sequence is its own.
             elements_mut(plan.page_row)[sequence] = planner.page_row(sequence).unwrap_or(0) as i32;
         }
-        elements_mut(plan.commit.count)[0] = committed as i32;
+        elements_mut(plan.commit.count)[0] = placed as i32;
         planner.sort_drafting_rows();
     }
-    committed
+    placed
 }
 
 /// The rows of one sequence, checked.
@@ -128,7 +128,9 @@ impl Planner<'_> {
                 optional(self.batch.limit, b, i64::MAX),
             )
         };
-        let room = (self.limits.max_position - position + 1) as i64;
+        // The last proposal has no row, and the first one none of its own unless rows read their tokens.
+        let rowless = if self.limits.reads_own_tokens { 0 } else { 1 };
+        let room = (self.limits.max_position - position + rowless) as i64;
         let drafts = wanted.min(limit.saturating_sub(1)).min(max_drafts).min(room);
         drafts.max(0) as usize
     }
@@ -185,8 +187,12 @@ impl Planner<'_> {
         // SAFETY: as for `sequence`; the range is checked before it is read.
         unsafe {
             let (first, len) = self.pages(rows.sequence)?;
-            let drafted = if self.limits.drafts_in_pages { rows.drafts.max(1) - 1 } else { 0 };
-            let last = (rows.position + drafted - 1) / self.pool.page_size;
+            let behind = match (self.limits.drafts_in_pages, self.limits.reads_own_tokens) {
+                (false, _) => 0,
+                (true, false) => rows.drafts.max(1) - 1,
+                (true, true) => rows.drafts,
+            };
+            let last = (rows.position + behind - 1) / self.pool.page_size;
             if last >= len {
                 return Err(Fault::Page);
             }
@@ -201,25 +207,25 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Writes the rows to commit: row t goes with the token of the row after it.
-    unsafe fn lay_out(&self, rows: &SequenceRows, committed: usize) {
+    /// Writes the rows of a sequence from `first` on: row t goes with the token of the row after it, or
+    /// with its own. Returns how many they are.
+    unsafe fn lay_out(&self, rows: &SequenceRows, first: usize) -> usize {
         let commit = &self.plan.commit;
+        let own = usize::from(self.limits.reads_own_tokens);
+        let len = rows.count + own * usize::from(rows.drafts > 0);
         // SAFETY: as for `sequence`; the rows were checked and fit.
         unsafe {
-            for row in 0..rows.count {
-                let place = committed + row;
-                let source = self.source(rows, row) as usize;
+            for row in 0..len {
+                let place = first + row;
+                // The row of the next token, which the host has no row for, turns one step further.
+                let of_host = row.min(rows.count - 1);
+                let ahead = (row - of_host) as i64;
+                let source = self.source(rows, of_host) as usize;
                 let position = (rows.position - rows.count + row) as i32;
-                let token = if row + 1 == rows.count {
-                    entry(&self.batch.next_token, rows.sequence, 0)
-                } else {
-                    let next = self.source(rows, row + 1) as usize;
-                    match elements(self.batch.tokens)[next] {
-                        -1 => -1 - next as i32,
-                        token => token,
-                    }
-                };
-                let rope = optional(self.batch.rope_position, source, position.into()) as i32;
+                let token = self.token(rows, row + 1 - own);
+                let unset = i64::from(position) - ahead;
+                let rope = optional(self.batch.rope_position, source, unset) + ahead;
+                let rope = rope as i32;
                 elements_mut(commit.sequence)[place] = rows.sequence as i32;
                 elements_mut(commit.position)[place] = position;
                 elements_mut(commit.rope_position)[place] = rope;
@@ -227,8 +233,23 @@ impl Planner<'_> {
                 elements_mut(commit.source)[place] = source as i32;
             }
             // The last committed row of each sequence, until the drafting rows are written.
-            elements_mut(self.plan.draft.source)[rows.sequence] =
-                (committed + rows.count - 1) as i32;
+            elements_mut(self.plan.draft.source)[rows.sequence] = (first + len - 1) as i32;
+        }
+        len
+    }
+
+    /// The token of a sequence's row, or the next token behind its rows.
+    unsafe fn token(&self, rows: &SequenceRows, row: usize) -> i32 {
+        // SAFETY: as for `sequence`; the rows were checked.
+        unsafe {
+            if row == rows.count {
+                return entry(&self.batch.next_token, rows.sequence, 0);
+            }
+            let source = self.source(rows, row) as usize;
+            match elements(self.batch.tokens)[source] {
+                -1 => -1 - source as i32,
+                token => token,
+            }
         }
     }
 

@@ -32,8 +32,8 @@ use super::block_heads::{
 };
 use super::experts::MixExperts;
 use super::phases::{
-    AddProjection, Attend, AttentionHeads, DraftBatch, Fault, FuseFeatures, FuseToken, GateRows,
-    GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
+    AddProjection, Attend, AttentionHeads, DraftBatch, EmbedTokens, Fault, FuseFeatures, FuseToken,
+    GateRows, GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
@@ -251,6 +251,11 @@ impl Backend for CudaBackend {
     fn fuse_token(&self, stream: Stream, phase: &FuseToken<'_>) -> Result<()> {
         // SAFETY: as above.
         unsafe { token::fuse_token(&self.kernels, stream, phase) }
+    }
+
+    fn embed_tokens(&self, stream: Stream, phase: &EmbedTokens<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { token::embed_tokens(&self.kernels, stream, phase) }
     }
 
     fn project(&self, stream: Stream, phase: &Project<'_>) -> Result<()> {

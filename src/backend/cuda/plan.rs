@@ -77,12 +77,14 @@ struct PlanArguments {
     padding_token: i32,
     has_embeddings: u32,
     drafts_in_pages: u32,
+    reads_own_tokens: u32,
+    padding: u32,
 }
 
 // SAFETY: the struct of kernels/plan.cu.
 unsafe impl Arguments for PlanArguments {}
 
-/// Enqueues the layout of a call's rows. Returns how many there can be to commit.
+/// Enqueues the layout of a call's rows. Returns how many there can be.
 ///
 /// # Safety
 ///
@@ -132,6 +134,8 @@ pub unsafe fn plan_rows(
         padding_token: batch.padding,
         has_embeddings: batch.embeddings.is_some().into(),
         drafts_in_pages: limits.drafts_in_pages.into(),
+        reads_own_tokens: limits.reads_own_tokens.into(),
+        padding: 0,
     };
     // The kernel has a thread for each class of sequences that propose as many tokens.
     let work = [
@@ -145,7 +149,8 @@ pub unsafe fn plan_rows(
     let shape = Launch { grid: [1, 1, 1], threads: threads as u32, shared: 0, cooperative: false };
     // SAFETY: this function's contract.
     unsafe { kernels.launch(Kernel::PlanRows, stream, &shape, &arguments)? };
-    Ok(most_rows)
+    let adds_rows = limits.reads_own_tokens && batch.max_drafts > 0;
+    Ok(most_rows + if adds_rows { batch.num_sequences } else { 0 })
 }
 
 /// `GatherArguments` of the kernel.

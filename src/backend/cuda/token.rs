@@ -1,13 +1,13 @@
-//! The launch code of `kernels/token.cu`: token and hidden state to hidden state.
+//! The launch code of `kernels/token.cu`: token, with or without hidden state, to hidden state.
 
 use super::embedding::EmbeddingArgument;
 use super::launch::{Arguments, Kernel, Kernels};
 use super::layer;
 use super::products::{MatrixArgument, NormArgument, RowCountArgument, grid};
 use crate::backend::Stream;
-use crate::backend::phases::{FuseToken, HiddenSource};
+use crate::backend::phases::{EmbedTokens, FuseToken, HiddenSource};
 use crate::error::Result;
-use bytemuck::NoUninit;
+use bytemuck::{NoUninit, Zeroable};
 
 #[derive(Clone, Copy, Debug, NoUninit)]
 #[repr(C)]
@@ -58,4 +58,28 @@ pub unsafe fn fuse_token(kernels: &Kernels, stream: Stream, phase: &FuseToken<'_
             false,
         )
     }
+}
+
+/// Enqueues the phase: the kernel's first half, whose rows are then as long as the hidden state's.
+///
+/// # Safety
+///
+/// The contract of [`crate::backend::Backend`].
+pub unsafe fn embed_tokens(
+    kernels: &Kernels,
+    stream: Stream,
+    phase: &EmbedTokens<'_>,
+) -> Result<()> {
+    let arguments = TokenArguments {
+        rows: (&phase.rows).into(),
+        token: phase.rows.token.address(),
+        source: 0,
+        from: (&phase.hidden).into(),
+        output: (&phase.hidden).into(),
+        norm: NormArgument::zeroed(),
+        embedding: EmbeddingArgument::of(Some(&phase.embedding)),
+    };
+    let shape = grid(phase.rows.len(), 1);
+    // SAFETY: this function's contract.
+    unsafe { kernels.launch(Kernel::GatherToken, stream, &shape, &arguments) }
 }
