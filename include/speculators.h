@@ -585,7 +585,7 @@ typedef struct spec_model_info {
   const spec_feature_layer *features;
   /**
    * The kind of speculator: `dflash`, `dflash2`, `dspark`, `eagle`, `eagle3`, `independent`,
-   * `mtp`, `peagle` or `xpress`. Never NULL, ends with NUL.
+   * `mlp`, `mtp`, `peagle` or `xpress`. Never NULL, ends with NUL.
    */
   const char *kind;
   /** V: tokens of the target's vocabulary. */
@@ -600,13 +600,13 @@ typedef struct spec_model_info {
   const int32_t *draft_token_ids;
   /** H: the drafter's hidden size. */
   int32_t hidden_size;
-  /** Decoder layers of the drafter. */
+  /** Decoder layers of the drafter; 0 for `mlp`, whose sessions keep no keys and values. */
   int32_t num_layers;
   /**
    * Trailing positions of a cached prefix whose rows must be committed again when another
    * token follows than before: 1 where the drafter's row t reads token t + 1, 0 for `dflash`
-   * and the kinds that are made of it, whose rows read features alone, and for
-   * `independent`, whose row t reads token t.
+   * and the kinds that are made of it, whose rows read features alone, for `independent`,
+   * whose row t reads token t, and for `mlp`, which keeps nothing of rows.
    */
   int32_t prefix_margin;
   /**
@@ -1129,9 +1129,10 @@ const char *spec_version(void);
  * Says whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
  *
  * Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `dflash`,
- * `dflash2`, `dspark`, `eagle`, `eagle3`, `independent`, `mtp`, `peagle` and `xpress` (the kinds
- * of speculator; `mtp` with gated attention or experts in CPU contexts), `verify.chain`
- * (verification of chains), `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives 0.
+ * `dflash2`, `dspark`, `eagle`, `eagle3`, `independent`, `mlp`, `mtp`, `peagle` and `xpress` (the
+ * kinds of speculator; `mlp`, and `mtp` with gated attention or experts, in CPU contexts),
+ * `verify.chain` (verification of chains), `draft.sampling` (sampled drafts). `name` ends with
+ * NUL; NULL gives 0.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.
  */
@@ -1401,8 +1402,10 @@ spec_status spec_verify(const spec_context *context,
  * hidden state of the target. An independent drafter (Leviathan et al., 2023, "Fast Inference from
  * Transformers via Speculative Decoding") is a language model of its own and reads no features:
  * row t has token t, and the row of `next_token` runs with those that are committed if anything
- * is proposed. P-EAGLE and DFlash, as the speculators format has them, draft all
- * tokens in one pass, over the last known token and rows with a mask token behind it; sampled
+ * is proposed. An MLP speculator (Wertheimer et al., 2024, "Accelerating Production LLMs with
+ * Combined Token/Embedding Speculators") reads `next_token` and the one feature of the last
+ * committed row, and keeps nothing. P-EAGLE and DFlash, as the speculators format has them, draft
+ * all tokens in one pass, over the last known token and rows with a mask token behind it; sampled
  * tokens are drawn independently. The pass leaves nothing in the pages, which need have room for
  * the committed rows alone. Three kinds of that format add to DFlash what makes the tokens of a
  * pass depend on each other: DSpark draws them one after the other, each from logits that the one

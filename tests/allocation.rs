@@ -5,7 +5,7 @@ mod host;
 
 use device::buffer::Buffer;
 use device::memory::Memory;
-use host::checkpoint::Shape;
+use host::checkpoint::{MlpShape, Shape};
 use host::draft::{DraftCall, Place, Sampling, SamplingColumns, Text, Turn};
 use host::golden;
 use host::matrix::Matrix;
@@ -109,6 +109,11 @@ fn a_round_of_every_kind_allocates_nothing() {
     let directory = Shape::language_model("qwen2").write("own-tokens", 3);
     let model = Model::load(&context, &directory, None).expect("a model");
     models.push((model, "independent".to_owned()));
+    if !device::is_cuda() {
+        let directory = MlpShape::default().write("heads", 3);
+        let model = Model::load(&context, &directory, None).expect("a model");
+        models.push((model, "mlp".to_owned()));
+    }
     for (model, name) in models {
         let session = session(&model);
         let vocabulary = model.info().vocabulary;

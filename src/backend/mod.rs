@@ -14,7 +14,7 @@ use block_heads::{Convolve, RateDrafts, Refine, SelectCandidates, StepMarkov, Wa
 use experts::MixExperts;
 use phases::{
     AddProjection, Attend, AttentionHeads, DraftBatch, EmbedTokens, Fault, FuseFeatures, FuseToken,
-    GateRows, GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
+    GateRows, GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock, StepMlp,
 };
 use std::any::Any;
 use std::ffi::CStr;
@@ -50,6 +50,8 @@ pub struct Description {
     pub reads_mapped_files: bool,
     /// The most pieces that a lent tensor may come in.
     pub max_row_segments: usize,
+    /// Whether the device has [`Backend::step_mlp`].
+    pub steps_mlps: bool,
     /// Whether the device has the phases of gated attention and of [`experts`].
     pub runs_hybrid_layers: bool,
 }
@@ -192,6 +194,9 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// A step of a Markov head.
     fn step_markov(&self, stream: Stream, phase: &StepMarkov) -> Result<()>;
+
+    /// A step of an MLP speculator.
+    fn step_mlp(&self, stream: Stream, phase: &StepMlp) -> Result<()>;
 
     /// Confidence in the proposals, and their truncation by it.
     fn rate_drafts(&self, stream: Stream, phase: &RateDrafts<'_>) -> Result<()>;

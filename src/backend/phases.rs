@@ -303,6 +303,47 @@ pub struct FuseToken<'a> {
     pub hidden: Matrix,
 }
 
+/// What a step of an MLP speculator goes on from.
+#[derive(Clone, Copy, Debug)]
+pub enum StateSource {
+    /// A feature of the host.
+    Feature {
+        /// The feature.
+        feature: Matrix,
+        /// Its row for each row to commit, of which a drafting row has the row `source`.
+        committed: Span<i32>,
+        /// Whether it is scaled to a mean square of one half.
+        is_scaled: bool,
+    },
+    /// The state that the step before has written.
+    Rows,
+}
+
+/// A step of an MLP speculator: state and token to state.
+#[derive(Clone, Copy, Debug)]
+pub struct StepMlp {
+    /// The drafting rows.
+    pub rows: Rows,
+    /// The state before.
+    pub from: StateSource,
+    /// Its map, `[D, inputs]`.
+    pub projection: Matrix,
+    /// `[V, D]`, of the token.
+    pub embedding: Matrix,
+    /// Multiplies the embedding.
+    pub embedding_scale: f32,
+    /// The norm of the sum of both.
+    pub norm: Norm,
+    /// What is added to it before the Gaussian error linear unit, one row.
+    pub bias: Matrix,
+    /// Scratch for the state before, `[rows, inputs]`.
+    pub input: Matrix,
+    /// Scratch for the embedding, `[rows, D]`.
+    pub embedded: Matrix,
+    /// `[rows, D]`, written.
+    pub state: Matrix,
+}
+
 /// The embedding of each row's token.
 #[derive(Clone, Copy, Debug)]
 pub struct EmbedTokens<'a> {

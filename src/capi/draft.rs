@@ -30,8 +30,10 @@ use std::fmt::{Display, Formatter};
 /// hidden state of the target. An independent drafter (Leviathan et al., 2023, "Fast Inference from
 /// Transformers via Speculative Decoding") is a language model of its own and reads no features:
 /// row t has token t, and the row of `next_token` runs with those that are committed if anything
-/// is proposed. P-EAGLE and DFlash, as the speculators format has them, draft all
-/// tokens in one pass, over the last known token and rows with a mask token behind it; sampled
+/// is proposed. An MLP speculator (Wertheimer et al., 2024, "Accelerating Production LLMs with
+/// Combined Token/Embedding Speculators") reads `next_token` and the one feature of the last
+/// committed row, and keeps nothing. P-EAGLE and DFlash, as the speculators format has them, draft
+/// all tokens in one pass, over the last known token and rows with a mask token behind it; sampled
 /// tokens are drawn independently. The pass leaves nothing in the pages, which need have room for
 /// the committed rows alone. Three kinds of that format add to DFlash what makes the tokens of a
 /// pass depend on each other: DSpark draws them one after the other, each from logits that the one

@@ -310,7 +310,7 @@ pub struct spec_model_info {
     /// each, in this order.
     pub features: *const spec_feature_layer,
     /// The kind of speculator: `dflash`, `dflash2`, `dspark`, `eagle`, `eagle3`, `independent`,
-    /// `mtp`, `peagle` or `xpress`. Never NULL, ends with NUL.
+    /// `mlp`, `mtp`, `peagle` or `xpress`. Never NULL, ends with NUL.
     pub kind: *const c_char,
     /// V: tokens of the target's vocabulary.
     pub vocabulary: i32,
@@ -322,12 +322,12 @@ pub struct spec_model_info {
     pub draft_token_ids: *const i32,
     /// H: the drafter's hidden size.
     pub hidden_size: i32,
-    /// Decoder layers of the drafter.
+    /// Decoder layers of the drafter; 0 for `mlp`, whose sessions keep no keys and values.
     pub num_layers: i32,
     /// Trailing positions of a cached prefix whose rows must be committed again when another
     /// token follows than before: 1 where the drafter's row t reads token t + 1, 0 for `dflash`
-    /// and the kinds that are made of it, whose rows read features alone, and for
-    /// `independent`, whose row t reads token t.
+    /// and the kinds that are made of it, whose rows read features alone, for `independent`,
+    /// whose row t reads token t, and for `mlp`, which keeps nothing of rows.
     pub prefix_margin: i32,
     /// Tokens per round that the checkpoint says it was made for, 1 to 1024; 5 if it does not
     /// say, which the report lists as assumed.

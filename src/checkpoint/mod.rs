@@ -14,6 +14,7 @@ mod files;
 mod header;
 mod independent;
 mod mapped;
+mod mlp;
 mod mtp;
 mod peagle;
 mod report;
@@ -30,7 +31,8 @@ pub use report::Report;
 pub use rope::Rope;
 pub use speculator::{
     Block, BlockEntry, BlockHead, BlockLength, Candidates, Confidence, Convolution, Entry, Feature,
-    FeatureFusion, FeatureNorm, FeatureStage, Markov, MarkovCell, Method, Refiner, Speculator,
+    FeatureFusion, FeatureNorm, FeatureStage, Heads, Markov, MarkovCell, Method, Refiner,
+    Speculator,
 };
 pub use weights::{Linear, Tensor};
 
@@ -81,13 +83,14 @@ pub struct Checkpoint {
 }
 
 /// The kinds that can be loaded. Each has a file of its own.
-const KINDS: [(&str, Reader); 9] = [
+const KINDS: [(&str, Reader); 10] = [
     ("dflash", dflash::read),
     ("dflash2", dflash2::read),
     ("dspark", dspark::read),
     ("eagle", eagle::read),
     ("eagle3", eagle3::read),
     ("independent", independent::read),
+    ("mlp", mlp::read),
     ("mtp", mtp::read),
     ("peagle", peagle::read),
     ("xpress", xpress::read),
@@ -202,7 +205,8 @@ fn load(
     let (_, read) = known.ok_or_else(|| unknown(file, kind))?;
     let mut report = Report::new(kind, directory);
     report.overrides = options.and_then(|options| options.overrides.clone());
-    let (default_num_drafts, verifier_name) = read_proposal(&mut settings, &mut report)?;
+    let steps = if kind == "mlp" { mlp::steps_of(config) } else { None };
+    let (default_num_drafts, verifier_name) = read_proposal(&mut settings, steps, &mut report)?;
     let verifier = match options {
         Some(options) => Verifier::open(options, verifier_name, directory, &mut report)?,
         None => Verifier::promised(),
@@ -213,12 +217,14 @@ fn load(
     let speculator = read(&mut settings, weights, &verifier, &mut report)?;
     settings.finish(&mut report);
     let mut default_num_drafts = default_num_drafts;
-    if let Method::Block(block) = &speculator.method
-        && default_num_drafts > block.most_drafts
-    {
-        let most = block.most_drafts;
+    let most = match &speculator.method {
+        Method::Sequential { .. } => None,
+        Method::Block(block) => Some((block.most_drafts, "a block drafts")),
+        Method::Heads(heads) => Some((heads.steps, "its heads draft")),
+    };
+    if let Some((most, what)) = most.filter(|&(most, _)| default_num_drafts > most) {
         report.correct(format!(
-            "speculative_tokens: {most} instead of {default_num_drafts}, as a block drafts no more"
+            "speculative_tokens: {most} instead of {default_num_drafts}, as {what} no more"
         ));
         default_num_drafts = most;
     }
@@ -228,13 +234,14 @@ fn load(
 /// How many tokens to draft, and what the verifier is called.
 fn read_proposal<'a>(
     settings: &mut Settings<'a>,
+    steps: Option<usize>,
     report: &mut Report,
 ) -> Result<(usize, Option<&'a str>)> {
-    /// What the format says of a method that does not tell.
-    const DRAFTS: usize = 5;
+    // What the format says of a method that does not tell, unless the network has as many steps.
+    let unsaid = steps.unwrap_or(5);
     let Some(mut section) = settings.section("speculators_config")? else {
         let key = "speculators_config.proposal_methods[0].speculative_tokens";
-        return Ok((settings.assume(key, DRAFTS), None));
+        return Ok((settings.assume(key, unsaid), None));
     };
     let mut name = None;
     if let Some(mut verifier) = section.section("verifier")? {
@@ -244,12 +251,12 @@ fn read_proposal<'a>(
     section.text("default_proposal_method")?;
     let path = section.path_of("proposal_methods[0]");
     let drafts = match section.list("proposal_methods")? {
-        None | Some([]) => section.assume("proposal_methods[0].speculative_tokens", DRAFTS),
+        None | Some([]) => section.assume("proposal_methods[0].speculative_tokens", unsaid),
         Some([Value::Object(method), ..]) => {
             let mut method = Settings::at(&section, &path, method);
             let kind = method.text("proposal_type")?.unwrap_or("greedy");
             let key = if kind.ends_with("_tree") { "depth" } else { "speculative_tokens" };
-            let drafts = method.integer_or(key, 1..=1024, DRAFTS)?;
+            let drafts = method.integer_or(key, 1..=1024, unsaid)?;
             if key == "depth" {
                 report.warn(format!("{path}: {kind} is run as a chain of {drafts} tokens"));
             }
@@ -291,6 +298,9 @@ fn kind_of<'a>(file: &'a Path, config: &'a Map<String, Value>) -> Result<&'a str
     let hint = match foreign.iter().find(|&&key| config.contains_key(key)) {
         Some(key) => format!(" ({key} suggests a checkpoint that has not been converted)"),
         None if independent::is_language_model(config) => return Ok("independent"),
+        None if config.get("model_type").is_some_and(|name| name == mlp::MODEL_TYPE) => {
+            return Ok("mlp");
+        }
         None => String::new(),
     };
     let expected = "a kind of speculator, or the configuration of a causal language model";

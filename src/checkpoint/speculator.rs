@@ -55,7 +55,8 @@ impl Speculator {
                 fusion.norm_before_residual
             }
             Method::Block(block) => block.fusion.norm_before_residual,
-            Method::Sequential { entry: Entry::Token { .. } | Entry::Embedding, .. } => false,
+            Method::Sequential { entry: Entry::Token { .. } | Entry::Embedding, .. }
+            | Method::Heads(_) => false,
         }
     }
 }
@@ -74,6 +75,27 @@ pub enum Method {
     },
     /// All tokens in one pass.
     Block(Block),
+    /// Each token by a head of its own, which reads the state of the one before.
+    Heads(Heads),
+}
+
+/// An MLP speculator. Where there are fewer tensors than steps, the later steps share the last one.
+#[derive(Clone, Debug)]
+pub struct Heads {
+    /// Tokens that it drafts.
+    pub steps: usize,
+    /// Whether what is read of the target is scaled to a mean square of one half.
+    pub scales_input: bool,
+    /// `[V, D]` each, of the token before.
+    pub embeddings: Vec<Tensor>,
+    /// `[D, D]` each, the first one `[D, Ht]`: of the state before.
+    pub projections: Vec<Tensor>,
+    /// The gains of the norms of their sums.
+    pub gains: Vec<Tensor>,
+    /// What is added to the normed sums.
+    pub biases: Vec<Tensor>,
+    /// `[V, D]` each, from the state to logits.
+    pub readouts: Vec<Tensor>,
 }
 
 /// A speculator that runs once over a block: the last known token and rows with a mask token behind it.

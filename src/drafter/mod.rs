@@ -1,6 +1,7 @@
 //! How each method of speculation turns a committed context into draft tokens.
 
 pub mod block;
+pub mod heads;
 pub mod sequential;
 
 use crate::backend::phases::{DraftBatch, Limits, Plan, Rows};

@@ -128,7 +128,7 @@ pub struct Scratch {
     attention_gate: Option<Matrix>,
     kv: Matrix,
     turns: Matrix,
-    gate: Matrix,
+    pub(super) gate: Matrix,
     experts: Option<ExpertScratch>,
     convolution: Option<ConvolutionScratch>,
     pub(super) logits: Matrix,
@@ -258,6 +258,11 @@ impl Decoder {
             },
             shape,
         })
+    }
+
+    /// The embedding and the head, each in one piece as its checkpoint stores it.
+    pub(super) fn tables(&self) -> (Matrix, Matrix) {
+        (self.embedding[0], self.head[0])
     }
 
     /// H.

@@ -6,6 +6,7 @@ mod candidates;
 pub mod decoder;
 pub mod experts;
 mod fusion;
+pub mod heads;
 mod markov;
 mod placement;
 mod refiner;
@@ -20,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{Carver, Matrix, Span};
 use block::Block as BlockNetwork;
 use decoder::{Decoder, RowLimits, Scratch};
+use heads::Heads;
 use placement::{Mapped, Placement};
 use sequential::Sequential;
 use std::any::Any;
@@ -70,6 +72,8 @@ pub enum Network {
     Sequential(Sequential),
     /// All tokens in one pass.
     Block(BlockNetwork),
+    /// Each token by a head of its own.
+    Heads(Heads),
 }
 
 impl Network {
@@ -81,6 +85,7 @@ impl Network {
             Method::Block(block) => {
                 Self::Block(BlockNetwork::place(description, block, placement)?)
             }
+            Method::Heads(heads) => Self::Heads(Heads::place(description, heads, placement)?),
         })
     }
 
@@ -88,6 +93,7 @@ impl Network {
         match self {
             Self::Sequential(network) => &network.decoder,
             Self::Block(network) => &network.decoder,
+            Self::Heads(network) => &network.decoder,
         }
     }
 
@@ -102,6 +108,7 @@ impl Network {
         match self {
             Self::Sequential(network) => network.carve(carver, backend, pool, limits),
             Self::Block(network) => network.carve(carver, backend, pool, limits),
+            Self::Heads(network) => network.carve(carver, backend, pool, limits),
         }
     }
 
@@ -109,7 +116,7 @@ impl Network {
     pub fn reads_own_tokens(&self) -> bool {
         match self {
             Self::Sequential(network) => network.reads_own_tokens(),
-            Self::Block(_) => false,
+            Self::Block(_) | Self::Heads(_) => false,
         }
     }
 
@@ -197,6 +204,14 @@ impl Model {
                 description.kind
             )));
         }
+        if matches!(description.method, Method::Heads(_)) && !device.steps_mlps {
+            return Err(Error::unsupported(format!(
+                "{}: expected a kind that this device drafts with, found {:?}, which only CPU contexts \
+                 draft with in this version",
+                directory.display(),
+                description.kind
+            )));
+        }
         let facts = facts(directory, description, checkpoint.default_num_drafts)?;
         let mut counting = Placement::counting(&lent);
         Network::place(description, &mut counting)?;
@@ -276,6 +291,7 @@ impl Model {
         match &self.network {
             Network::Sequential(network) => usize::from(!network.reads_own_tokens()),
             Network::Block(network) => network.prefix_margin(),
+            Network::Heads(_) => 0,
         }
     }
 
@@ -284,13 +300,14 @@ impl Model {
         match &self.network {
             Network::Sequential(_) => usize::MAX,
             Network::Block(network) => network.most_drafts(),
+            Network::Heads(network) => network.most_drafts(),
         }
     }
 
     /// Candidates of each proposal, where it is chosen out of candidates: the columns of draft logits.
     pub fn candidates(&self) -> Option<usize> {
         match &self.network {
-            Network::Sequential(_) => None,
+            Network::Sequential(_) | Network::Heads(_) => None,
             Network::Block(network) => network.candidates(),
         }
     }
@@ -298,7 +315,7 @@ impl Model {
     /// Rows of a block, if they are always as many as in training.
     pub fn block_size(&self) -> Option<usize> {
         match &self.network {
-            Network::Sequential(_) => None,
+            Network::Sequential(_) | Network::Heads(_) => None,
             Network::Block(network) => network.trained_length(),
         }
     }
@@ -306,7 +323,7 @@ impl Model {
     /// The token that stands for those to be drafted.
     pub fn mask_token(&self) -> Option<i32> {
         match &self.network {
-            Network::Sequential(_) => None,
+            Network::Sequential(_) | Network::Heads(_) => None,
             Network::Block(network) => Some(network.mask_token()),
         }
     }
@@ -314,7 +331,7 @@ impl Model {
     /// Whether it tells how probably proposals are accepted.
     pub fn has_confidence(&self) -> bool {
         match &self.network {
-            Network::Sequential(_) => false,
+            Network::Sequential(_) | Network::Heads(_) => false,
             Network::Block(network) => network.has_confidence(),
         }
     }

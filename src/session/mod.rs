@@ -10,7 +10,7 @@ pub use layout::{Requirements, SessionOptions};
 use crate::backend::phases::{Limits, Plan};
 use crate::backend::{Backend, FaultWords};
 use crate::context::{Block, MemoryKind};
-use crate::drafter::{Call, block, sequential};
+use crate::drafter::{Call, block, heads, sequential};
 use crate::error::{Error, Result, Status};
 use crate::model::decoder::Scratch;
 use crate::model::{Model, Network};
@@ -126,6 +126,7 @@ impl Session {
         match self.model.network() {
             Network::Sequential(network) => sequential::draft(&call, network),
             Network::Block(network) => block::draft(&call, network),
+            Network::Heads(network) => heads::draft(&call, network),
         }
     }
 

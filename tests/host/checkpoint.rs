@@ -221,6 +221,69 @@ impl Shape {
     }
 }
 
+/// The shape of an MLP speculator.
+#[derive(Clone, Debug)]
+pub struct MlpShape {
+    /// Of the target's hidden state.
+    pub width: usize,
+    /// 0: as wide.
+    pub inner: usize,
+    pub steps: usize,
+    pub vocabulary: usize,
+    pub is_tied: bool,
+    pub scales_input: bool,
+    /// What stands before the names of all tensors.
+    pub prefix: &'static str,
+    pub dtype: Dtype,
+}
+
+impl Default for MlpShape {
+    /// Three steps that are not tied.
+    fn default() -> Self {
+        Self {
+            width: 48,
+            inner: 40,
+            steps: 3,
+            vocabulary: 96,
+            is_tied: false,
+            scales_input: false,
+            prefix: "",
+            dtype: Dtype::F32,
+        }
+    }
+}
+
+impl MlpShape {
+    /// Writes the checkpoint into a folder of this name for the test program. Of tied tensors only the
+    /// first is stored.
+    pub fn write(&self, name: &str, seed: u64) -> PathBuf {
+        let config = json!({
+            "architectures": ["MLPSpeculatorPreTrainedModel"], "model_type": "mlp_speculator",
+            "vocab_size": self.vocabulary, "emb_dim": self.width, "inner_dim": self.inner,
+            "n_predict": self.steps, "tie_weights": self.is_tied,
+            "scale_input": self.scales_input, "n_candidates": 5,
+            "top_k_tokens_per_head": vec![2; self.steps], "torch_dtype": "float32",
+        });
+        let mut random = Random::new(seed);
+        let mut writer = Writer { dtype: self.dtype, random: &mut random, tensors: Vec::new() };
+        let inner = if self.inner == 0 { self.width } else { self.inner };
+        for step in 0..self.steps {
+            let part = |module: &str| format!("{}{module}.{step}", self.prefix);
+            if step == 0 || !self.is_tied {
+                writer.map(&part("emb"), self.vocabulary, inner, 1.0);
+                writer.map(&part("head"), self.vocabulary, inner, 3.0);
+                writer.norm(&part("ln"), inner);
+                writer.bias(&part("ln"), inner);
+            }
+            if step < 2 || !self.is_tied {
+                let inputs = if step == 0 { self.width } else { inner };
+                writer.map(&part("proj"), inner, inputs, 1.0);
+            }
+        }
+        write(name, &config, &writer.tensors)
+    }
+}
+
 fn write(name: &str, config: &Value, tensors: &[Tensor]) -> PathBuf {
     let directory = scratch_directory(name);
     std::fs::write(directory.join("config.json"), config.to_string()).expect("a config");

@@ -5,9 +5,10 @@ use super::matmul::{Product, Sink, multiply};
 use super::memory::{elements, elements_mut, place, row, row_mut, store};
 use super::{attention, vector, verify};
 use crate::backend::phases::{
-    AddProjection, BlockInput, Choice, DraftBatch, EmbedTokens, EmbeddingInput, FeatureNorm,
-    FuseFeatures, FuseToken, GateUp, Gather, HiddenSource, KvProjection, Linear, MapRows, Norm,
-    Project, Propose, QueryProjection, RowSegments, Rows, StartBlock,
+    Activation, AddProjection, BlockInput, Choice, DraftBatch, EmbedTokens, EmbeddingInput,
+    FeatureNorm, FuseFeatures, FuseToken, GateUp, Gather, HiddenSource, KvProjection, Linear,
+    MapRows, Norm, Project, Propose, QueryProjection, RowSegments, Rows, StartBlock, StateSource,
+    StepMlp,
 };
 use crate::backend::verify::SamplingArrays;
 use crate::tensor::{Matrix, Span};
@@ -108,6 +109,47 @@ impl CpuBackend {
                 let token = elements(phase.rows.token)[index];
                 self.embed(&phase.embedding, token, row_mut(&phase.hidden, index));
             });
+        }
+    }
+
+    pub(super) unsafe fn step_mlp_rows(&self, phase: &StepMlp) {
+        let product = Product::of(&phase.projection, phase.state, Sink::Store);
+        // SAFETY: the contract of Backend; plan_rows has checked tokens and sources.
+        unsafe {
+            let rows = active(&phase.rows);
+            self.pool.run(rows, &|index| self.read_state(phase, index));
+            multiply(&self.pool, self.isa, &phase.input, rows, &[product]);
+            self.pool.run(rows, &|index| {
+                let (state, other) =
+                    (row_mut(&phase.state, index), row_mut(&phase.embedded, index));
+                let token = elements(phase.rows.token)[index] as usize;
+                let dtype = phase.embedding.dtype;
+                vector::widen(self.isa, phase.embedding.row_address(token), dtype, other);
+                state.iter_mut().zip(&*other).for_each(|(x, y)| *x += phase.embedding_scale * y);
+                vector::rms_norm(self.isa, state, &phase.norm);
+                vector::widen(self.isa, phase.bias.address, phase.bias.dtype, other);
+                state.iter_mut().zip(&*other).for_each(|(x, y)| *x += y);
+                vector::activate(self.isa, state, Activation::Gelu);
+            });
+        }
+    }
+
+    /// The state that a row of an MLP speculator goes on from.
+    unsafe fn read_state(&self, phase: &StepMlp, index: usize) {
+        // SAFETY: the row's own memory, and the host's row, as the contract of Backend says.
+        unsafe {
+            let input = row_mut(&phase.input, index);
+            let StateSource::Feature { feature, committed, is_scaled } = &phase.from else {
+                return input.copy_from_slice(row(&phase.state, index));
+            };
+            let source = elements(phase.rows.source)[index] as usize;
+            let source = elements(*committed)[source] as usize;
+            vector::widen(self.isa, feature.row_address(source), feature.dtype, input);
+            if *is_scaled {
+                let norm = Norm { weight: None, ..phase.norm };
+                vector::rms_norm(self.isa, input, &norm);
+                input.iter_mut().for_each(|x| *x *= std::f32::consts::FRAC_1_SQRT_2);
+            }
         }
     }
 

@@ -24,7 +24,7 @@ use super::block_heads::{
 use super::experts::MixExperts;
 use super::phases::{
     AddProjection, Attend, AttentionHeads, DraftBatch, EmbedTokens, Fault, FuseFeatures, FuseToken,
-    GateRows, GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
+    GateRows, GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock, StepMlp,
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
@@ -72,6 +72,7 @@ impl Backend for CpuBackend {
             kv_dtype: Dtype::F32,
             reads_mapped_files: true,
             max_row_segments: usize::MAX,
+            steps_mlps: true,
             runs_hybrid_layers: true,
         }
     }
@@ -234,6 +235,12 @@ impl Backend for CpuBackend {
     fn step_markov(&self, _: Stream, phase: &StepMarkov) -> Result<()> {
         // SAFETY: as above.
         unsafe { self.step_markov_rows(phase) };
+        Ok(())
+    }
+
+    fn step_mlp(&self, _: Stream, phase: &StepMlp) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.step_mlp_rows(phase) };
         Ok(())
     }
 

@@ -33,7 +33,7 @@ use super::block_heads::{
 use super::experts::MixExperts;
 use super::phases::{
     AddProjection, Attend, AttentionHeads, DraftBatch, EmbedTokens, Fault, FuseFeatures, FuseToken,
-    GateRows, GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock,
+    GateRows, GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock, StepMlp,
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
@@ -174,6 +174,7 @@ impl Backend for CudaBackend {
             kv_dtype: Dtype::Bf16,
             reads_mapped_files: false,
             max_row_segments: MAX_ROW_SEGMENTS,
+            steps_mlps: false,
             runs_hybrid_layers: false,
         }
     }
@@ -309,6 +310,10 @@ impl Backend for CudaBackend {
     fn step_markov(&self, stream: Stream, phase: &StepMarkov) -> Result<()> {
         // SAFETY: as above.
         unsafe { block_heads::step_markov(&self.kernels, stream, phase) }
+    }
+
+    fn step_mlp(&self, _: Stream, _: &StepMlp) -> Result<()> {
+        Err(Error::internal("CUDA devices have no step of MLP speculators, which loading refuses"))
     }
 
     fn rate_drafts(&self, stream: Stream, phase: &RateDrafts<'_>) -> Result<()> {
