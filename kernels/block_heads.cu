@@ -1,10 +1,9 @@
 // The phases that only some block drafters have: convolutions over the rows of a block, and the heads that
 // let the tokens of a block depend on each other. src/backend/block_heads.rs says what each of them
 // computes.
+#include "activation.cuh"
 #include "draw.cuh"
 #include "products.cuh"
-
-DEVICE f32 sigmoid(f32 x) { return divide_rn(1.0f, add_rn(1.0f, expf(-x))); }
 
 // The product of two rows of any types, by a warp.
 DEVICE f32 dot(u64 left, u32 left_dtype, u64 right, u32 right_dtype, u32 columns) {

@@ -1,5 +1,6 @@
 // The linear maps of a decoder layer that stand alone: those added to the residual stream, and the first
 // half of its gated MLP; and the norm before maps that are not of a layer.
+#include "activation.cuh"
 #include "products.cuh"
 
 // ---- The norm of rows ----------------------------------------------------------------------------
@@ -89,9 +90,27 @@ KERNEL_RESIDENT(256, 1, linear_any_16, LinearArguments) { linear<AnyWeights, Lin
 KERNEL_RESIDENT(256, 1, linear_any_32, LinearArguments) { linear<AnyWeights, Linear32>(arguments); }
 KERNEL_RESIDENT(256, 1, linear_any_many, LinearArguments) { linear_many<AnyWeights>(arguments); }
 
-// ---- The first half of a gated MLP ---------------------------------------------------------------
+// ---- The gate of an attention --------------------------------------------------------------------
 
-enum Activation : u32 { silu = 0, gelu_tanh = 1, gelu = 2, relu = 3 };
+struct GateRowsArguments {
+  RowCount rows;
+  Matrix gates;
+  Matrix values;
+};
+static_assert(sizeof(GateRowsArguments) == 80, "as in src/backend/cuda/layer.rs");
+
+// Each block has a row.
+KERNEL(256, gate_rows, GateRowsArguments) {
+  const u32 row = blockIdx.x;
+  if (row >= count_rows(arguments.rows)) return;
+  const f32 *gates = f32_row(arguments.gates, row);
+  f32 *values = f32_row(arguments.values, row);
+  for (u32 i = threadIdx.x; i < arguments.values.columns; i += product_threads) {
+    values[i] = multiply_rn(values[i], sigmoid(gates[i]));
+  }
+}
+
+// ---- The first half of a gated MLP ---------------------------------------------------------------
 
 struct GateUpArguments {
   RowCount rows;
@@ -106,19 +125,6 @@ struct GateUpArguments {
   u32 padding;
 };
 static_assert(sizeof(GateUpArguments) == 256, "as in src/backend/cuda/products.rs");
-
-DEVICE f32 activate(u32 activation, f32 x) {
-  switch (activation) {
-    case silu: return divide_rn(x, add_rn(1.0f, expf(-x)));
-    case gelu_tanh: {
-      const f32 cube = multiply_rn(multiply_rn(x, x), x);
-      const f32 inner = multiply_rn(0.7978846f, fused_multiply_add(0.044715f, cube, x));
-      return multiply_rn(multiply_rn(0.5f, x), add_rn(1.0f, tanhf(inner)));
-    }
-    case gelu: return multiply_rn(multiply_rn(0.5f, x), add_rn(1.0f, erff(multiply_rn(x, 0.70710678f))));
-    default: return fmaxf(x, 0.0f);
-  }
-}
 
 DEVICE void store_gated(const GateUpArguments &arguments, u32 row, u32 column, f32 gate, f32 up) {
   gate = add_rn(gate, element_or(arguments.gate_bias, column, 0.0f));

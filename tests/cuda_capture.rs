@@ -745,7 +745,7 @@ fn a_verification_and_the_drafting_that_reads_its_records_may_be_on_two_streams(
 
 /// Launches of a round that proposes four tokens, verification not counted: what the table of BENCHMARKS.md
 /// is made of. The names are those of reference checkpoints.
-const LAUNCHES: [(&str, usize); 13] = [
+const LAUNCHES: [(&str, usize); 15] = [
     ("dflash/full_default", 18),
     ("dflash2/anchor_sliding", 25),
     ("dflash2/fillin", 39),
@@ -757,6 +757,8 @@ const LAUNCHES: [(&str, usize); 13] = [
     ("eagle3/llama_base", 29),
     ("eagle3/qwen3_2layer_all", 49),
     ("mtp/qwen3_postnorm", 35),
+    ("mtp/qwen3_5_dense_gated", 47),
+    ("mtp/qwen3_next_moe", 75),
     ("peagle/llama_base", 13),
     ("xpress/fillin", 39),
 ];

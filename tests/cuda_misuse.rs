@@ -11,7 +11,6 @@ use device::stream::Stream;
 use device::{Device, child, simulator};
 use host::checkpoint::Shape;
 use host::draft::{DraftCall, Drafts, Place, Sampling, SamplingColumns, Table, Text, Turn};
-use host::golden;
 use host::matrix::{Dtype, Matrix};
 use host::random::Random;
 use host::verify::VerifyCall;
@@ -165,22 +164,6 @@ fn a_context_of_another_device_is_refused() {
     assert_refused(Context::create(&options), SPEC_ERROR_INVALID_ARGUMENT, &parts);
     assert_eq!(driver::current(), before);
     assert!(own.is_alive());
-}
-
-#[test]
-fn layers_that_only_the_cpu_runs_are_refused_by_name() {
-    if !device::is_cuda_or_skipped() {
-        return;
-    }
-    let context = Context::on(Device::Cuda);
-    let mut refused = 0;
-    for case in golden::cases() {
-        let Some(parts) = case.hybrid_parts() else { continue };
-        let loaded = case.load(&context);
-        assert_refused(loaded, SPEC_ERROR_UNSUPPORTED, &["found \"mtp\" with", parts]);
-        refused += 1;
-    }
-    assert!(refused > 0, "no such case");
 }
 
 #[test]

@@ -113,7 +113,7 @@ fn mapped_files_of_hybrid_layers_draft_like_copied_weights() {
     }
     let context = Context::with_threads(2);
     let mut compared = 0;
-    for case in golden::cases().into_iter().filter(|case| case.hybrid_parts().is_some()) {
+    for case in golden::cases().into_iter().filter(|case| case.is_hybrid()) {
         let copied = Model::load(&context, &case.directory, Some(&case.target)).expect("a model");
         let mapped = load_mapped(&context, &case.directory, Some(&case.target));
         assert_eq!(mapped.report(), copied.report());

@@ -52,8 +52,6 @@ pub struct Description {
     pub max_row_segments: usize,
     /// Whether the device has [`Backend::step_mlp`].
     pub steps_mlps: bool,
-    /// Whether the device has the phases of gated attention and of [`experts`].
-    pub runs_hybrid_layers: bool,
 }
 
 /// The host's queue of a device's work: a `CUstream`, or nothing on the CPU.

@@ -2,7 +2,7 @@
 
 use super::RowSource;
 use super::config::Settings;
-use super::decoder::{Decoder, DecoderLayer, Mlp, Sizes};
+use super::decoder::{Decoder, DecoderLayer, Sizes};
 use super::report::Report;
 use super::verifier::Verifier;
 use super::weights::{Linear, Tensor, Weights};
@@ -35,18 +35,6 @@ pub struct Speculator {
 }
 
 impl Speculator {
-    /// The parts of its layers that devices do not have to run, in words; `None` if there are none.
-    pub fn hybrid_parts(&self) -> Option<&'static str> {
-        let has_experts = self.layers.iter().any(|layer| matches!(layer.mlp, Mlp::Experts(_)));
-        let gates_attention = self.layers.iter().any(|layer| layer.attention_gate.is_some());
-        match (gates_attention, has_experts) {
-            (false, false) => None,
-            (true, false) => Some("gated attention"),
-            (false, true) => Some("experts"),
-            (true, true) => Some("gated attention and experts"),
-        }
-    }
-
     /// Whether the residual stream goes on from the normed hidden state of a layer that reads the
     /// embedding.
     pub fn norms_residual(&self) -> bool {

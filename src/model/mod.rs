@@ -196,14 +196,6 @@ impl Model {
             context.log(LogLevel::Warning, &format!("{}: {warning}", directory.display()));
         }
         let description = &checkpoint.speculator;
-        if let Some(parts) = description.hybrid_parts().filter(|_| !device.runs_hybrid_layers) {
-            return Err(Error::unsupported(format!(
-                "{}: expected layers that this device runs, found {:?} with {parts}, which only CPU \
-                 contexts run in this version",
-                directory.display(),
-                description.kind
-            )));
-        }
         if matches!(description.method, Method::Heads(_)) && !device.steps_mlps {
             return Err(Error::unsupported(format!(
                 "{}: expected a kind that this device drafts with, found {:?}, which only CPU contexts \

@@ -2,7 +2,6 @@
 
 use super::matrix::Matrix;
 use super::{Context, Model, Outcome, Versioned, c_path, inspect};
-use crate::device::is_cuda;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use speculators::capi::{spec_feature, spec_model_options};
@@ -68,10 +67,6 @@ fn is_supported(case: &Case) -> bool {
     if unsafe { spec_feature(kind.as_ptr()) } == 0 {
         return false;
     }
-    // Only the CPU runs hybrid layers.
-    if is_cuda() && case.hybrid_parts().is_some() {
-        return false;
-    }
     let description = inspect(&case.directory).expect("a description");
     assert_eq!(description["kind"], case.kind.as_str(), "{}", case.name);
     // Some kinds are made of layers of several families.
@@ -115,14 +110,11 @@ impl Case {
         })
     }
 
-    /// What layers of hybrid families have and others do not.
-    pub fn hybrid_parts(&self) -> Option<&'static str> {
+    /// Whether its layers are of a hybrid family.
+    pub fn is_hybrid(&self) -> bool {
         let config = read_json(&self.directory.join("config.json"));
-        match config["transformer_layer_config"]["model_type"].as_str()? {
-            "qwen3_5_text" => Some("gated attention"),
-            "qwen3_next" | "qwen3_5_moe_text" => Some("gated attention and experts"),
-            _ => None,
-        }
+        let family = &config["transformer_layer_config"]["model_type"];
+        ["qwen3_5_text", "qwen3_next", "qwen3_5_moe_text"].iter().any(|hybrid| family == hybrid)
     }
 
     /// Loads the speculator as it was trained.

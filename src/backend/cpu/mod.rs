@@ -73,7 +73,6 @@ impl Backend for CpuBackend {
             reads_mapped_files: true,
             max_row_segments: usize::MAX,
             steps_mlps: true,
-            runs_hybrid_layers: true,
         }
     }
 

@@ -138,6 +138,16 @@ kernels! {
     ProposeAnyThirtyTwo: "propose", "propose_any_32", 256, Small;
     /// The embedding of the token beside the hidden state.
     GatherToken: "token", "gather_token", 256, Small;
+    /// The choice of each row's experts.
+    ChooseExperts: "experts", "choose_experts", 256, Small;
+    /// The first half of experts.
+    ExpertsGateUp: "experts", "experts_gate_up", 256, Small;
+    /// The second half of experts.
+    ExpertsDown: "experts", "experts_down", 256, Small;
+    /// What experts make, added up.
+    AddExperts: "experts", "add_experts", 256, Small;
+    /// The gate of an attention.
+    GateRows: "layer", "gate_rows", 256, Small;
     /// The norm of rows.
     NormRows: "layer", "norm_rows", 256, Small;
     /// The rows of blocks, and what enters the first layer with them.

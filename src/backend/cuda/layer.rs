@@ -3,10 +3,11 @@
 
 use super::launch::{Arguments, Kernel, Kernels};
 use super::products::{
-    Kind, MatrixArgument, NormArgument, RowCountArgument, Size, Variants, grid, shape,
+    Kind, MatrixArgument, NormArgument, RowCountArgument, Size, Variants, activation_number, grid,
+    shape,
 };
 use crate::backend::Stream;
-use crate::backend::phases::{Activation, AddProjection, GateUp, Linear, MapRows, Rows};
+use crate::backend::phases::{AddProjection, GateRows, GateUp, Linear, MapRows, Norm, Rows};
 use crate::error::Result;
 use crate::tensor::Matrix;
 use bytemuck::NoUninit;
@@ -89,6 +90,50 @@ struct NormArguments {
 // SAFETY: the struct of kernels/layer.cu.
 unsafe impl Arguments for NormArguments {}
 
+/// Enqueues the norm of rows.
+///
+/// # Safety
+///
+/// The contract of [`crate::backend::Backend`].
+pub unsafe fn norm_rows(
+    kernels: &Kernels,
+    stream: Stream,
+    rows: &Rows,
+    (from, norm): (&Matrix, &Norm),
+    to: &Matrix,
+) -> Result<()> {
+    let arguments =
+        NormArguments { rows: rows.into(), from: from.into(), norm: norm.into(), to: to.into() };
+    // SAFETY: this function's contract.
+    unsafe { kernels.launch(Kernel::NormRows, stream, &grid(rows.len(), 1), &arguments) }
+}
+
+#[derive(Clone, Copy, Debug, NoUninit)]
+#[repr(C)]
+struct GateRowsArguments {
+    rows: RowCountArgument,
+    gates: MatrixArgument,
+    values: MatrixArgument,
+}
+
+// SAFETY: the struct of kernels/layer.cu.
+unsafe impl Arguments for GateRowsArguments {}
+
+/// Enqueues the phase.
+///
+/// # Safety
+///
+/// The contract of [`crate::backend::Backend`].
+pub unsafe fn gate_rows(kernels: &Kernels, stream: Stream, phase: &GateRows) -> Result<()> {
+    let arguments = GateRowsArguments {
+        rows: (&phase.rows).into(),
+        gates: (&phase.gates).into(),
+        values: (&phase.values).into(),
+    };
+    // SAFETY: this function's contract.
+    unsafe { kernels.launch(Kernel::GateRows, stream, &grid(phase.rows.len(), 1), &arguments) }
+}
+
 /// Enqueues the phase: the norm, if there is one, and a product for each piece of the map.
 ///
 /// # Safety
@@ -96,17 +141,10 @@ unsafe impl Arguments for NormArguments {}
 /// The contract of [`crate::backend::Backend`].
 pub unsafe fn map_rows(kernels: &Kernels, stream: Stream, phase: &MapRows<'_>) -> Result<()> {
     let mut input = &phase.from;
-    if phase.norm.is_some() {
-        let arguments = NormArguments {
-            rows: (&phase.rows).into(),
-            from: input.into(),
-            norm: phase.norm.as_ref().into(),
-            to: (&phase.input).into(),
-        };
-        input = &phase.input;
-        let shape = grid(phase.rows.len(), 1);
+    if let Some(norm) = &phase.norm {
         // SAFETY: this function's contract, here and below.
-        unsafe { kernels.launch(Kernel::NormRows, stream, &shape, &arguments)? };
+        unsafe { norm_rows(kernels, stream, &phase.rows, (input, norm), &phase.input)? };
+        input = &phase.input;
     }
     let mut first = 0;
     for &weight in phase.weight.segments {
@@ -160,12 +198,7 @@ pub unsafe fn gate_up(kernels: &Kernels, stream: Stream, phase: &GateUp) -> Resu
         up: (&phase.up.weight).into(),
         up_bias: MatrixArgument::of(phase.up.bias.as_ref()),
         output: (&phase.output).into(),
-        activation: match phase.activation {
-            Activation::Silu => 0,
-            Activation::GeluTanh => 1,
-            Activation::Gelu => 2,
-            Activation::Relu => 3,
-        },
+        activation: activation_number(phase.activation),
         padding: 0,
     };
     let inputs = std::iter::once(&phase.hidden)

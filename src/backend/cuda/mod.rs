@@ -10,6 +10,7 @@ mod device;
 mod draw;
 mod driver;
 mod embedding;
+mod experts;
 mod features;
 mod images;
 mod launch;
@@ -37,7 +38,7 @@ use super::phases::{
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{Dtype, Matrix, Span};
 use device::Device;
 use images::Images;
@@ -175,7 +176,6 @@ impl Backend for CudaBackend {
             reads_mapped_files: false,
             max_row_segments: MAX_ROW_SEGMENTS,
             steps_mlps: false,
-            runs_hybrid_layers: false,
         }
     }
 
@@ -269,8 +269,9 @@ impl Backend for CudaBackend {
         unsafe { attention::attend(&self.kernels, self.device.facts(), stream, phase) }
     }
 
-    fn gate_rows(&self, _: Stream, _: &GateRows) -> Result<()> {
-        Err(no_hybrid_layers())
+    fn gate_rows(&self, stream: Stream, phase: &GateRows) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { layer::gate_rows(&self.kernels, stream, phase) }
     }
 
     fn add_projection(&self, stream: Stream, phase: &AddProjection) -> Result<()> {
@@ -283,8 +284,9 @@ impl Backend for CudaBackend {
         unsafe { layer::gate_up(&self.kernels, stream, phase) }
     }
 
-    fn mix_experts(&self, _: Stream, _: &MixExperts) -> Result<()> {
-        Err(no_hybrid_layers())
+    fn mix_experts(&self, stream: Stream, phase: &MixExperts) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { experts::mix_experts(&self.kernels, stream, phase) }
     }
 
     fn start_block(&self, stream: Stream, phase: &StartBlock<'_>) -> Result<()> {
@@ -376,10 +378,6 @@ impl Backend for CudaBackend {
             })
         })
     }
-}
-
-fn no_hybrid_layers() -> Error {
-    Error::unsupported("expected a device that runs hybrid layers, as its description says")
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! product by the weights and by the number of rows (`kernels/products.cuh`).
 
 use super::launch::{Kernel, Kernels, Launch};
-use crate::backend::phases::{Norm, Rows};
+use crate::backend::phases::{Activation, Norm, Rows};
 use crate::tensor::{Dtype, Matrix, Span};
 use bytemuck::{NoUninit, Pod, Zeroable};
 
@@ -47,6 +47,16 @@ pub const fn dtype_number(dtype: Dtype) -> u32 {
         Dtype::F32 => 0,
         Dtype::F16 => 1,
         Dtype::Bf16 => 2,
+    }
+}
+
+/// The number of an activation in kernels.
+pub const fn activation_number(activation: Activation) -> u32 {
+    match activation {
+        Activation::Silu => 0,
+        Activation::GeluTanh => 1,
+        Activation::Gelu => 2,
+        Activation::Relu => 3,
     }
 }
 
