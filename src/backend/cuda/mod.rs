@@ -38,7 +38,7 @@ use super::phases::{
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Matrix, Span};
 use device::Device;
 use images::Images;
