@@ -1130,8 +1130,8 @@ const char *spec_version(void);
  *
  * Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `dflash`,
  * `dflash2`, `dspark`, `eagle`, `eagle3`, `independent`, `mlp`, `mtp`, `peagle` and `xpress` (the
- * kinds of speculator; `mlp` in CPU contexts), `verify.chain` (verification of chains),
- * `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives 0.
+ * kinds of speculator), `verify.chain` (verification of chains), `draft.sampling` (sampled
+ * drafts). `name` ends with NUL; NULL gives 0.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.
  */

@@ -50,8 +50,6 @@ pub struct Description {
     pub reads_mapped_files: bool,
     /// The most pieces that a lent tensor may come in.
     pub max_row_segments: usize,
-    /// Whether the device has [`Backend::step_mlp`].
-    pub steps_mlps: bool,
 }
 
 /// The host's queue of a device's work: a `CUstream`, or nothing on the CPU.

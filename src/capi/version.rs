@@ -32,8 +32,8 @@ const FEATURES: [&str; 4] = ["cpu", "cuda", "verify.chain", "draft.sampling"];
 ///
 /// Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `dflash`,
 /// `dflash2`, `dspark`, `eagle`, `eagle3`, `independent`, `mlp`, `mtp`, `peagle` and `xpress` (the
-/// kinds of speculator; `mlp` in CPU contexts), `verify.chain` (verification of chains),
-/// `draft.sampling` (sampled drafts). `name` ends with NUL; NULL gives 0.
+/// kinds of speculator), `verify.chain` (verification of chains), `draft.sampling` (sampled
+/// drafts). `name` ends with NUL; NULL gives 0.
 ///
 /// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]

@@ -196,14 +196,6 @@ impl Model {
             context.log(LogLevel::Warning, &format!("{}: {warning}", directory.display()));
         }
         let description = &checkpoint.speculator;
-        if matches!(description.method, Method::Heads(_)) && !device.steps_mlps {
-            return Err(Error::unsupported(format!(
-                "{}: expected a kind that this device drafts with, found {:?}, which only CPU contexts \
-                 draft with in this version",
-                directory.display(),
-                description.kind
-            )));
-        }
         let facts = facts(directory, description, checkpoint.default_num_drafts)?;
         let mut counting = Placement::counting(&lent);
         Network::place(description, &mut counting)?;

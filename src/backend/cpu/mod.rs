@@ -72,7 +72,6 @@ impl Backend for CpuBackend {
             kv_dtype: Dtype::F32,
             reads_mapped_files: true,
             max_row_segments: usize::MAX,
-            steps_mlps: true,
         }
     }
 

@@ -146,6 +146,10 @@ kernels! {
     ExpertsDown: "experts", "experts_down", 256, Small;
     /// What experts make, added up.
     AddExperts: "experts", "add_experts", 256, Small;
+    /// The states that steps of MLP speculators go on from.
+    ReadStates: "mlp", "read_states", 256, Small;
+    /// What becomes of the states with the tokens.
+    FinishMlp: "mlp", "finish_mlp", 256, Small;
     /// The gate of an attention.
     GateRows: "layer", "gate_rows", 256, Small;
     /// The norm of rows.

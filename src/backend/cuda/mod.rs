@@ -16,6 +16,7 @@ mod images;
 mod launch;
 mod layer;
 mod memory;
+mod mlp;
 mod paging;
 mod plan;
 mod products;
@@ -38,7 +39,7 @@ use super::phases::{
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{Dtype, Matrix, Span};
 use device::Device;
 use images::Images;
@@ -175,7 +176,6 @@ impl Backend for CudaBackend {
             kv_dtype: Dtype::Bf16,
             reads_mapped_files: false,
             max_row_segments: MAX_ROW_SEGMENTS,
-            steps_mlps: false,
         }
     }
 
@@ -314,8 +314,9 @@ impl Backend for CudaBackend {
         unsafe { block_heads::step_markov(&self.kernels, stream, phase) }
     }
 
-    fn step_mlp(&self, _: Stream, _: &StepMlp) -> Result<()> {
-        Err(Error::internal("CUDA devices have no step of MLP speculators, which loading refuses"))
+    fn step_mlp(&self, stream: Stream, phase: &StepMlp) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { mlp::step_mlp(&self.kernels, stream, phase) }
     }
 
     fn rate_drafts(&self, stream: Stream, phase: &RateDrafts<'_>) -> Result<()> {
