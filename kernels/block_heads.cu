@@ -236,12 +236,6 @@ struct SelectScratch {
   u32 count;
 };
 
-// No two columns have the same key. NaN counts as -inf.
-DEVICE u64 key_of_candidate(f32 logit, u32 column) {
-  const f32 value = logit == logit ? logit : -infinity();
-  return u64(order(value)) << 32 | u32(~column);
-}
-
 // Collects the keys from a bound on, in any order, as far as there is room, and returns how many there are.
 DEVICE u32 collect_keys(const f32 *logits, u32 columns, u64 bound, SelectScratch &scratch) {
   if (threadIdx.x == 0) scratch.count = 0;
@@ -315,10 +309,9 @@ KERNEL_RESIDENT(512, 2, select_candidates, SelectArguments) {
     u32 rank = 0;
     for (u32 other = 0; other < collected; other++) rank += scratch.keys[other] > key ? 1 : 0;
     if (rank >= count) continue;
-    const u32 column = ~u32(key);
-    const f32 logit = logits[column];
+    const u32 column = column_of_candidate(key);
     ids[rank] = i32(column);
-    values[rank] = logit == logit ? logit : -infinity();
+    values[rank] = candidate(logits[column]);
   }
 }
 

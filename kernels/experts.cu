@@ -1,6 +1,7 @@
 // Mixtures of experts: the choice of experts, their products, and the sum. src/backend/experts.rs says what
 // they compute. A row and one of its experts are a pair; pairs stand in the order of rows.
 #include "activation.cuh"
+#include "law.cuh"
 #include "products.cuh"
 
 // ---- The choice ----------------------------------------------------------------------------------
@@ -15,20 +16,6 @@ struct ChooseArguments {
 };
 static_assert(sizeof(ChooseArguments) == 96, "as in src/backend/cuda/experts.rs");
 
-DEVICE f32 candidate(f32 score) { return score == score ? score : __uint_as_float(0xff800000); }
-
-// A key whose order is that of the scores, of equal ones against that of the experts. NaN counts as -inf.
-DEVICE u64 key_of_score(f32 score, u32 expert) {
-  const u32 bits = __float_as_uint(add_rn(candidate(score), 0.0f));
-  const u32 order = bits >> 31 == 0 ? bits | 0x80000000 : ~bits;
-  return u64(order) << 32 | u32(~expert);
-}
-
-DEVICE u64 warp_max_key(u64 key) {
-  const u32 high = warp_max(u32(key >> 32));
-  return u64(high) << 32 | warp_max(u32(key >> 32) == high ? u32(key) : 0);
-}
-
 // Each warp has a row.
 KERNEL(256, choose_experts, ChooseArguments) {
   const u32 row = blockIdx.x * product_warps + warp_index();
@@ -42,11 +29,11 @@ KERNEL(256, choose_experts, ChooseArguments) {
   for (u32 i = 0; i < chosen; i++) {
     u64 best = 0;
     for (u32 expert = lane_index(); expert < count; expert += warp_lanes) {
-      const u64 key = key_of_score(scores[expert], expert);
+      const u64 key = key_of_candidate(scores[expert], expert);
       if (key < last && key > best) best = key;
     }
     last = warp_max_key(best);
-    const u32 expert = ~u32(last);
+    const u32 expert = column_of_candidate(last);
     const f32 score = candidate(scores[expert]);
     if (i == 0) largest = score;
     const f32 power = expf(subtract_rn(score, largest));

@@ -110,6 +110,22 @@ DEVICE f32 from_order(u32 key) {
   return __uint_as_float(key >> 31 == 1 ? key & 0x7fffffff : ~key);
 }
 
+// The logit as what it counts as: NaN is -inf.
+DEVICE f32 candidate(f32 logit) { return logit == logit ? logit : -infinity(); }
+
+// A key whose order is that of the logits and, of equal ones, against that of the columns: no two columns
+// have the same one.
+DEVICE u64 key_of_candidate(f32 logit, u32 column) {
+  return u64(order(candidate(logit))) << 32 | u32(~column);
+}
+
+DEVICE u32 column_of_candidate(u64 key) { return ~u32(key); }
+
+DEVICE u64 warp_max_key(u64 key) {
+  const u32 high = warp_max(u32(key >> 32));
+  return u64(high) << 32 | warp_max(u32(key >> 32) == high ? u32(key) : 0);
+}
+
 // ---- Weights -------------------------------------------------------------------------------------
 
 // How tokens are drawn; as in src/sampling/law.rs.

@@ -50,16 +50,10 @@ DEVICE Record &record_of(const ProposeArguments &arguments, u32 row) {
 }
 
 DEVICE u64 key_of_logit(f32 logit, u32 column) {
-  const bool is_candidate = logit > -infinity();
-  return is_candidate ? u64(order(logit)) << 32 | u32(~column) : 0;
+  return logit > -infinity() ? key_of_candidate(logit, column) : 0;
 }
 
-DEVICE u32 column_of_key(u64 key) { return key == 0 ? 0 : ~u32(key); }
-
-DEVICE u64 warp_max_key(u64 key) {
-  const u32 high = warp_max(u32(key >> 32));
-  return u64(high) << 32 | warp_max(u32(key >> 32) == high ? u32(key) : 0);
-}
+DEVICE u32 column_of_key(u64 key) { return key == 0 ? 0 : column_of_candidate(key); }
 
 DEVICE i32 entry(u64 array, u64 index) { return reinterpret_cast<const i32 *>(array)[index]; }
 DEVICE i32 &place(u64 array, u64 index) { return reinterpret_cast<i32 *>(array)[index]; }

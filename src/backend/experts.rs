@@ -85,9 +85,10 @@ pub struct ExpertScratch {
     pub begins: Span<i32>,
     /// The experts that have rows, their number first, `[experts + 1]`.
     pub busy: Span<i32>,
-    /// `[rows * chosen, H]`, sorted by expert: what an expert reads, and then what it makes of it.
+    /// `[rows * chosen, H]`: what an expert reads, and then what it makes of it. Sorted by expert, unless a
+    /// device goes without sorting and keeps the order of rows.
     pub sorted: Matrix,
-    /// `[rows * chosen, inner]`, as sorted.
+    /// `[rows * chosen, inner]`, in the same order.
     pub inner: Matrix,
     /// `[rows, H]`: what the shared expert makes.
     pub shared: Matrix,

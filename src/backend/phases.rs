@@ -246,6 +246,13 @@ pub struct Linear {
     pub bias: Option<Matrix>,
 }
 
+impl Linear {
+    /// A map without a bias.
+    pub fn unbiased(weight: Matrix) -> Self {
+        Self { weight, bias: None }
+    }
+}
+
 /// How the concatenated features are normed before the fusing map.
 #[derive(Clone, Copy, Debug)]
 pub enum FeatureNorm<'a> {

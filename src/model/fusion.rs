@@ -32,7 +32,7 @@ impl FeatureFusion {
         Ok(Self {
             joint: placement.optional_norm(joint, epsilon)?,
             each,
-            linear: Linear { weight, bias: None },
+            linear: Linear::unbiased(weight),
         })
     }
 

@@ -264,8 +264,8 @@ impl CpuBackend {
             multiply(&self.pool, self.isa, &phase.input, blocks * used, &input);
             self.pool.run(blocks, &|block| self.mix(phase, block));
             let slots = blocks * phase.slots.num_slots;
-            let up = Linear { weight: weights.up, bias: None };
-            let gate = Linear { weight: weights.gate, bias: None };
+            let up = Linear::unbiased(weights.up);
+            let gate = Linear::unbiased(weights.gate);
             let sink = Sink::Gate(Activation::Silu, &up);
             let gated = [linear_product(&gate, phase.inner, sink)];
             multiply(&self.pool, self.isa, &phase.output, slots, &gated);

@@ -9,10 +9,6 @@ use crate::backend::experts::MixExperts;
 use crate::backend::phases::{GateRows, Linear};
 use crate::tensor::{Matrix, Span};
 
-fn without_bias(weight: Matrix) -> Linear {
-    Linear { weight, bias: None }
-}
-
 /// All of these: the contract of [`crate::backend::Backend`].
 impl CpuBackend {
     pub(super) unsafe fn gate_each(&self, phase: &GateRows) {
@@ -32,7 +28,8 @@ impl CpuBackend {
         unsafe {
             let rows = active(&phase.rows);
             self.norm_rows(&phase.hidden, &phase.input, rows, Some(&phase.norm));
-            let (gate, up) = (without_bias(weights.shared_gate), without_bias(weights.shared_up));
+            let (gate, up) =
+                (Linear::unbiased(weights.shared_gate), Linear::unbiased(weights.shared_up));
             let gated = Sink::Gate(phase.activation, &up);
             let products = [
                 Product::of(&weights.router, scratch.scores, Sink::Store),
@@ -71,7 +68,8 @@ impl CpuBackend {
         let sorted = rows * weights.chosen;
         run_tiles(&self.pool, (count, sorted), &weights.gate(0), &|number, tile| {
             let (expert, input, inner) = of_expert(number);
-            let (gate, up) = (without_bias(weights.gate(expert)), without_bias(weights.up(expert)));
+            let (gate, up) =
+                (Linear::unbiased(weights.gate(expert)), Linear::unbiased(weights.up(expert)));
             let product = linear_product(&gate, inner, Sink::Gate(phase.activation, &up));
             // SAFETY: as for `mix_expert_rows`; each tile has columns of its own.
             unsafe { multiply_tile(self.isa, &input, input.rows, &product, tile) };

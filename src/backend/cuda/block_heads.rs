@@ -304,18 +304,17 @@ pub unsafe fn refine(kernels: &Kernels, stream: Stream, phase: &Refine<'_>) -> R
         output: (&phase.output).into(),
     };
     let blocks = slots.draft.len();
-    let unbiased = |weight| Linear { weight, bias: None };
     let gated = GateUp {
         rows: phase.rows,
         hidden: phase.output,
         norm: None,
-        gate: unbiased(weights.gate),
-        up: unbiased(weights.up),
+        gate: Linear::unbiased(weights.gate),
+        up: Linear::unbiased(weights.up),
         activation: Activation::Silu,
         input: phase.inner,
         output: phase.inner,
     };
-    let (input, down) = (unbiased(weights.input), unbiased(weights.down));
+    let (input, down) = (Linear::unbiased(weights.input), Linear::unbiased(weights.down));
     // SAFETY: this function's contract.
     unsafe {
         kernels.launch(Kernel::RefinerInput, stream, &grid(blocks, slots.len), &arguments)?;

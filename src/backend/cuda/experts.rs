@@ -76,10 +76,6 @@ pub unsafe fn mix_experts(kernels: &Kernels, stream: Stream, phase: &MixExperts)
     }
 }
 
-fn unbiased(weight: Matrix) -> Linear {
-    Linear { weight, bias: None }
-}
-
 /// The shared expert, and its score.
 unsafe fn run_shared(kernels: &Kernels, stream: Stream, phase: &MixExperts) -> Result<()> {
     let MixExperts { rows, input, weights, scratch, .. } = phase;
@@ -87,14 +83,14 @@ unsafe fn run_shared(kernels: &Kernels, stream: Stream, phase: &MixExperts) -> R
         rows: *rows,
         hidden: *input,
         norm: None,
-        gate: unbiased(weights.shared_gate),
-        up: unbiased(weights.shared_up),
+        gate: Linear::unbiased(weights.shared_gate),
+        up: Linear::unbiased(weights.shared_up),
         activation: phase.activation,
         input: *input,
         output: phase.shared_inner,
     };
-    let router = unbiased(weights.shared_router);
-    let (inner, down) = (&phase.shared_inner, unbiased(weights.shared_down));
+    let router = Linear::unbiased(weights.shared_router);
+    let (inner, down) = (&phase.shared_inner, Linear::unbiased(weights.shared_down));
     // SAFETY: as for `mix_experts`.
     unsafe {
         layer::linear(kernels, stream, rows, input, &router, &scratch.shared_score, false)?;
@@ -114,7 +110,7 @@ unsafe fn choose(kernels: &Kernels, stream: Stream, phase: &MixExperts) -> Resul
         renormalizes: weights.renormalizes.into(),
         padding: 0,
     };
-    let (router, shape) = (unbiased(weights.router), grid(rows.len().div_ceil(WARPS), 1));
+    let (router, shape) = (Linear::unbiased(weights.router), grid(rows.len().div_ceil(WARPS), 1));
     // SAFETY: as for `mix_experts`.
     unsafe {
         layer::linear(kernels, stream, rows, input, &router, &scratch.scores, false)?;

@@ -73,7 +73,7 @@ pub unsafe fn step_mlp(kernels: &Kernels, stream: Stream, phase: &StepMlp) -> Re
         embedding_scale: phase.embedding_scale,
         padding: 0,
     };
-    let (shape, map) = (grid(phase.rows.len(), 1), Linear { weight: phase.projection, bias: None });
+    let (shape, map) = (grid(phase.rows.len(), 1), Linear::unbiased(phase.projection));
     // SAFETY: this function's contract.
     unsafe {
         kernels.launch(Kernel::ReadStates, stream, &shape, &read)?;
