@@ -173,16 +173,24 @@ void demo_end(const engine_model *model, const demo_text *texts, int32_t n) {
     }
 }
 
+void demo_count_tested(demo_run *run, int32_t drafts, int32_t accepted, int32_t emitted) {
+    /* The last token of a text that ends with a draft is that draft, and not one behind it. */
+    const int32_t tested = emitted > accepted ? drafts : accepted;
+    for (int32_t i = 0; i < tested; i++) {
+        run->tested[i]++;
+    }
+}
+
 static double total_of(const demo_run *run) {
     return run->target + run->verify + run->draft + run->host;
 }
 
 static void print_acceptance(const demo_options *options, const demo_run *run) {
     enum { WIDTH = 40 };
-    const uint64_t rounds = run->counters[0];
-    printf("acceptance by position, of %llu rounds:\n", (unsigned long long)rounds);
+    printf("acceptance by position, in %llu rounds:\n", (unsigned long long)run->counters[0]);
     for (int32_t i = 0; i < options->drafts; i++) {
-        const double share = rounds ? (double)run->counters[3 + i] / (double)rounds : 0.0;
+        const uint64_t tested = run->tested[i];
+        const double share = tested ? (double)run->counters[3 + i] / (double)tested : 0.0;
         const int filled = (int)(share * WIDTH + 0.5);
         printf("  %2d  ", (int)i + 1);
         for (int column = 0; column < WIDTH; column++) {

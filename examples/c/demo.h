@@ -35,6 +35,7 @@ typedef struct demo_run {
     int64_t passes;                      /* target passes of sequences, prompts not counted */
     int64_t emitted;                     /* tokens of those passes */
     uint64_t counters[3 + DEMO_MAX_DRAFTS];
+    uint64_t tested[DEMO_MAX_DRAFTS]; /* passes in which draft i could be accepted */
 } demo_run;
 
 /* Reads the command line; false (and a message) if it is wrong or asks for help. */
@@ -56,6 +57,10 @@ void demo_end(const engine_model *model, const demo_text *texts, int32_t n);
 
 /* Prints the text of some ids as it comes. */
 void demo_stream(const engine_model *model, const int32_t *ids, int32_t count);
+
+/* Counts the drafts of a pass that could be accepted. Near the end of a text fewer are drafted, and
+ * those behind a token that ends it are not looked at. */
+void demo_count_tested(demo_run *run, int32_t drafts, int32_t accepted, int32_t emitted);
 
 /* Prints the figures of both runs. */
 void demo_report(const demo_options *options, const demo_run *plain, const demo_run *speculative);

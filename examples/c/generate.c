@@ -152,6 +152,7 @@ static bool decode(drafter *d, host *h, const demo_options *options, demo_text *
             a->limit[b] -= emitted;
             run->passes += !prompt && a->num_drafts[b] >= 0;
             run->emitted += prompt ? 0 : emitted;
+            demo_count_tested(run, a->num_drafts[b], decision[SPEC_DECISION_ACCEPTED], emitted);
             const bool ends = emitted == 0 || a->limit[b] <= 0 ||
                               (decision[SPEC_DECISION_FLAGS] & SPEC_DECISION_FLAG_STOPPED);
             a->position[b] = text[b].len - 1;

@@ -92,6 +92,7 @@ static bool decode(spec_context *context, host *h, arrays *a, const demo_options
         a->limit -= emitted;
         run->passes += !prompt;
         run->emitted += prompt ? 0 : emitted;
+        demo_count_tested(run, a->num_drafts, a->decision[SPEC_DECISION_ACCEPTED], emitted);
         prompt = false;
         demo_lap(&clock, &run->host);
         a->num_drafts = look_up(text, k < a->limit - 1 ? k : a->limit - 1, a->drafts);
