@@ -1249,8 +1249,9 @@ spec_status spec_model_get_info(const spec_model *model,
  *
  * The members are `kind`, `directory`, `files`, `tensors` (`used`, `unused` with a reason,
  * `absent` with what is used instead), `assumed_defaults`, `corrected` (quirks),
- * `unknown_settings`, `overrides`, `verifier` (its directory and the tensors read from it) and
- * `warnings`; later versions may add some. `json`, `capacity`, `length` and errors as in
+ * `unused_settings` (those that say nothing about how the speculator runs), `unknown_settings`,
+ * `overrides`, `verifier` (its directory and the tensors read from it) and `warnings`; later
+ * versions may add some. `json`, `capacity`, `length` and errors as in
  * `spec_checkpoint_inspect`.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.

@@ -11,6 +11,8 @@ use host::golden::{self, Tensors};
 use host::matrix::{DeviceMatrix, Dtype, Matrix};
 use host::random::Random;
 use host::{Context, Model, Outcome, Session, Versioned, c_path, session_options};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype as FileDtype, TensorView, serialize_to_file};
 use serde_json::{Value, json};
 use speculators::capi::*;
 use std::ffi::{CString, c_void};
@@ -66,6 +68,47 @@ fn drafts(session: &Session, widths: &[usize]) -> Vec<Drafts> {
 
 fn drafts_of(model: &Model) -> Vec<Drafts> {
     drafts(&session(model), &model.widths())
+}
+
+/// The first converter copied its target's embedding in F32 beside weights of 16 bits.
+#[test]
+fn an_embedding_of_another_type_than_the_other_weights_drafts_like_one_of_the_same() {
+    let context = Context::with_threads(2);
+    let directory = Shape { dtype: Dtype::Bf16, ..Shape::default() }.write("one-type", 3);
+    let expected = drafts_of(&Model::load(&context, &directory, None).expect("a model"));
+    let path = directory.join("model.safetensors");
+    let bytes = std::fs::read(&path).expect("weights");
+    let stored = SafeTensors::deserialize(&bytes).expect("tensors");
+    let table = stored.tensor("embed_tokens.weight").expect("an embedding");
+    assert_eq!(table.dtype(), FileDtype::BF16);
+    let wide: Vec<u8> = table.data().chunks(2).flat_map(|two| [0, 0, two[0], two[1]]).collect();
+    let wide = TensorView::new(FileDtype::F32, table.shape().to_vec(), &wide).expect("a table");
+    let tensors = stored.tensors().into_iter().map(|(name, view)| match &*name {
+        "embed_tokens.weight" => (name, wide.clone()),
+        _ => (name, view),
+    });
+    serialize_to_file(tensors, None, &path).expect("weights");
+    let model = Model::load(&context, &directory, None).expect("a model");
+    let used = &model.report()["tensors"]["used"];
+    let types = used.as_array().expect("a list").iter().map(|tensor| tensor["dtype"].to_string());
+    assert_eq!(types.filter(|dtype| dtype == "\"F32\"").count(), 1);
+    assert!(drafts_of(&model) == expected);
+}
+
+#[test]
+fn settings_of_training_and_of_tokenizers_change_no_draft() {
+    let context = Context::with_threads(2);
+    let directory = Shape::default().write("without-effect", 4);
+    let expected = drafts_of(&Model::load(&context, &directory, None).expect("a model"));
+    let settings = json!({"torch_dtype": "float16", "embed_requires_grad": true,
+        "transformer_layer_config": {"pad_token_id": 5, "tie_word_embeddings": true}});
+    let overrides = CString::new(settings.to_string()).expect("no NUL");
+    let options = spec_model_options { config_overrides: overrides.as_ptr(), ..Versioned::blank() };
+    let model = Model::load_with(&context, &directory, &options).expect("a model");
+    assert!(drafts_of(&model) == expected);
+    let unused = &model.report()["unused_settings"];
+    assert_eq!(unused["torch_dtype"], "float16");
+    assert_eq!(unused["transformer_layer_config.pad_token_id"], 5);
 }
 
 fn load_mapped(context: &Context, directory: &Path, verifier: Option<&Path>) -> Model {

@@ -24,6 +24,7 @@ const WITHOUT_EFFECT: &[&str] = &[
     "initializer_range",
     "pad_token_id",
     "pretraining_tp",
+    "speculators_version",
     "tie_word_embeddings",
     "torch_dtype",
     "transformers_version",
@@ -38,14 +39,15 @@ pub(super) struct Settings<'a> {
     prefix: String,
     object: &'a Map<String, Value>,
     asked: BTreeSet<String>,
+    unneeded: Vec<&'static str>,
     assumed: Vec<(String, Value)>,
 }
 
 impl<'a> Settings<'a> {
     /// The settings of a whole file.
     pub(super) fn of_file(file: &'a Path, object: &'a Map<String, Value>) -> Self {
-        let (prefix, asked, assumed) = Default::default();
-        Self { file, prefix, object, asked, assumed }
+        let (prefix, asked, unneeded, assumed) = Default::default();
+        Self { file, prefix, object, asked, unneeded, assumed }
     }
 
     /// The object under `key`, if there is one.
@@ -184,6 +186,12 @@ impl<'a> Settings<'a> {
         value
     }
 
+    /// Records that these settings, where they are there and nobody asks for them, say nothing of how to
+    /// run a speculator of this kind.
+    pub(super) fn unneeded(&mut self, keys: &[&'static str]) {
+        self.unneeded.extend(keys);
+    }
+
     /// An error about the value of `key`.
     pub(super) fn unexpected(&self, key: &str, expected: &str) -> Error {
         let found = self.object.get(key).map_or_else(|| "nothing".into(), found);
@@ -209,9 +217,17 @@ impl<'a> Settings<'a> {
     pub(super) fn finish(self, report: &mut Report) {
         report.assumed_defaults.extend(self.assumed);
         for (key, value) in self.object {
-            if !self.asked.contains(key) && !WITHOUT_EFFECT.contains(&key.as_str()) {
-                report.unknown_settings.insert(format!("{}{key}", self.prefix), value.clone());
+            let name = key.as_str();
+            if self.asked.contains(name) {
+                continue;
             }
+            let is_known = WITHOUT_EFFECT.contains(&name) || self.unneeded.contains(&name);
+            let list = match is_known {
+                true if value.is_null() => continue,
+                true => &mut report.unused_settings,
+                false => &mut report.unknown_settings,
+            };
+            list.insert(format!("{}{key}", self.prefix), value.clone());
         }
     }
 

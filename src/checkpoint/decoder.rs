@@ -7,6 +7,7 @@ use super::rope::{self, Rope};
 use super::speculator::Convolution;
 use super::weights::{Linear, Tensor, Weights};
 use crate::error::{Error, Result};
+use serde_json::Value;
 
 /// Token ids are 32-bit.
 pub(super) const MOST_TOKENS: usize = i32::MAX as usize;
@@ -276,12 +277,12 @@ impl Sizes {
     pub(super) fn read(
         layer: &mut Settings,
         family: Family,
-        weights: &Weights,
-        prefix: &str,
+        (weights, prefix): (&Weights, &str),
+        report: &mut Report,
     ) -> Result<Self> {
         let default = family.defaults().intermediate_size;
         let intermediate = layer.integer_or("intermediate_size", 1..=16 * WIDEST, default)?;
-        Self::with_intermediate(intermediate, layer, family, weights, prefix)
+        Self::with_intermediate(intermediate, layer, family, (weights, prefix), report)
     }
 
     /// The same, with an MLP whose width is known.
@@ -289,8 +290,8 @@ impl Sizes {
         intermediate: usize,
         layer: &mut Settings,
         family: Family,
-        weights: &Weights,
-        prefix: &str,
+        (weights, prefix): (&Weights, &str),
+        report: &mut Report,
     ) -> Result<Self> {
         let defaults = family.defaults();
         let vocabulary = layer.integer_or("vocab_size", 1..=MOST_TOKENS, defaults.vocabulary)?;
@@ -303,20 +304,13 @@ impl Sizes {
         if !heads.is_multiple_of(kv_heads) {
             return Err(layer.unexpected("num_key_value_heads", &format!("a divisor of {heads}")));
         }
-        let head_dim = match layer.integer("head_dim", 1..=WIDEST)? {
-            Some(head_dim) => head_dim,
-            // The stored projection knows better than the ratio of the sizes.
-            None => {
-                let stored = rows_of(weights, &format!("{prefix}self_attn.q_proj.weight"));
-                let gated = if family.is_hybrid() { 2 } else { 1 };
-                let rows = stored.map_or(hidden, |rows| rows / gated);
-                layer.assume("head_dim", rows / heads)
-            }
+        let head_dim = {
+            let rows = |map: &str| rows_of(weights, &format!("{prefix}self_attn.{map}.weight"));
+            let gated = if family.is_hybrid() { 2 } else { 1 };
+            let stored = rows("q_proj").map(|rows| rows / gated / heads);
+            let stored = stored.filter(|&stored| rows("k_proj") == Some(stored * kv_heads));
+            head_dim(layer, hidden / heads, stored, report)?
         };
-        if head_dim == 0 || !head_dim.is_multiple_of(2) {
-            let text = format_args!("expected an even number, found {head_dim}");
-            return Err(layer.wrong("head_dim", text));
-        }
         let layers = layer.integer_or("num_hidden_layers", 1..=1024, defaults.layers)?;
         Ok(Self {
             vocabulary,
@@ -345,6 +339,31 @@ impl Sizes {
         };
         Ok(Self { draft_vocabulary, ..self })
     }
+}
+
+/// The elements of a head: what the settings say, or else what the stored projection to queries has.
+fn head_dim(
+    layer: &mut Settings,
+    ratio: usize,
+    stored: Option<usize>,
+    report: &mut Report,
+) -> Result<usize> {
+    const KEY: &str = "head_dim";
+    let head_dim = match (layer.integer(KEY, 1..=WIDEST)?, stored) {
+        // The first converter knew only heads that divide the hidden size, and wrote that.
+        (Some(stated), Some(stored)) if stated == ratio && stored != stated && stored > 0 => {
+            let path = layer.path_of(KEY);
+            report.correct(format!("{path}: {stored}, as stored, instead of {stated}"));
+            stored
+        }
+        (Some(stated), _) => stated,
+        (None, stored) => layer.assume(KEY, stored.unwrap_or(ratio)),
+    };
+    if head_dim == 0 || !head_dim.is_multiple_of(2) {
+        let text = format_args!("expected an even number, found {head_dim}");
+        return Err(layer.wrong(KEY, text));
+    }
+    Ok(head_dim)
 }
 
 fn rows_of(weights: &Weights, name: &str) -> Option<usize> {
@@ -403,26 +422,22 @@ pub(super) fn windows(
     if kinds.len() != layers {
         return Err(layer.unexpected("layer_types", &format!("a list of {layers}")));
     }
-    let mut windows = Vec::with_capacity(layers);
-    for kind in kinds {
-        windows.push(match kind.as_str() {
-            Some("full_attention") => None,
-            Some("sliding_attention") => {
-                if window.is_none() {
-                    let path = layer.path_of("layer_types");
-                    report.correct(format!(
-                        "{path}: sliding layers have no effective sliding_window: full attention"
-                    ));
-                }
-                window
-            }
-            _ => {
-                let expected = "\"full_attention\" or \"sliding_attention\" for each layer";
-                return Err(layer.unexpected("layer_types", expected));
-            }
-        });
+    if window.is_none() && kinds.iter().any(|kind| kind == "sliding_attention") {
+        // The library trains such layers with full attention, too.
+        let path = layer.path_of("layer_types");
+        report.correct(format!(
+            "{path}: sliding layers have no effective sliding_window: full attention"
+        ));
     }
-    Ok(windows)
+    let window_of = |kind: &Value| match kind.as_str() {
+        Some("full_attention") => Ok(None),
+        Some("sliding_attention") => Ok(window),
+        _ => {
+            let expected = "\"full_attention\" or \"sliding_attention\" for each layer";
+            Err(layer.unexpected("layer_types", expected))
+        }
+    };
+    kinds.iter().map(window_of).collect()
 }
 
 /// How a decoder layer differs from others of a drafter.

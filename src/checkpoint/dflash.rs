@@ -88,11 +88,9 @@ impl Description {
         head: impl FnOnce(HeadSource<'_, '_>) -> Result<(BlockHead, Option<Confidence>)>,
     ) -> Result<Speculator> {
         let mut layer = decoder_settings(top)?;
-        for key in ["speculators_version", "architectures", "max_anchors"] {
-            top.has(key);
-        }
+        top.unneeded(&["max_anchors"]);
         let family = decoder::family(&mut layer, &weights, "layers.0.")?;
-        let sizes = Sizes::read(&mut layer, family, &weights, "layers.0.")?;
+        let sizes = Sizes::read(&mut layer, family, (&weights, "layers.0."), report)?;
         let sizes = sizes.of_reduced_vocabulary(top, &weights)?;
         let decoder = Decoder::read(&mut layer, sizes, family, report)?;
         let semantics = semantics(top)?;

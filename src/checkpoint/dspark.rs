@@ -1,8 +1,9 @@
 //! DSpark: DFlash with a Markov head and a confidence head, from settings and tensors to a description that
 //! can be run.
 
-use super::config::{Settings, as_integer};
+use super::config::Settings;
 use super::dflash::{Description, HeadSource, MOST_RANK};
+use super::proposal;
 use super::report::Report;
 use super::speculator::{BlockHead, Confidence, Markov, MarkovCell, Speculator};
 use super::verifier::Verifier;
@@ -25,7 +26,7 @@ pub(super) fn read(
             rank => BlockHead::Markov(markov(&mut source, rank)?),
         };
         // Where there is no Markov head, its kind says nothing.
-        source.top.has("markov_head_type");
+        source.top.unneeded(&["markov_head_type"]);
         Ok((head, confidence(&mut source, rank)?))
     })
 }
@@ -37,14 +38,7 @@ fn default_sample_from_anchor(
     block_size: usize,
     report: &mut Report,
 ) -> Result<bool> {
-    let drafts = match top.section("speculators_config")? {
-        Some(mut section) => match section.list("proposal_methods")? {
-            Some([method, ..]) => method.get("speculative_tokens").and_then(as_integer),
-            _ => None,
-        },
-        None => None,
-    };
-    let is_early = drafts == Some(block_size as i64 - 1);
+    let is_early = proposal::stated_drafts(top)? == Some(block_size - 1);
     if is_early {
         report.correct(format!(
             "sample_from_anchor is not set: false, as blocks of {block_size} draft {} tokens",

@@ -5,7 +5,7 @@ use super::config::Settings;
 use super::decoder::{self, Decoder, LayerForm, LayerReader, Sizes};
 use super::report::Report;
 use super::rope;
-use super::speculator::{self, Entry, Method, Speculator, decoder_settings, tables};
+use super::speculator::{self, Entry, Method, Speculator, decoder_settings, tables, why_unneeded};
 use super::verifier::Verifier;
 use super::weights::{Linear, Weights};
 use crate::error::Result;
@@ -21,11 +21,9 @@ pub(super) fn read(
     report: &mut Report,
 ) -> Result<Speculator> {
     let mut layer = decoder_settings(top)?;
-    for key in ["speculators_version", "transformer_layer_architecture"] {
-        top.text(key)?;
-    }
+    top.unneeded(&["transformer_layer_architecture"]);
     let family = decoder::family(&mut layer, &weights, LAYER)?;
-    let sizes = Sizes::read(&mut layer, family, &weights, LAYER)?;
+    let sizes = Sizes::read(&mut layer, family, (&weights, LAYER), report)?;
     let mut decoder = Decoder::read(&mut layer, sizes, family, report)?;
     // The original rotates with the verifier's module, whatever the copy of its settings says.
     if let Some(mut theirs) = verifier.settings() {
@@ -64,9 +62,7 @@ pub(super) fn read(
         },
     };
     layer.finish(report);
-    weights.finish(report, |name| {
-        name.ends_with("rotary_emb.inv_freq").then_some("computed from the configuration")
-    })?;
+    weights.finish(report, why_unneeded)?;
     Ok(speculator)
 }
 

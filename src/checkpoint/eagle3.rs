@@ -4,6 +4,7 @@ use super::config::Settings;
 use super::decoder::{self, Decoder, LayerForm, LayerReader, Sizes};
 use super::features::{checked_layers, listed_layers, projected};
 use super::report::Report;
+use super::rope;
 use super::speculator::{
     Entry, Feature, FeatureFusion, FeatureNorm, Method, Speculator, UNKNOWN_LAYER,
     decoder_settings, tables, why_unneeded,
@@ -54,10 +55,13 @@ impl Description {
     ) -> Result<Speculator> {
         let mut layer = decoder_settings(top)?;
         weights.rename_prefix("midlayer.", "layers.0.", report)?;
-        warn_of_lost_layer(top, report)?;
+        if is_converted(top)? {
+            warn_of_lost_layer(top, report)?;
+            warn_of_lost_scaling(&mut layer, verifier, report)?;
+        }
 
         let family = decoder::family(&mut layer, &weights, "layers.0.")?;
-        let sizes = Sizes::read(&mut layer, family, &weights, "layers.0.")?;
+        let sizes = Sizes::read(&mut layer, family, (&weights, "layers.0."), report)?;
         let sizes = sizes.of_reduced_vocabulary(top, &weights)?;
         let decoder = Decoder::read(&mut layer, sizes, family, report)?;
         let layers = {
@@ -108,15 +112,38 @@ impl Description {
     }
 }
 
+/// Whether the checkpoint is converted from another format, and not trained in this one.
+fn is_converted(top: &mut Settings) -> Result<bool> {
+    let classes = top.list("architectures")?.unwrap_or_default();
+    Ok(classes.iter().any(|class| class == "Eagle3Speculator"))
+}
+
 /// Some versions of the converter dropped layer 0 and left random weights in its place.
 fn warn_of_lost_layer(top: &mut Settings, report: &mut Report) -> Result<()> {
     let version = top.text("speculators_version")?.unwrap_or("");
-    let affected = ["0.2.", "0.3.", "0.4."].iter().any(|start| version.starts_with(start));
-    let classes = top.list("architectures")?.unwrap_or_default();
-    if affected && classes.iter().any(|class| class == "Eagle3Speculator") {
+    if ["0.2.", "0.3.", "0.4."].iter().any(|start| version.starts_with(start)) {
         report.warn(format!(
             "speculators_version {version}: converters of this version lost the weights of \
              layer 0; if drafts are never accepted, convert the original again"
+        ));
+    }
+    Ok(())
+}
+
+/// Older converters dropped the scaling of the rotation. Nothing tells those files from others, so they
+/// are run as they are.
+fn warn_of_lost_scaling(
+    layer: &mut Settings,
+    verifier: &Verifier,
+    report: &mut Report,
+) -> Result<()> {
+    let Some(mut theirs) = verifier.settings() else { return Ok(()) };
+    // What the verifier's settings say that cannot be read is no reason to refuse the drafter.
+    if let (None, Ok(Some(kind))) = (rope::scaling(layer)?, rope::scaling(&mut theirs)) {
+        let path = layer.path_of("rope_parameters");
+        report.warn(format!(
+            "{path}: positions are not scaled, those of the verifier are ({kind}): older \
+             converters lost the scaling; override it if drafts of long texts are rarely accepted"
         ));
     }
     Ok(())

@@ -41,7 +41,7 @@ pub(super) struct ExpertSizes {
     pub(super) shared: usize,
 }
 
-/// The settings that a layer without experts leaves unused, and those that only training reads.
+/// The settings that a layer without experts does not need, and those that only training reads.
 const UNUSED: [&str; 9] = [
     "decoder_sparse_step",
     "mlp_only_layers",
@@ -57,9 +57,7 @@ const UNUSED: [&str; 9] = [
 impl ExpertSizes {
     /// The experts of the layer that stands at `index` among its model's, if that has any.
     pub(super) fn read(layer: &mut Settings, family: Family, index: usize) -> Result<Option<Self>> {
-        for key in UNUSED {
-            layer.has(key);
-        }
+        layer.unneeded(&UNUSED);
         let (experts, chosen) = match family {
             Family::Qwen3Next if is_sparse(layer, index)? => (512, 10),
             Family::Qwen35Moe => (256, 8),

@@ -14,6 +14,9 @@ use std::sync::Arc;
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
+/// Files of weights that run code when they are read.
+const PICKLED: [&str; 2] = ["pytorch_model.bin.index.json", "pytorch_model.bin"];
+
 /// Far above any real file; they bound the memory that parsing can take.
 const LONGEST_CONFIG: u64 = 4 << 20;
 const LONGEST_INDEX: u64 = 100_000_000;
@@ -130,9 +133,12 @@ impl WeightFiles {
         if exists(&directory.join(SINGLE_FILE))? {
             return Ok(Self { directory, index: None, map });
         }
-        let pickled = exists(&directory.join("pytorch_model.bin"))?;
-        let found =
-            if pickled { "only pytorch_model.bin, which has to be converted" } else { "neither" };
+        let mut found = "neither".to_owned();
+        for pickled in PICKLED {
+            if exists(&directory.join(pickled))? {
+                found = format!("only {pickled}, which has to be converted");
+            }
+        }
         let text = format!("expected {SINGLE_FILE} or {INDEX_FILE}, found {found}");
         Err(Error::new(Status::Io, format!("{}: {text}", directory.display())))
     }

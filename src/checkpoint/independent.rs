@@ -5,7 +5,7 @@ use super::RowSource;
 use super::config::Settings;
 use super::decoder::{self, Decoder, Family, LayerForm, LayerReader, Sizes};
 use super::report::Report;
-use super::speculator::{Entry, Method, Speculator, refuse_quantized};
+use super::speculator::{Entry, Method, Speculator, refuse_quantized, why_unneeded};
 use super::verifier::Verifier;
 use super::weights::{Tensor, Weights};
 use crate::error::{Error, Result};
@@ -43,13 +43,12 @@ pub(super) fn read(
     report: &mut Report,
 ) -> Result<Speculator> {
     refuse_quantized(top)?;
-    top.text("speculators_version")?;
     let family = family(top)?;
     // A wrong number would leave layers out, which nothing else notices.
     if !top.has("num_hidden_layers") {
         return Err(top.unexpected("num_hidden_layers", "the number of layers"));
     }
-    let own = Sizes::read(top, family, &weights, "model.layers.0.")?;
+    let own = Sizes::read(top, family, (&weights, "model.layers.0."), report)?;
     let sizes = beside_target(own, verifier, report);
     let decoder = Decoder::read(top, sizes, family, report)?;
     let layers = {
@@ -71,8 +70,7 @@ pub(super) fn read(
     verifier.report_unneeded(false, false, report);
     weights.finish(report, |name| match name {
         HEAD if is_tied => Some("the head is tied to the embedding"),
-        _ if name.ends_with("rotary_emb.inv_freq") => Some("computed from the configuration"),
-        _ => None,
+        _ => why_unneeded(name),
     })?;
     let is_reduced = sizes.draft_vocabulary < sizes.vocabulary;
     Ok(Speculator {

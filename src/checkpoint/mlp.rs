@@ -39,11 +39,7 @@ pub(super) fn read(
 ) -> Result<Speculator> {
     refuse_quantized(top)?;
     // What the format says of inputs is always so, and the original's settings of trees are the host's.
-    for key in
-        ["speculators_version", "model_type", "inputs", "n_candidates", "top_k_tokens_per_head"]
-    {
-        top.has(key);
-    }
+    top.unneeded(&["inputs", "model_type", "n_candidates", "top_k_tokens_per_head"]);
     if weights.any(|name| name.starts_with("speculator.")) {
         weights.rename_prefix("speculator.", "", report)?;
     }

@@ -17,6 +17,7 @@ mod mapped;
 mod mlp;
 mod mtp;
 mod peagle;
+mod proposal;
 mod report;
 mod rope;
 mod speculator;
@@ -205,15 +206,17 @@ fn load(
     let (_, read) = known.ok_or_else(|| unknown(file, kind))?;
     let mut report = Report::new(kind, directory);
     report.overrides = options.and_then(|options| options.overrides.clone());
+    // What the format says of a method that does not tell, unless the network has as many steps.
     let steps = if kind == "mlp" { mlp::steps_of(config) } else { None };
-    let (default_num_drafts, verifier_name) = read_proposal(&mut settings, steps, &mut report)?;
+    let (default_num_drafts, verifier_name) =
+        proposal::read(&mut settings, steps.unwrap_or(5), &mut report)?;
     let verifier = match options {
         Some(options) => Verifier::open(options, verifier_name, directory, &mut report)?,
         None => Verifier::promised(),
     };
     let map_files = options.is_some_and(|options| options.map_files);
     let stored = WeightFiles::locate(directory, map_files)?.open_all()?;
-    let weights = Weights::new(directory, stored);
+    let weights = Weights::new(directory, stored)?;
     let speculator = read(&mut settings, weights, &verifier, &mut report)?;
     settings.finish(&mut report);
     let mut default_num_drafts = default_num_drafts;
@@ -229,51 +232,6 @@ fn load(
         default_num_drafts = most;
     }
     Ok(Checkpoint { speculator, default_num_drafts, report })
-}
-
-/// How many tokens to draft, and what the verifier is called.
-fn read_proposal<'a>(
-    settings: &mut Settings<'a>,
-    steps: Option<usize>,
-    report: &mut Report,
-) -> Result<(usize, Option<&'a str>)> {
-    // What the format says of a method that does not tell, unless the network has as many steps.
-    let unsaid = steps.unwrap_or(5);
-    let Some(mut section) = settings.section("speculators_config")? else {
-        let key = "speculators_config.proposal_methods[0].speculative_tokens";
-        return Ok((settings.assume(key, unsaid), None));
-    };
-    let mut name = None;
-    if let Some(mut verifier) = section.section("verifier")? {
-        name = verifier.text("name_or_path")?;
-        verifier.finish(report);
-    }
-    section.text("default_proposal_method")?;
-    let path = section.path_of("proposal_methods[0]");
-    let drafts = match section.list("proposal_methods")? {
-        None | Some([]) => section.assume("proposal_methods[0].speculative_tokens", unsaid),
-        Some([Value::Object(method), ..]) => {
-            let mut method = Settings::at(&section, &path, method);
-            let kind = method.text("proposal_type")?.unwrap_or("greedy");
-            let key = if kind.ends_with("_tree") { "depth" } else { "speculative_tokens" };
-            let drafts = method.integer_or(key, 1..=1024, unsaid)?;
-            if key == "depth" {
-                report.warn(format!("{path}: {kind} is run as a chain of {drafts} tokens"));
-            }
-            for (key, lossless) in
-                [("verifier_accept_k", 1.0), ("accept_tolerance", 0.0), ("accept_lenience", 1.0)]
-            {
-                if method.number(key)?.is_some_and(|value| value != lossless) {
-                    report.warn(format!("{path}.{key}: not applied: verification is lossless"));
-                }
-            }
-            method.finish(report);
-            drafts
-        }
-        Some(_) => return Err(section.unexpected("proposal_methods", "a list of objects")),
-    };
-    section.finish(report);
-    Ok((drafts, name))
 }
 
 /// Why a kind is refused.

@@ -4,7 +4,9 @@ use super::config::Settings;
 use super::decoder::{Decoder, Family, LayerForm, LayerReader, Sizes};
 use super::experts::ExpertSizes;
 use super::report::Report;
-use super::speculator::{self, Entry, Feature, Method, Speculator, decoder_settings, tables};
+use super::speculator::{
+    self, Entry, Feature, Method, Speculator, decoder_settings, tables, why_unneeded,
+};
 use super::verifier::Verifier;
 use super::weights::{Linear, Weights};
 use crate::error::{Error, Result};
@@ -39,21 +41,18 @@ pub(super) fn read(
     report: &mut Report,
 ) -> Result<Speculator> {
     let mut layer = decoder_settings(top)?;
-    top.text("speculators_version")?;
     let family = family(&mut layer)?;
     top.integer_or("num_nextn_predict_layers", 1..=1, 1)?;
     let experts = experts(&mut layer, family)?;
     let sizes = match &experts {
-        None => Sizes::read(&mut layer, family, &weights, LAYER)?,
+        None => Sizes::read(&mut layer, family, (&weights, LAYER), report)?,
         Some(experts) => {
-            layer.has("intermediate_size");
-            Sizes::with_intermediate(experts.shared, &mut layer, family, &weights, LAYER)?
+            layer.unneeded(&["intermediate_size"]);
+            Sizes::with_intermediate(experts.shared, &mut layer, family, (&weights, LAYER), report)?
         }
     };
     let decoder = Decoder::read(&mut layer, sizes, family, report)?;
-    for key in OF_THE_VERIFIER {
-        layer.has(key);
-    }
+    layer.unneeded(&OF_THE_VERIFIER);
     let feature = feature(top, &sizes, verifier)?;
     let layers = {
         let mut reader = LayerReader::new(&mut layer, &mut weights, &sizes, family, report)?;
@@ -82,9 +81,7 @@ pub(super) fn read(
         method: Method::Sequential { entry, norm_output: true },
     };
     layer.finish(report);
-    weights.finish(report, |name| {
-        name.ends_with("verifier_lm_head.weight").then_some("used in training only")
-    })?;
+    weights.finish(report, why_unneeded)?;
     Ok(speculator)
 }
 

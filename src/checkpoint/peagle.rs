@@ -21,9 +21,7 @@ pub(super) fn read(
     let description = Description { kind: "peagle", default_norm_before_residual: false };
     description.read(top, weights, verifier, report, |top, weights, fusion, (decoder, report)| {
         // Nothing is fed back; the others are of training.
-        for key in ["norm_output", "num_depths", "down_sample_ratio", "down_sample_ratio_min"] {
-            top.has(key);
-        }
+        top.unneeded(&["norm_output", "num_depths", "down_sample_ratio", "down_sample_ratio_min"]);
         let columns = fusion.fc.columns;
         let mask_features = weights.required("mask_hidden", &[1, 1, columns], report)?;
         Ok(Method::Block(Block {

@@ -119,10 +119,21 @@ fn section<'a>(layer: &mut Settings<'a>, report: &mut Report) -> Result<Option<S
                 let path = new.path_of(key);
                 report.correct(format!("{path}: used for layers of both kinds"));
             }
+            new.finish(report);
             return Ok(Some(table));
         }
     }
     Ok(Some(new))
+}
+
+/// The kind of rotation that settings name, where it is not the plain one.
+pub(super) fn scaling<'a>(layer: &mut Settings<'a>) -> Result<Option<&'a str>> {
+    let Some(mut section) = section(layer, &mut Report::default())? else { return Ok(None) };
+    let kind = match section.text("rope_type")? {
+        Some(kind) => Some(kind),
+        None => section.text("type")?,
+    };
+    Ok(kind.filter(|kind| !["default", "mrope"].contains(kind)))
 }
 
 fn base(
@@ -167,8 +178,7 @@ fn from_section(
     let (kind, old_kind) = (rope.text("rope_type")?, rope.text("type")?);
     let kind = kind.or(old_kind).unwrap_or("default");
     // Text has equal positions in all sections, so that sections make no difference.
-    rope.list("mrope_section")?;
-    rope.flag("mrope_interleaved")?;
+    rope.unneeded(&["mrope_section", "mrope_interleaved"]);
     let base = base(layer, Some(rope), head, max_position)?;
     match kind {
         "default" | "mrope" => Ok(Rope::plain(base.frequencies())),

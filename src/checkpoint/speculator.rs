@@ -348,10 +348,16 @@ pub(super) fn tables(
 
 /// Tensors that files hold and drafting does not need.
 pub(super) fn why_unneeded(name: &str) -> Option<&'static str> {
+    let is_part = |part: &str| name.ends_with(part);
     match name {
         "d2t" | "t2d" => Some("all tokens are drafted"),
-        "verifier_lm_head.weight" | "verifier_norm.weight" => Some("used in training only"),
-        _ if name.ends_with("rotary_emb.inv_freq") => Some("computed from the configuration"),
+        // Converters of MTP heads write the first of these filled with NaN.
+        _ if is_part("verifier_lm_head.weight") || is_part("verifier_norm.weight") => {
+            Some("used in training only")
+        }
+        _ if is_part("rotary_emb.inv_freq") || is_part("refiner_head.causal_tril") => {
+            Some("computed from the configuration")
+        }
         _ => None,
     }
 }

@@ -5,7 +5,7 @@ use super::config::Settings;
 use super::decoder::MOST_TOKENS;
 use super::files::{self, WeightFiles};
 use super::report::{Report, describe};
-use super::weights::{Tensor, never_filled};
+use super::weights::{Tensor, is_quantized, never_filled};
 use super::{LentShape, Options, RowSource};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
@@ -75,8 +75,14 @@ impl Verifier {
         let Some(directory) = verifier.directory.clone() else { return Ok(verifier) };
         let (file, config) = files::read_config(&directory)?;
         let mut outer = Settings::of_file(&file, &config);
-        verifier.tied = outer.flag("tie_word_embeddings")?;
+        const TIED: &str = "tie_word_embeddings";
+        verifier.tied = outer.flag(TIED)?;
         let mut text = outer.section("text_config")?;
+        if let Some(text) = &mut text {
+            // Models of several modalities often tell it only here.
+            let inner = text.flag(TIED)?;
+            verifier.tied = verifier.tied.max(inner);
+        }
         let settings = text.as_mut().unwrap_or(&mut outer);
         verifier.layers = settings.integer("num_hidden_layers", 1..=100_000)?;
         verifier.hidden_size = settings.integer("hidden_size", 1..=1 << 24)?;
@@ -165,6 +171,9 @@ impl Verifier {
         }
         if let Some(directory) = &self.directory {
             let mut tensor = self.table(directory, HEAD, report)?;
+            if tensor.is_none() {
+                self.refuse_quantized_head(directory)?;
+            }
             if tensor.is_none() && self.tied != Some(false) {
                 tensor = self.table(directory, EMBEDDING, report)?;
             }
@@ -188,6 +197,18 @@ impl Verifier {
              the verifier's {what} lent by the host, found none of them",
             report.directory.display()
         )))
+    }
+
+    /// A head that is stored in another form only is not one that is left out because it is tied.
+    fn refuse_quantized_head(&self, directory: &Path) -> Result<()> {
+        let stored = WeightFiles::locate(directory, self.map_files)?.names()?;
+        let is_head = |name: &&String| {
+            let module = name.rsplit_once('.').map_or("", |(module, _)| module);
+            is_quantized(name) && (module == "lm_head" || module.ends_with(".lm_head"))
+        };
+        let Some(name) = stored.iter().find(is_head) else { return Ok(()) };
+        let text = format!("expected the head in F32, F16 or BF16, found {name:?}: it may be lent");
+        Err(Error::unsupported(format!("{}: {text}", directory.display())))
     }
 
     /// The first of `names` that the verifier stores: under exactly that name, or as the last

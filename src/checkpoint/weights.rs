@@ -229,9 +229,34 @@ pub(super) struct Weights {
     taken: BTreeSet<String>,
 }
 
+/// What the names end with of tensors that take the place of `….weight` where that is quantized, or stand
+/// beside it.
+const QUANTIZED: [&str; 9] = [
+    ".qweight",
+    ".qzeros",
+    ".scales",
+    ".weight_g_idx",
+    ".weight_packed",
+    ".weight_scale",
+    ".weight_scale_2",
+    ".weight_scale_inv",
+    ".weight_zero_point",
+];
+
+/// Whether a tensor is one of a quantized matrix.
+pub(super) fn is_quantized(name: &str) -> bool {
+    QUANTIZED.iter().any(|end| name.ends_with(end))
+}
+
 impl Weights {
-    pub(super) fn new(directory: &Path, stored: BTreeMap<String, StoredTensor>) -> Self {
-        Self { directory: directory.into(), stored, taken: BTreeSet::new() }
+    /// The tensors of a checkpoint, none of which may be quantized.
+    pub(super) fn new(directory: &Path, stored: BTreeMap<String, StoredTensor>) -> Result<Self> {
+        if let Some(name) = stored.keys().find(|name| is_quantized(name)) {
+            let text =
+                format!("tensor {name:?}: expected unquantized weights, found quantized ones");
+            return Err(Error::unsupported(format!("{}: {text}", directory.display())));
+        }
+        Ok(Self { directory: directory.into(), stored, taken: BTreeSet::new() })
     }
 
     /// Files `old…` under `new…`.
@@ -322,14 +347,12 @@ impl Weights {
             if self.taken.contains(name) {
                 continue;
             }
-            let blank = match *stored.element() {
-                ElementType::Float(dtype) => never_filled(stored, dtype)?,
-                _ => false,
-            };
-            let reason = match reason(name) {
-                Some(reason) => reason,
-                None if blank => "all values are NaN: never filled",
-                None => {
+            let reason = match (reason(name), stored.element()) {
+                (Some(reason), _) => reason,
+                (None, ElementType::Float(dtype)) if never_filled(stored, *dtype)? => {
+                    "all values are NaN: never filled"
+                }
+                (None, _) => {
                     report.warn(format!("tensor {:?} is not part of the model", stored.name));
                     "not part of the model"
                 }

@@ -1,5 +1,6 @@
 //! A small sound checkpoint and its verifier, written into a directory of their own.
 
+use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use speculators::checkpoint::{
@@ -93,6 +94,19 @@ pub fn write_tensors(path: &Path, tensors: &Tensors) {
     fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
+/// The project's own copy of the reference data.
+pub fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+/// What reads one of its targets beside a checkpoint.
+pub fn beside(target: &str) -> Options {
+    Options {
+        verifier_directory: Some(golden().join("targets").join(target)),
+        ..Options::default()
+    }
+}
+
 /// A checkpoint in memory, sound until a test changes it.
 #[derive(Clone)]
 pub struct Fixture {
@@ -101,6 +115,19 @@ pub struct Fixture {
 }
 
 impl Fixture {
+    /// A reference checkpoint.
+    pub fn reference(name: &str) -> Self {
+        let directory = golden().join("speculators").join(name);
+        let config = fs::read(directory.join("config.json")).unwrap();
+        let bytes = fs::read(directory.join("model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
+        let tensors = tensors.into_iter().map(|(name, view)| {
+            let (shape, bytes) = (view.shape().to_vec(), view.data().to_vec());
+            (name, Stored { dtype: view.dtype(), shape, bytes })
+        });
+        Self { config: serde_json::from_slice(&config).unwrap(), tensors: tensors.collect() }
+    }
+
     /// One Llama layer, a reduced vocabulary, its own embedding and head.
     pub fn llama() -> Self {
         let config = json!({
@@ -173,6 +200,16 @@ impl Fixture {
 
     pub fn remove(&mut self, name: &str) -> Stored {
         self.tensors.remove(name).unwrap()
+    }
+
+    /// Files what is stored as `old…` under `new…`.
+    pub fn rename(&mut self, old: &str, new: &str) {
+        let names: Vec<_> = self.tensors.keys().filter(|name| name.starts_with(old)).collect();
+        assert!(!names.is_empty(), "no tensor named {old}…");
+        for name in names.into_iter().cloned().collect::<Vec<_>>() {
+            let stored = self.remove(&name);
+            self.tensors.insert(name.replacen(old, new, 1), stored);
+        }
     }
 
     pub fn add_layer(&mut self, index: usize) {
@@ -255,6 +292,18 @@ pub fn open(directory: &Path, options: &Options) -> (Speculator, Report) {
         Ok(checkpoint) => (checkpoint.speculator, checkpoint.report),
         Err(error) => panic!("{error}"),
     }
+}
+
+/// Whether a report has this piece of text among what was corrected, and among the warnings.
+pub fn corrected(report: &Report, piece: &str) -> bool {
+    let json = report.to_json();
+    let texts = json["corrected"].as_array().unwrap();
+    texts.iter().any(|text| text.as_str().unwrap().contains(piece)) && warned(report, piece)
+}
+
+/// Whether a report has this piece of text among the warnings.
+pub fn warned(report: &Report, piece: &str) -> bool {
+    report.warnings().iter().any(|text| text.contains(piece))
 }
 
 /// How an EAGLE-3 speculator fuses features: their norm, the matrix, and whether the residual stream goes

@@ -1,6 +1,6 @@
 //! What is particular to a kind of speculator, shown on its reference checkpoints with other settings.
 
-use crate::fixture::{Directory, Stored, Tensors, only_nan, refused, values, write_tensors};
+use crate::fixture::{Fixture, beside, golden, only_nan, refused, values};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -9,19 +9,10 @@ use speculators::checkpoint::{
     Method, Mlp, Options, Report, RowSource, Speculator,
 };
 use speculators::error::{Error, Result, Status};
-use std::path::{Path, PathBuf};
-
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
-}
 
 /// Opens a reference checkpoint with its settings changed.
 fn open(name: &str, target: &str, overrides: Value) -> Result<Checkpoint> {
-    let options = Options {
-        verifier_directory: Some(golden().join("targets").join(target)),
-        overrides: Some(overrides),
-        ..Options::default()
-    };
+    let options = Options { overrides: Some(overrides), ..beside(target) };
     checkpoint::open(&golden().join("speculators").join(name), &options)
 }
 
@@ -265,40 +256,22 @@ fn a_hybrid_layer_is_made_like_the_last_one_with_full_attention() {
 
 #[test]
 fn a_head_that_converters_leave_unfilled_is_no_part_of_an_mtp_head() {
-    let directory = Directory::new();
-    let name = "mtp/qwen3_next_moe";
-    let bytes = stored(name);
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let tensors = file.tensors().into_iter().map(|(name, view)| {
-        let (shape, bytes) = (view.shape().to_vec(), view.data().to_vec());
-        (name, Stored { dtype: view.dtype(), shape, bytes })
-    });
-    let mut tensors: Tensors = tensors.collect();
-    tensors.insert("verifier_lm_head.weight".into(), only_nan(&[328, 72]));
-    write_tensors(&directory.join("model.safetensors"), &tensors);
-    let config = golden().join("speculators").join(name).join("config.json");
-    std::fs::copy(config, directory.join("config.json")).unwrap();
-    let options = Options {
-        verifier_directory: Some(golden().join("targets/qwen3_tied")),
-        ..Options::default()
-    };
-    let (_, report) = sound(checkpoint::open(directory.path(), &options));
+    let mut fixture = Fixture::reference("mtp/qwen3_next_moe");
+    fixture.tensors.insert("verifier_lm_head.weight".into(), only_nan(&[328, 72]));
+    let open = |fixture: &Fixture| checkpoint::open(fixture.write().path(), &beside("qwen3_tied"));
+    let (_, report) = sound(open(&fixture));
     assert_eq!(report.warnings(), [] as [&str; 0]);
-    let unused = &report.to_json()["tensors"]["unused"];
-    assert_eq!(unused[0]["name"], "verifier_lm_head.weight");
-    assert_eq!(unused.as_array().unwrap().len(), 1);
+    let unused = json!([{"name": "verifier_lm_head.weight", "reason": "used in training only"}]);
+    assert_eq!(report.to_json()["tensors"]["unused"], unused);
     // A tensor of the layer that was never filled is missing.
     for missing in ["experts.down_proj", "experts.gate_up_proj", "shared_expert_gate.weight"] {
-        let mut tensors = tensors.clone();
+        let mut fixture = fixture.clone();
         let name = format!("mtp_layers.0.mlp.{missing}");
-        let stored = tensors.remove(&name).unwrap();
-        write_tensors(&directory.join("model.safetensors"), &tensors);
-        let error = refused(checkpoint::open(directory.path(), &options));
+        let stored = fixture.remove(&name);
+        let error = refused(open(&fixture));
         assert_says(&error, Status::Format, &format!("{name:?}: expected shape"));
-        tensors.insert(name.clone(), only_nan(&stored.shape));
-        write_tensors(&directory.join("model.safetensors"), &tensors);
-        let error = refused(checkpoint::open(directory.path(), &options));
-        assert_says(&error, Status::Format, "found only NaN");
+        fixture.tensors.insert(name, only_nan(&stored.shape));
+        assert_says(&refused(open(&fixture)), Status::Format, "found only NaN");
     }
 }
 

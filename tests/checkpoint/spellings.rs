@@ -4,7 +4,7 @@ use crate::fixture::*;
 use safetensors::tensor::Dtype as FileDtype;
 use serde_json::{Value, json};
 use speculators::checkpoint::{
-    self, Activation, FeatureNorm, LentShape, Options, Report, RowSource, Tensor,
+    self, Activation, FeatureNorm, LentShape, Options, RowSource, Tensor,
 };
 use speculators::error::Status;
 use speculators::tensor::Dtype;
@@ -12,13 +12,6 @@ use std::fs;
 
 fn layers(features: &[checkpoint::Feature]) -> Vec<i32> {
     features.iter().map(|feature| feature.layer).collect()
-}
-
-fn corrected(report: &Report, piece: &str) -> bool {
-    let json = report.to_json();
-    let texts = json["corrected"].as_array().unwrap();
-    texts.iter().any(|text| text.as_str().unwrap().contains(piece))
-        && report.warnings().iter().any(|text| text.contains(piece))
 }
 
 #[test]
@@ -239,6 +232,16 @@ fn every_proposal_method_is_read_as_the_chain_that_is_run() {
         (json!([{"proposal_type": "greedy", "speculative_tokens": 7}]), 7, None),
         (json!([{"proposal_type": "sampling", "speculative_tokens": "2"}]), 2, None),
         (json!([{"proposal_type": "greedy"}]), 5, None),
+        (
+            json!([{"proposal_type": "of_2027", "speculative_tokens": 3}]),
+            3,
+            Some("proposal_type: of_2027 is run as a chain of 3 tokens"),
+        ),
+        (
+            json!([{"proposal_type": "sampling"}, {"proposal_type": "greedy"}]),
+            5,
+            Some("proposal_methods[1]: not run, though it is the default"),
+        ),
         (json!([]), 5, None),
         (
             json!([{"proposal_type": "dynamic_tree", "depth": 6, "speculative_tokens": 48}]),
@@ -256,6 +259,9 @@ fn every_proposal_method_is_read_as_the_chain_that_is_run() {
         let directory = fixture.write();
         let opened = checkpoint::open(directory.path(), &Options::default()).unwrap();
         assert_eq!(opened.default_num_drafts, drafts);
+        let first = "speculators_config.proposal_methods[0]";
+        let unknown = opened.report.to_json()["unknown_settings"].to_string();
+        assert!(!unknown.contains(first), "{unknown}");
         match (warning, opened.report.warnings()) {
             (None, []) => {}
             (Some(piece), [text]) => assert!(text.contains(piece), "{text}"),
@@ -409,15 +415,17 @@ fn feature_norms_follow_the_flag_and_without_a_flag_the_tensors() {
         let mut fixture = Fixture::llama();
         fixture.config["norm_before_fc"] = flag.clone();
         fixture.add("input_norm.weight", &[3 * HIDDEN]);
-        let (eagle3, _) = open(fixture.write().path(), &Options::default());
+        let (eagle3, report) = open(fixture.write().path(), &Options::default());
         assert!(matches!(fusion(&eagle3).0, FeatureNorm::Joint(norm) if norm.columns == 24));
+        assert_eq!(corrected(&report, "norm_before_fc is not set"), flag.is_null());
 
         let mut fixture = Fixture::llama();
-        fixture.config["fc_norm"] = flag;
+        fixture.config["fc_norm"] = flag.clone();
         for index in 0..3 {
             fixture.add(&format!("fc_norm.{index}.weight"), &[HIDDEN]);
         }
-        let (eagle3, _) = open(fixture.write().path(), &Options::default());
+        let (eagle3, report) = open(fixture.write().path(), &Options::default());
+        assert_eq!(corrected(&report, "fc_norm is not set"), flag.is_null());
         let FeatureNorm::Each(norms) = fusion(&eagle3).0 else { panic!("expected three norms") };
         assert_eq!(norms.len(), 3);
         assert_ne!(values(&norms[0]), values(&norms[1]));
