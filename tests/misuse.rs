@@ -6,7 +6,7 @@ mod host;
 use device::Device;
 use device::buffer::Buffer;
 use device::memory::Memory;
-use host::checkpoint::{Shape, scratch_directory};
+use host::checkpoint::{MlpShape, Shape, scratch_directory};
 use host::draft::{
     DraftCall, Drafts, Place, Prepared, Sampling, SamplingColumns, Table, Text, Turn,
 };
@@ -46,14 +46,22 @@ struct Fixture {
 
 impl Fixture {
     fn new(name: &str) -> Self {
-        let context = Context::with_threads(1);
         let shape = Shape::default();
-        let directory = shape.write(name, 21);
+        Self::of(shape.write(name, 21), shape.vocabulary)
+    }
+
+    /// One of a kind that keeps nothing of what is committed.
+    fn without_cache(name: &str) -> Self {
+        let shape = MlpShape::default();
+        Self::of(shape.write(&format!("{name}-mlp"), 21), shape.vocabulary)
+    }
+
+    fn of(directory: std::path::PathBuf, vocabulary: usize) -> Self {
+        let context = Context::with_threads(1);
         let model = Model::load(&context, &directory, None).expect("a model");
         let session = Session::create(&model, &options()).expect("a session");
         let mut random = Random::new(22);
-        let vocabulary = shape.vocabulary as i32;
-        let text = |_| Text::random(&mut random, MAX_POSITION, vocabulary, &model.widths());
+        let text = |_| Text::random(&mut random, MAX_POSITION, vocabulary as i32, &model.widths());
         let texts = (0..3).map(text).collect();
         Self { context, directory, model, session, texts }
     }
@@ -68,6 +76,12 @@ impl Fixture {
             .map(|(text, table)| Turn::new(text, rows.clone(), DRAFTS, Place::Pages(table)));
         DraftCall::of(&turns.collect::<Vec<_>>())
     }
+}
+
+/// Runs a test with a cache and without one.
+fn with_and_without_cache(name: &str, run: fn(&Fixture)) {
+    run(&Fixture::new(name));
+    run(&Fixture::without_cache(name));
 }
 
 /// Eight pages for each sequence.
@@ -386,15 +400,19 @@ fn assert_draft_refused(
 
 #[test]
 fn wrong_tensors_are_refused_by_drafting() {
-    let fixture = Fixture::new("tensors");
+    with_and_without_cache("tensors", refuse_wrong_tensors);
+}
+
+fn refuse_wrong_tensors(fixture: &Fixture) {
     let mut call = fixture.call(0..5);
-    call.embeddings = Some(Matrix::filled(15, 48, Dtype::F32, 0.0));
+    let width = fixture.model.info().hidden_size as usize;
+    call.embeddings = Some(Matrix::filled(15, width, Dtype::F32, 0.0));
     let prepared = call.prepare(fixture.session.draft_vocabulary);
     let args = prepared.args;
-    // SAFETY: the prepared call has three features, embeddings and a place for logits.
+    // SAFETY: the prepared call has features, embeddings and a place for logits.
     let (features, embeddings, logits) = unsafe {
         (
-            std::slice::from_raw_parts(args.features, 3).to_vec(),
+            std::slice::from_raw_parts(args.features, args.num_features as usize).to_vec(),
             *args.embeddings,
             *args.draft_logits,
         )
@@ -405,16 +423,16 @@ fn wrong_tensors_are_refused_by_drafting() {
             features[index] = wrong;
             let args = spec_draft_args { features: features.as_ptr(), ..args };
             let what = format!("feature {index}: {what}");
-            assert_draft_refused(&fixture, &prepared, &args, INVALID, &what);
+            assert_draft_refused(fixture, &prepared, &args, INVALID, &what);
         }
     }
     for (what, wrong) in wrong_tensors(&embeddings) {
         let args = spec_draft_args { embeddings: &wrong, ..args };
-        assert_draft_refused(&fixture, &prepared, &args, INVALID, &format!("embeddings: {what}"));
+        assert_draft_refused(fixture, &prepared, &args, INVALID, &format!("embeddings: {what}"));
     }
     for (what, wrong) in wrong_tensors(&logits) {
         let args = spec_draft_args { draft_logits: &wrong, ..args };
-        assert_draft_refused(&fixture, &prepared, &args, INVALID, &format!("logits: {what}"));
+        assert_draft_refused(fixture, &prepared, &args, INVALID, &format!("logits: {what}"));
     }
     fixture.session.draft(&args).expect("the call as it should be");
 }
@@ -424,7 +442,10 @@ type Spoil = (&'static str, spec_status, fn(&mut spec_draft_args));
 
 #[test]
 fn wrong_arguments_are_refused_by_drafting() {
-    let fixture = Fixture::new("arguments");
+    with_and_without_cache("arguments", refuse_wrong_arguments);
+}
+
+fn refuse_wrong_arguments(fixture: &Fixture) {
     let mut call = fixture.call(0..5);
     call.row_index = Some(Table { elements: (0..15).map(|row| row % 5).collect(), stride: 5 });
     let prepared = call.prepare(fixture.session.draft_vocabulary);
@@ -475,7 +496,7 @@ fn wrong_arguments_are_refused_by_drafting() {
     for (what, status, spoil) in spoils {
         let mut args = prepared.args;
         spoil(&mut args);
-        assert_draft_refused(&fixture, &prepared, &args, *status, what);
+        assert_draft_refused(fixture, &prepared, &args, *status, what);
     }
     fixture.session.draft(&prepared.args).expect("the call as it should be");
 }
@@ -507,7 +528,10 @@ fn the_cpu_has_no_streams() {
 
 #[test]
 fn what_may_be_null_may_be_null() {
-    let fixture = Fixture::new("optional");
+    with_and_without_cache("optional", leave_out_what_may_be_null);
+}
+
+fn leave_out_what_may_be_null(fixture: &Fixture) {
     let turn = |(slot, text)| Turn::new(text, 0..DRAFTS as usize + 1, DRAFTS, Place::Slot(slot));
     let turns: Vec<Turn<'_>> = (0..).zip(&fixture.texts).map(turn).collect();
     let call = DraftCall::of(&turns);
@@ -550,7 +574,10 @@ type Fault = (&'static str, fn(&mut DraftCall));
 
 #[test]
 fn a_fault_takes_one_sequence_out_and_is_reported_once() {
-    let fixture = Fixture::new("faults");
+    with_and_without_cache("faults", take_one_sequence_out);
+}
+
+fn take_one_sequence_out(fixture: &Fixture) {
     let first = fixture.call(0..10);
     let mut good = fixture.call(10..13);
     good.row_index = Some(Table { elements: vec![0, 1, 2, 0, 1, 2, 0, 1, 2], stride: 3 });
@@ -614,7 +641,10 @@ fn a_fault_takes_one_sequence_out_and_is_reported_once() {
 
 #[test]
 fn rope_positions_may_be_any_numbers() {
-    let fixture = Fixture::new("rope-ends");
+    with_and_without_cache("rope-ends", turn_by_any_numbers);
+}
+
+fn turn_by_any_numbers(fixture: &Fixture) {
     let mut call = fixture.call(0..10);
     call.rope_position = Some((0..30).map(|row| row % 10).collect());
     let expected = call.run(&fixture.session).expect("a call");
@@ -629,7 +659,10 @@ fn rope_positions_may_be_any_numbers() {
 
 #[test]
 fn slots_out_of_range_and_too_many_rows_are_faults() {
-    let fixture = Fixture::new("slot-faults");
+    with_and_without_cache("slot-faults", name_slots_out_of_range);
+}
+
+fn name_slots_out_of_range(fixture: &Fixture) {
     let turn = |(slot, text)| Turn::new(text, 0..20, DRAFTS, Place::Slot(slot));
     let turns: Vec<Turn<'_>> = (0..).zip(&fixture.texts).map(turn).collect();
     let good = DraftCall::of(&turns);
@@ -663,7 +696,10 @@ fn stray(random: &mut Random) -> i32 {
 
 #[test]
 fn whatever_the_arrays_hold_a_step_leaves_the_others_alone() {
-    let fixture = Fixture::new("strays");
+    with_and_without_cache("strays", put_strays_into_one_sequence);
+}
+
+fn put_strays_into_one_sequence(fixture: &Fixture) {
     let mut random = Random::new(23);
     let mut good = fixture.call(0..13);
     good.limit = Some(vec![9; 3]);
@@ -711,7 +747,10 @@ fn whatever_the_arrays_hold_a_step_leaves_the_others_alone() {
 
 #[test]
 fn a_sequence_without_rows_takes_no_part() {
-    let fixture = Fixture::new("no-rows");
+    with_and_without_cache("no-rows", take_the_rows_from_one_sequence);
+}
+
+fn take_the_rows_from_one_sequence(fixture: &Fixture) {
     let good = fixture.call(0..10);
     let expected = good.run(&fixture.session).expect("a call");
     let mut without = good.clone();
@@ -1149,11 +1188,12 @@ fn lifecycle(ledger: &Ledger, directory: &std::path::Path) -> Result<Vec<Drafts>
 
 #[test]
 fn every_refused_allocation_is_a_clean_error() {
-    let own_tokens = Shape::language_model("qwen3");
-    for (name, shape) in
-        [("llama", Shape::default()), ("sliding", Shape::sliding()), ("own-tokens", own_tokens)]
-    {
-        let directory = shape.write(&format!("allocator-{name}"), 5);
+    for directory in [
+        Shape::default().write("allocator-llama", 5),
+        Shape::sliding().write("allocator-sliding", 5),
+        Shape::language_model("qwen3").write("allocator-own-tokens", 5),
+        MlpShape::default().write("allocator-mlp", 5),
+    ] {
         let expected =
             lifecycle(&Ledger { refuse_at: usize::MAX, ..Ledger::default() }, &directory);
         let expected = expected.expect("nothing is refused");
