@@ -35,7 +35,8 @@ DEVICE RowPages pages_of_row(const Paging &paging, u32 sequence, u32 row, u32 po
 }
 
 // Where the keys of a position are; 0 where the table names no page of the pool. The plan has checked the
-// table, but the host may have written it since: nothing outside of the pool is touched.
+// table, but the host may have written it since: nothing outside of the pool is touched. Numbers of heads
+// beyond the layer's keys are its values and what follows them in the page.
 DEVICE u64 key_place(const Paging &paging, const RowPages &pages, u32 position, u32 kv_head) {
   const bool is_of_block = position >= pages.block_begin;
   const u32 place = is_of_block ? position - pages.block_begin : position;

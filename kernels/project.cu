@@ -1,22 +1,23 @@
 // The way into an attention: norm, query / key / value maps, norms of the heads, rotary embedding, append
-// to the pages.
+// to the pages. Layers that read the same rows have their keys and values in one launch.
 //
 // With few rows this is one launch. Each block has a few rows of one head's weights, and the last block
 // of a head finishes it. With many rows the products come first and the heads in a second launch.
 #include "embedding.cuh"
 #include "paging.cuh"
 
-// The map to the heads of queries, keys or values.
+// The map to the heads of queries, or to those of a layer's keys or values.
 struct HeadMap {
   Matrix weight;
   Matrix bias;
-  Matrix output;  // [rows, heads * head_dim]
-  Norm norm;
-  u32 heads;  // 0: not wanted
-  u32 is_normed;
+  Norm norm;  // of each head
 };
 
-enum HeadKind : u32 { query = 0, key = 1, value = 2, head_kinds = 3 };
+// Layers that a launch has keys and values of.
+constexpr u32 max_layers = 8;
+
+// The first map is that to queries. Behind it are those of each layer: to keys, to values.
+constexpr u32 query_map = 0, max_maps = 1 + 2 * max_layers;
 
 struct Rotary {
   u64 inverse_frequency;
@@ -37,17 +38,19 @@ struct ProjectArguments {
   Matrix hidden;
   Norm norm;
   Embedding embedding;
-  HeadMap maps[head_kinds];
+  HeadMap maps[max_maps];
+  Matrix queries;  // [rows, num_heads * head_dim]
+  Matrix kv;       // [rows, num_layers * 2 * num_kv_heads * head_dim], in the order of a page
   Rotary rotary;
-  Paging paging;
+  Paging paging;    // its layer is the first one
   Matrix embedded;  // the rows of the embedding, if they have been brought together
-  u32 head_dim;
+  u32 num_heads;    // 0: no queries are wanted
+  u32 num_layers;   // that keys and values are wanted of
   u32 residual_is_normed;
   u32 most_last_blocks;
-  u32 padding;
 };
-static_assert(sizeof(HeadMap) == 144, "as in src/backend/cuda/project.rs");
-static_assert(sizeof(ProjectArguments) == 1344, "as in src/backend/cuda/project.rs");
+static_assert(sizeof(HeadMap) == 104, "as in src/backend/cuda/project.rs");
+static_assert(sizeof(ProjectArguments) == 2744, "as in src/backend/cuda/project.rs");
 
 // ---- The input -----------------------------------------------------------------------------------
 
@@ -111,24 +114,43 @@ DEVICE Gain gain_of_half(const ProjectArguments &arguments, const Norms &norms, 
 
 // ---- Heads ---------------------------------------------------------------------------------------
 
-// One of all heads.
-struct Head {
-  u32 kind;
-  u32 index;  // among those of its kind
+// One of the heads of a map, or of the blocks of its columns.
+struct PartOfMap {
+  u32 map;
+  u32 index;
 };
 
-DEVICE Head head_of(const ProjectArguments &arguments, u32 index) {
-  u32 kind = query;
-  while (kind + 1 < head_kinds && index >= arguments.maps[kind].heads) {
-    index -= arguments.maps[kind].heads;
-    kind++;
-  }
-  return Head{kind, index};
+// The part number `index` of all, where the queries have `of_queries` and each other map `of_others`.
+DEVICE PartOfMap part_of_map(u32 index, u32 of_queries, u32 of_others) {
+  if (index < of_queries) return PartOfMap{query_map, index};
+  index -= of_queries;
+  return PartOfMap{1 + index / of_others, index % of_others};
+}
+
+DEVICE u32 heads_of_map(const ProjectArguments &arguments, u32 map) {
+  return map == query_map ? arguments.num_heads : arguments.paging.num_kv_heads;
+}
+
+DEVICE PartOfMap head_of(const ProjectArguments &arguments, u32 index) {
+  return part_of_map(index, arguments.num_heads, arguments.paging.num_kv_heads);
 }
 
 DEVICE u32 count_heads(const ProjectArguments &arguments) {
-  return arguments.maps[query].heads + arguments.maps[key].heads + arguments.maps[value].heads;
+  return arguments.num_heads + arguments.num_layers * 2 * arguments.paging.num_kv_heads;
 }
+
+// The number of a map's first head among those of keys and values, which is its place in a page.
+DEVICE u32 first_plane(const ProjectArguments &arguments, u32 map) {
+  return (map - 1) * arguments.paging.num_kv_heads;
+}
+
+// A row of a map's results.
+DEVICE f32 *output_row(const ProjectArguments &arguments, u32 map, u32 row) {
+  if (map == query_map) return f32_row(arguments.queries, row);
+  return f32_row(arguments.kv, row) + first_plane(arguments, map) * arguments.paging.head_dim;
+}
+
+DEVICE bool is_map_to_values(u32 map) { return map != query_map && map % 2 == 0; }
 
 // Sine and cosine of any finite angle. The angle is brought to one eighth of a circle in double
 // precision, where the Taylor polynomials are exact enough for a float.
@@ -157,41 +179,41 @@ DEVICE void sine_cosine(f32 angle, f32 &sine, f32 &cosine) {
 }
 
 // Where a head's keys or values of a row belong; 0 where the table names no page of the pool.
-DEVICE u64 page_place(const ProjectArguments &arguments, const Head &head, u32 row) {
+DEVICE u64 page_place(const ProjectArguments &arguments, const PartOfMap &head, u32 row) {
   const Paging &paging = arguments.paging;
   const u32 sequence = u32(entry(arguments.sequence, row));
   const u32 position = u32(entry(arguments.position, row));
   const RowPages pages = pages_of_row(paging, sequence, row, position);
-  const u64 place = key_place(paging, pages, position, head.index);
-  return place != 0 && head.kind == value ? place + values_behind_keys(paging) : place;
+  return key_place(paging, pages, position, first_plane(arguments, head.map) + head.index);
 }
 
 // Norms and turns a row's head, by a warp; a query in place, keys and values into their page.
-DEVICE void finish_head(const ProjectArguments &arguments, const Head &head, u32 row) {
-  const HeadMap &map = arguments.maps[head.kind];
+DEVICE void finish_head(const ProjectArguments &arguments, const PartOfMap &head, u32 row) {
+  const Norm &norm = arguments.maps[head.map].norm;
   const Rotary &rotary = arguments.rotary;
-  const u32 head_dim = arguments.head_dim, lane = lane_index();
-  const f32 *from = f32_row(map.output, row) + head.index * head_dim;
+  const u32 head_dim = arguments.paging.head_dim, lane = lane_index();
+  const f32 *from = output_row(arguments, head.map, row) + head.index * head_dim;
   u64 to = u64(from);
   u32 dtype = dtype_f32;
-  if (head.kind != query) {
+  if (head.map != query_map) {
     to = page_place(arguments, head, row);
     dtype = arguments.paging.pages.dtype;
     if (to == 0) return;
   }
+  const bool is_normed = norm.epsilon >= 0.0f;
   f32 factor = 1.0f;
-  if (map.is_normed) {
+  if (is_normed) {
     f32 squares = 0.0f;
     for (u32 i = lane; i < head_dim; i += warp_lanes) {
       squares = fused_multiply_add(from[i], from[i], squares);
     }
-    factor = inverse_rms(warp_sum(squares), head_dim, map.norm.epsilon);
+    factor = inverse_rms(warp_sum(squares), head_dim, norm.epsilon);
   }
   const auto element = [&](u32 i) {
-    if (!map.is_normed) return from[i];
-    return multiply_rn(multiply_rn(from[i], factor), element_or(map.norm.weight, i, 1.0f));
+    if (!is_normed) return from[i];
+    return multiply_rn(multiply_rn(from[i], factor), element_or(norm.weight, i, 1.0f));
   };
-  const u32 half = head.kind == value ? 0 : rotary.half;
+  const u32 half = is_map_to_values(head.map) ? 0 : rotary.half;
   const i32 position = entry(arguments.rope_position, row);
   const bool is_long = position >= rotary.long_from;
   const f32 *frequencies = reinterpret_cast<const f32 *>(is_long ? rotary.long_inverse_frequency
@@ -229,12 +251,13 @@ DEVICE void project(const ProjectArguments &arguments) {
   __shared__ Meeting<Shape> meeting;
   __shared__ InputRows<Shape::rows> inputs;
   const Norms norms = norms_of(arguments);
-  const u32 blocks_of_head = (arguments.head_dim + Shape::columns - 1) / Shape::columns;
+  const u32 head_dim = arguments.paging.head_dim;
+  const u32 blocks_of_head = (head_dim + Shape::columns - 1) / Shape::columns;
   const u32 head_index = blockIdx.y / blocks_of_head;
-  const Head head = head_of(arguments, head_index);
-  const HeadMap &map = arguments.maps[head.kind];
+  const PartOfMap head = head_of(arguments, head_index);
+  const HeadMap &map = arguments.maps[head.map];
   const u32 begin = blockIdx.y % blocks_of_head * Shape::columns;  // in the head
-  const u32 first_column = head.index * arguments.head_dim + begin;
+  const u32 first_column = head.index * head_dim + begin;
 
   const ColumnSlice slice = slice_of(warp_index(), norms.columns, norms.halves);
   WeightStream<Kind, Shape> weights;
@@ -246,9 +269,9 @@ DEVICE void project(const ProjectArguments &arguments) {
   const Gain gain = gain_of_half<Kind>(arguments, norms, slice.half);
   accumulate<Kind, Shape, true>(sums, weights, slice, inputs, gain, group.len);
   combine<Shape, true, false>(meeting, sums, norms, group.len, [&](u32 row, u32 column, f32 value) {
-    if (begin + column >= arguments.head_dim) return;
+    if (begin + column >= head_dim) return;
     column += first_column;
-    f32_row(map.output, group.begin + row)[column] =
+    output_row(arguments, head.map, group.begin + row)[column] =
         add_rn(value, element_or(map.bias, column, 0.0f));
   });
 
@@ -284,29 +307,28 @@ KERNEL_RESIDENT(256, 1, project_any_32, ProjectArguments) { project<AnyWeights, 
 
 // ---- Many rows -----------------------------------------------------------------------------------
 
-DEVICE u32 blocks_of_map(const HeadMap &map, u32 head_dim) {
-  return (map.heads * head_dim + block_weights - 1) / block_weights;
+DEVICE u32 blocks_of_heads(const ProjectArguments &arguments, u32 heads) {
+  return (heads * arguments.paging.head_dim + block_weights - 1) / block_weights;
 }
 
 template <class Kind>
 DEVICE void project_many(const ProjectArguments &arguments) {
   __shared__ Stage<Kind> stage;
   __shared__ InputRows<block_rows> inputs;
-  u32 kind = query, block = blockIdx.y;
-  while (block >= blocks_of_map(arguments.maps[kind], arguments.head_dim)) {
-    block -= blocks_of_map(arguments.maps[kind], arguments.head_dim);
-    kind++;
-  }
-  const HeadMap &map = arguments.maps[kind];
-  const u32 first_column = block * block_weights;
+  const PartOfMap block =
+      part_of_map(blockIdx.y, blocks_of_heads(arguments, arguments.num_heads),
+                  blocks_of_heads(arguments, arguments.paging.num_kv_heads));
+  const HeadMap &map = arguments.maps[block.map];
+  const u32 columns = heads_of_map(arguments, block.map) * arguments.paging.head_dim;
+  const u32 first_column = block.index * block_weights;
   const RowGroup group = group_of_block(arguments.rows, block_rows);
   if (group.len == 0) return;
   const Norms norms = norms_of(arguments);
   find_rows(inputs, arguments, norms, group);
   const auto place = [&](u32 row, u32 column) {
     column += first_column;
-    f32 *output = f32_row(map.output, group.begin + row) + column;
-    return column < map.heads * arguments.head_dim ? output : nullptr;
+    f32 *output = output_row(arguments, block.map, group.begin + row) + column;
+    return column < columns ? output : nullptr;
   };
   multiply_block<Kind, true, false>(
       stage, norms, [&](u32 row) { return weight_row(map.weight, first_column + row); }, inputs,

@@ -309,6 +309,7 @@ fn keys_and_values_of_blocks_stay_in_their_own_pages() {
         let results = on_both(|place| {
             let [query, key, value] =
                 [0, 1, 2].map(|map| Linear { weight: place.matrix(&maps[map]), bias: None });
+            let kv = [KvProjection { key, value, key_norm: None }];
             let bytes = backend(place.device).projection_scratch(rows.most, scene.heads);
             let frequencies: Vec<f32> = (0..head_dim / 2).map(|i| 0.9_f32.powi(i as i32)).collect();
             let frequencies = place.array(&frequencies);
@@ -324,12 +325,8 @@ fn keys_and_values_of_blocks_stay_in_their_own_pages() {
                     norm: None,
                     output: place.output(rows.most, num_heads * head_dim),
                 }),
-                kv: Some(KvProjection {
-                    key,
-                    value,
-                    key_norm: None,
-                    scratch: place.output(rows.most, 2 * num_kv_heads * head_dim),
-                }),
+                kv: &kv,
+                kv_scratch: place.output(rows.most, 2 * num_kv_heads * head_dim),
                 rotary: Rotary {
                     inverse_frequency: frequencies,
                     long_inverse_frequency: frequencies,

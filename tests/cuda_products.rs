@@ -372,8 +372,7 @@ struct ProjectCase {
     embedding: Option<EmbeddingValues>,
     heads: AttentionHeads,
     query: Option<(Values, Option<Values>, Option<Option<Values>>)>,
-    kv: Option<[(Values, Option<Values>); 2]>,
-    key_gain: Option<Option<Values>>,
+    kv: Vec<LayerValues>,
     frequencies: [Vec<f32>; 2],
     long_from: usize,
     rotary_scale: f32,
@@ -384,14 +383,34 @@ struct ProjectCase {
     page_row: Vec<i32>,
     num_pages: usize,
     layer: usize,
+    /// Of a page.
+    layers: usize,
 }
 
-const LAYERS: usize = 2;
+/// The maps to a layer's keys and values, and the norm of its keys.
+#[derive(Clone, Debug)]
+struct LayerValues {
+    key: (Values, Option<Values>),
+    value: (Values, Option<Values>),
+    key_gain: Option<Option<Values>>,
+}
+
 const SEQUENCES: usize = 7;
 const PAGES_OF_SEQUENCE: usize = 6;
 
 impl ProjectCase {
-    fn random(random: &mut Random, mut rows: RowValues) -> Self {
+    /// One layer, of pages with two.
+    fn random(random: &mut Random, rows: RowValues) -> Self {
+        Self::random_layers(random, rows, 1, 2)
+    }
+
+    /// A phase that has so many layers of those of the pages.
+    fn random_layers(
+        random: &mut Random,
+        mut rows: RowValues,
+        kv_layers: usize,
+        layers: usize,
+    ) -> Self {
         let hidden = WIDTHS[random.below(9)];
         let head_dim = [8, 20, 32, 36, 64, 80, 128][random.below(7)];
         let num_kv_heads = 1 + random.below(3);
@@ -412,12 +431,18 @@ impl ProjectCase {
         let head_gain = |random: &mut Random| {
             optional(random, |random| optional(random, |random| Values::gain(random, head_dim)))
         };
-        let halves = random.below(4);
+        let halves = if kv_layers == 1 { random.below(4) } else { 2 * random.below(2) };
         let query = (halves != 0).then(|| {
             let (weight, bias) = map(random, heads.num_heads);
             (weight, bias, head_gain(random))
         });
-        let kv = (halves != 1).then(|| [map(random, num_kv_heads), map(random, num_kv_heads)]);
+        let kv_layers = if halves == 1 { 0 } else { kv_layers };
+        let kv = (0..kv_layers).map(|_| LayerValues {
+            key: map(random, num_kv_heads),
+            value: map(random, num_kv_heads),
+            key_gain: head_gain(random),
+        });
+        let kv = kv.collect();
         let page_size = [1, 16, 37][random.below(3)].max(rows.most.div_ceil(SEQUENCES * 3));
         Self::place_rows(random, &mut rows, embedding.as_ref(), page_size);
         let half = 1 + random.below(head_dim / 2);
@@ -434,7 +459,6 @@ impl ProjectCase {
             heads,
             query,
             kv,
-            key_gain: head_gain(random),
             frequencies,
             long_from: [0, 1000, usize::MAX][random.below(3)],
             rotary_scale: 1.0 + random.below(2) as f32 * 0.25,
@@ -444,7 +468,8 @@ impl ProjectCase {
             table,
             page_row: (0..SEQUENCES).map(|b| (b * PAGES_OF_SEQUENCE) as i32).collect(),
             num_pages,
-            layer: random.below(LAYERS),
+            layer: random.below(layers - kv_layers + 1),
+            layers,
             rows,
         }
     }
@@ -505,6 +530,12 @@ impl ProjectCase {
             let given = embedding.given.as_ref().map(|given| place.matrix(given));
             (segments, given, place.norm(&embedding.gain))
         });
+        let kv = self.kv.iter().map(|LayerValues { key, value, key_gain }| KvProjection {
+            key: place.linear(&key.0, &key.1),
+            value: place.linear(&value.0, &value.1),
+            key_norm: key_gain.as_ref().map(|gain| place.norm(gain)),
+        });
+        let kv: Vec<KvProjection> = kv.collect();
         let pages = self.pages(&mut place);
         let turned = self.frequencies[0].len();
         let inputs = self.hidden.columns * if embedding.is_some() { 2 } else { 1 };
@@ -528,12 +559,8 @@ impl ProjectCase {
                 norm: gain.as_ref().map(|gain| place.norm(gain)),
                 output: place.output(most, num_heads * head_dim),
             }),
-            kv: self.kv.as_ref().map(|[key, value]| KvProjection {
-                key: place.linear(&key.0, &key.1),
-                value: place.linear(&value.0, &value.1),
-                key_norm: self.key_gain.as_ref().map(|gain| place.norm(gain)),
-                scratch: place.output(most, 2 * num_kv_heads * head_dim),
-            }),
+            kv: &kv,
+            kv_scratch: place.output(most, kv.len().max(1) * 2 * num_kv_heads * head_dim),
             rotary: Rotary {
                 inverse_frequency: place.array(&self.frequencies[0]),
                 long_inverse_frequency: place.array(&self.frequencies[1]),
@@ -569,7 +596,7 @@ impl ProjectCase {
 
     fn pages(&self, place: &mut Place) -> Matrix {
         let AttentionHeads { num_kv_heads, head_dim, .. } = self.heads;
-        let columns = LAYERS * 2 * num_kv_heads * self.page_size * head_dim;
+        let columns = self.layers * 2 * num_kv_heads * self.page_size * head_dim;
         place.matrix(&Values {
             rows: self.num_pages,
             columns,
@@ -592,7 +619,7 @@ impl ProjectCase {
             if let Some(query) = query {
                 result.extend(part(query, row, num_heads * head_dim));
             }
-            if self.kv.is_some() && row < self.rows.count {
+            if !self.kv.is_empty() && row < self.rows.count {
                 let position = self.rows.position[row] as usize;
                 let first = self.page_row[self.rows.sequence[row] as usize] as usize;
                 let page = self.table[first + position / self.page_size];
@@ -602,7 +629,7 @@ impl ProjectCase {
                     results.push(result);
                     continue;
                 };
-                for head in 0..2 * num_kv_heads {
+                for head in 0..self.kv.len() * 2 * num_kv_heads {
                     let plane = self.layer * 2 * num_kv_heads + head;
                     let offset = plane * self.page_size + position % self.page_size;
                     let place = page * page_columns + offset * head_dim;
@@ -629,22 +656,80 @@ impl ProjectCase {
     }
 }
 
+#[track_caller]
+fn assert_same_projections(case: &ProjectCase, number: u64) {
+    let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
+    for (row, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        let what = format!("case {number} row {row} of {:?}", case.rows.count);
+        // Values next to a middle may be rounded to either side in the pages.
+        let rounding = match case.kv_dtype {
+            Dtype::F32 => 0.0,
+            Dtype::F16 => 1.0 / 1024.0,
+            Dtype::Bf16 => 1.0 / 128.0,
+        };
+        assert_close(found, expected, expected.len().max(1), TOLERANCE + rounding, &what);
+    }
+}
+
 #[test]
 fn projections_turn_and_append_as_on_the_cpu() {
     let Some(_turn) = cuda_test() else { return };
     for (number, mut random) in cases(test_cases(100, 40)) {
         let rows = random_rows(&mut random);
-        let case = ProjectCase::random(&mut random, rows);
-        let (found, expected) = (case.run(Device::Cuda), case.run(Device::Cpu));
-        for (row, (found, expected)) in found.iter().zip(&expected).enumerate() {
-            let what = format!("case {number} row {row} of {:?}", case.rows.count);
-            // Values next to a middle may be rounded to either side in the pages.
-            let rounding = match case.kv_dtype {
-                Dtype::F32 => 0.0,
-                Dtype::F16 => 1.0 / 2048.0,
-                Dtype::Bf16 => 1.0 / 256.0,
-            };
-            assert_close(found, expected, expected.len().max(1), TOLERANCE + rounding, &what);
+        assert_same_projections(&ProjectCase::random(&mut random, rows), number);
+    }
+}
+
+/// Few layers, as many as a launch has, and so many that they take several launches.
+const LAYER_COUNTS: [usize; 6] = [2, 3, 5, 8, 9, 19];
+
+#[test]
+fn keys_and_values_of_several_layers_are_appended_as_on_the_cpu() {
+    let Some(_turn) = cuda_test() else { return };
+    for (number, mut random) in cases(test_cases(60, 18)) {
+        let layers = LAYER_COUNTS[number as usize % LAYER_COUNTS.len()];
+        let rows = random_rows(&mut random);
+        let of_pages = layers + random.below(3);
+        let case = ProjectCase::random_layers(&mut random, rows, layers, of_pages);
+        assert_same_projections(&case, number);
+    }
+}
+
+#[test]
+fn what_layers_append_together_is_what_each_appends_alone() {
+    let Some(_turn) = cuda_test() else { return };
+    for (number, mut random) in cases(test_cases(24, 6)) {
+        let layers = LAYER_COUNTS[number as usize % LAYER_COUNTS.len()];
+        let rows = random_rows(&mut random);
+        let mut case = ProjectCase::random_layers(&mut random, rows, layers, layers);
+        case.query = None;
+        case.residual_is_normed = false;
+        // Whether weights lie as vectors decides how they are multiplied, for all of a phase.
+        for layer in &mut case.kv {
+            for (weight, _) in [&mut layer.key, &mut layer.value] {
+                weight.layout = COMPACT;
+            }
+        }
+        for device in [Device::Cpu, Device::Cuda] {
+            let together = case.run(device);
+            let width = case.hidden.columns;
+            let mut alone: Vec<Vec<f32>> = Vec::new();
+            for (index, layer) in case.kv.iter().enumerate() {
+                let part = ProjectCase {
+                    kv: vec![layer.clone()],
+                    layer: case.layer + index,
+                    ..case.clone()
+                };
+                let found = part.run(device);
+                alone.resize(found.len() - 1, Vec::new());
+                for (row, found) in alone.iter_mut().zip(&found) {
+                    let appended = if row.is_empty() { 0 } else { width };
+                    row.extend_from_slice(&found[appended..]);
+                }
+            }
+            for (row, (together, alone)) in together.iter().zip(&alone).enumerate() {
+                assert_same_bits(together, alone, &format!("case {number} row {row} {device:?}"));
+            }
         }
     }
 }

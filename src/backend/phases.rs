@@ -404,17 +404,15 @@ pub struct QueryProjection {
     pub output: Matrix,
 }
 
-/// The key and value half.
+/// The key and value half, of a layer.
 #[derive(Clone, Copy, Debug)]
 pub struct KvProjection {
-    /// The map to the keys.
+    /// The map to the keys, `[kv_heads * head_dim]`.
     pub key: Linear,
-    /// The map to the values.
+    /// The map to the values, as many.
     pub value: Linear,
     /// The norm of each key head.
     pub key_norm: Option<Norm>,
-    /// Scratch for keys and values, `[rows, 2 * kv_heads * head_dim]`.
-    pub scratch: Matrix,
 }
 
 /// Where the pages of the rows' sequences are.
@@ -426,7 +424,7 @@ pub struct Paging {
     pub table: Span<i32>,
     /// The first entry of each sequence in it.
     pub page_row: Span<i32>,
-    /// The decoder layer.
+    /// The decoder layer, the first one where a phase has several.
     pub layer: usize,
     /// Where the keys and values of the rows themselves are, if these are the rows of blocks.
     pub block: Option<BlockKv>,
@@ -462,7 +460,8 @@ pub struct Mask {
     pub sees_block: bool,
 }
 
-/// Norm, query / key / value maps, per-head norms, rotary embedding, append to the pages.
+/// Norm, query / key / value maps, per-head norms, rotary embedding, append to the pages. Layers that read
+/// the same rows append their keys and values together.
 #[derive(Clone, Copy, Debug)]
 pub struct Project<'a> {
     /// The rows.
@@ -480,8 +479,12 @@ pub struct Project<'a> {
     pub input: Matrix,
     /// The queries, where they are wanted.
     pub query: Option<QueryProjection>,
-    /// The keys and values, where they are wanted.
-    pub kv: Option<KvProjection>,
+    /// The keys and values, where they are wanted: of the layer that `paging` names and of those that
+    /// follow it. Rows of blocks have those of one layer.
+    pub kv: &'a [KvProjection],
+    /// Scratch for keys and values in the order of their pages: of each layer the keys, then the values,
+    /// `[rows, layers * 2 * kv_heads * head_dim]`.
+    pub kv_scratch: Matrix,
     /// The rotary embedding.
     pub rotary: Rotary,
     /// Scratch for its cosines and sines, `[rows, rotated]`.

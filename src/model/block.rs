@@ -5,7 +5,7 @@
 //! that are made of DFlash have heads of their own.
 
 use super::candidates::{Candidates, CandidatesScratch};
-use super::decoder::{BlockScratch, Decoder, DraftRows, Halves, RowLimits, Scratch, Step};
+use super::decoder::{BlockScratch, Decoder, Extent, Halves, RowLimits, Scratch, Step};
 use super::fusion::FeatureFusion;
 use super::markov::{Confidence, Markov, MarkovScratch};
 use super::placement::Placement;
@@ -202,9 +202,16 @@ impl Block {
         let drafts = limits.drafts.min(self.most_drafts);
         let (len, hidden) = (self.rows_of_block(drafts), self.decoder.hidden_size());
         let (rows, slots) = (limits.sequences * len, limits.sequences * drafts);
-        let width = self.head.input_width();
-        let draft_rows = DraftRows { rows, proposals: slots, width };
-        let mut scratch = self.decoder.carve(carver, backend, pool, limits, draft_rows);
+        let extent = Extent {
+            rows,
+            proposals: slots,
+            width: self.head.input_width(),
+            layers: match self.entry {
+                Entry::Continued { .. } => 1,
+                Entry::Anchored { .. } => self.decoder.num_layers(),
+            },
+        };
+        let mut scratch = self.decoder.carve(carver, backend, pool, limits, extent);
         let page_columns = 2 * pool.num_kv_heads * pool.page_size * pool.head_dim;
         let pages = limits.sequences * len.div_ceil(pool.page_size);
         scratch.block = Some(BlockScratch {

@@ -22,6 +22,8 @@ use std::ops::Range;
 pub struct Decoder {
     embedding: Vec<Matrix>,
     layers: Vec<Layer>,
+    /// Of each layer the maps to keys and values.
+    kv: Vec<KvProjection>,
     norm: Option<Norm>,
     head: Vec<Matrix>,
     target_ids: Option<Span<i32>>,
@@ -51,9 +53,6 @@ struct Layer {
     query: Linear,
     query_norm: Option<Norm>,
     attention_gate: Option<Linear>,
-    key: Linear,
-    key_norm: Option<Norm>,
-    value: Linear,
     output: Linear,
     post_attention_norm: Norm,
     mlp: Mlp,
@@ -99,15 +98,25 @@ pub struct RowLimits {
     pub positions: usize,
 }
 
-/// The rows of a session's drafts.
+/// What a session's network works on at a time, besides the rows that it commits.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct DraftRows {
-    /// That run at a time.
+pub(super) struct Extent {
+    /// Rows of drafts.
     pub(super) rows: usize,
-    /// That tokens are proposed from at a time.
+    /// Rows that tokens are proposed from.
     pub(super) proposals: usize,
     /// The width of what tokens are proposed from, if that is not a hidden state.
     pub(super) width: usize,
+    /// Layers that committed rows append their keys and values to.
+    pub(super) layers: usize,
+}
+
+impl Extent {
+    /// Of networks that run a row of each sequence through one layer after the other.
+    pub(super) fn sequential(limits: &RowLimits) -> Self {
+        let rows = limits.sequences;
+        Self { rows, proposals: rows, width: 0, layers: 1 }
+    }
 }
 
 /// A session's memory for the intermediate rows.
@@ -126,7 +135,7 @@ pub struct Scratch {
     query: Matrix,
     attention: Matrix,
     attention_gate: Option<Matrix>,
-    kv: Matrix,
+    kv: Span<f32>,
     turns: Matrix,
     pub(super) gate: Matrix,
     experts: Option<ExpertScratch>,
@@ -178,10 +187,19 @@ impl Scratch {
 
     /// The normed input of a phase, as wide as it needs.
     pub(super) fn input(&self, columns: usize) -> Matrix {
-        let rows = self.input.len() / columns;
-        let address = self.input.address();
-        Matrix { address, dtype: Dtype::F32, rows, columns, row_stride: columns }
+        rows_of(self.input, columns)
     }
+
+    /// Keys and values of so many layers.
+    fn kv(&self, layers: usize) -> Matrix {
+        rows_of(self.kv, layers * 2 * self.pool.num_kv_heads * self.pool.head_dim)
+    }
+}
+
+/// As many rows of this width as there is memory for.
+fn rows_of(memory: Span<f32>, columns: usize) -> Matrix {
+    let (address, rows) = (memory.address(), memory.len() / columns.max(1));
+    Matrix { address, dtype: Dtype::F32, rows, columns, row_stride: columns }
 }
 
 /// What one run of the network works on.
@@ -234,8 +252,10 @@ impl Decoder {
         let shape = Shape::of(description)?;
         let layers = description.layers.iter();
         let layers = layers.map(|layer| Layer::place(layer, epsilon, placement));
-        let rope = &description.decoder.rope;
         let layers = layers.collect::<Result<_>>()?;
+        let kv = description.layers.iter().map(|layer| place_kv(layer, epsilon, placement));
+        let kv = kv.collect::<Result<_>>()?;
+        let rope = &description.decoder.rope;
         let vocabulary = description.decoder.sizes.vocabulary;
         let embedding = placement.embedding(&description.embedding, vocabulary)?;
         let norm = placement.optional_norm(description.norm.as_ref(), epsilon)?;
@@ -245,6 +265,7 @@ impl Decoder {
         };
         Ok(Self {
             layers,
+            kv,
             embedding,
             norm,
             head,
@@ -292,12 +313,13 @@ impl Decoder {
         backend: &dyn Backend,
         pool: KvPool,
         limits: &RowLimits,
-        draft: DraftRows,
+        extent: Extent,
     ) -> Scratch {
-        let DraftRows { rows: draft_rows, proposals, width } = draft;
+        let Extent { rows: draft_rows, proposals, width, layers } = extent;
         let Shape { hidden, heads, .. } = self.shape;
         let chunk_rows = limits.commit.min(backend.description().commit_rows);
         let rows = chunk_rows.max(draft_rows);
+        let kv_rows = chunk_rows.saturating_mul(layers).max(draft_rows);
         let input_columns = self.shape.features.max(2 * hidden).max(width);
         let mut f32_matrix = |rows, columns| carver.matrix(Dtype::F32, rows, columns);
         let query_columns = heads.num_heads * heads.head_dim;
@@ -307,7 +329,6 @@ impl Decoder {
         let attention = f32_matrix(rows, query_columns);
         let is_gated = self.layers.iter().any(|layer| layer.attention_gate.is_some());
         let attention_gate = is_gated.then(|| f32_matrix(rows, query_columns));
-        let kv = f32_matrix(rows, 2 * heads.num_kv_heads * heads.head_dim);
         let turns = f32_matrix(rows, 2 * self.rotary.inverse_frequency.len());
         let gate = f32_matrix(rows, self.shape.intermediate);
         let logits = f32_matrix(proposals, self.shape.draft_vocabulary);
@@ -337,7 +358,7 @@ impl Decoder {
             query,
             attention,
             attention_gate,
-            kv,
+            kv: carver.span(kv_rows.saturating_mul(2 * heads.num_kv_heads * heads.head_dim)),
             turns,
             gate,
             experts,
@@ -405,7 +426,7 @@ impl Decoder {
         let embedding = layer.hidden_norm.map(|_| self.embedding_input(step, layer.input_norm));
         let norm = layer.hidden_norm.or(layer.input_norm);
         let input = self.convolved(step, layer.attention_convolution, (hidden, norm))?;
-        self.project_input(step, index, input, embedding, halves)
+        self.project_input(step, index..index + 1, input, embedding, halves)
     }
 
     /// What half of a layer reads, with its norm: the residual stream, or what a convolution makes of it.
@@ -454,8 +475,7 @@ impl Decoder {
     /// Keys and values of all layers from the same rows of the target's context, which pass no layer.
     pub(super) fn append_context(&self, step: &Step<'_>, norm: Norm) -> Result<()> {
         let input = (step.scratch.hidden, Some(norm));
-        (0..self.layers.len())
-            .try_for_each(|index| self.project_input(step, index, input, None, Halves::KeyValue))
+        self.project_input(step, 0..self.layers.len(), input, None, Halves::KeyValue)
     }
 
     /// Adds what half of a layer ends with to the residual stream, through its convolution if it has one.
@@ -475,25 +495,22 @@ impl Decoder {
         self.convolve(step, &convolution, Side::Behind, (scratch.behind, None), hidden)
     }
 
-    /// The projections of a layer from hidden states, their norm, and what stands before them.
+    /// The projections of a layer from hidden states, their norm, and what stands before them; keys and
+    /// values may be those of several layers.
     fn project_input(
         &self,
         step: &Step<'_>,
-        index: usize,
+        layers: Range<usize>,
         (hidden, norm): (Matrix, Option<Norm>),
         embedding: Option<EmbeddingInput<'_>>,
         halves: Halves,
     ) -> Result<()> {
-        let (layer, scratch) = (&self.layers[index], step.scratch);
+        let (first, scratch) = (layers.start, step.scratch);
+        let layer = &self.layers[first];
         let columns = if embedding.is_some() { 2 * self.shape.hidden } else { self.shape.hidden };
         let query =
             QueryProjection { linear: layer.query, norm: layer.query_norm, output: scratch.query };
-        let kv = KvProjection {
-            key: layer.key,
-            value: layer.value,
-            key_norm: layer.key_norm,
-            scratch: scratch.kv,
-        };
+        let kv = if halves == Halves::Query { &[] } else { &self.kv[layers] };
         let phase = Project {
             rows: step.rows,
             hidden,
@@ -505,10 +522,11 @@ impl Decoder {
             embedding,
             input: scratch.input(columns),
             query: (halves != Halves::KeyValue).then_some(query),
-            kv: (halves != Halves::Query).then_some(kv),
+            kv,
+            kv_scratch: scratch.kv(kv.len()),
             rotary: self.rotary,
             turns: scratch.turns,
-            paging: step.paging(index),
+            paging: step.paging(first),
             scratch: scratch.projection_scratch,
         };
         step.backend.project(step.stream, &phase)
@@ -717,9 +735,6 @@ impl Layer {
             hidden_norm: placement.optional_norm(description.hidden_norm.as_ref(), epsilon)?,
             query: placement.linear(&description.query)?,
             query_norm: placement.optional_norm(description.query_norm.as_ref(), epsilon)?,
-            key: placement.linear(&description.key)?,
-            key_norm: placement.optional_norm(description.key_norm.as_ref(), epsilon)?,
-            value: placement.linear(&description.value)?,
             output: placement.linear(&description.output)?,
             attention_gate: match &description.attention_gate {
                 Some(gate) => Some(placement.linear(gate)?),
@@ -745,6 +760,18 @@ impl Layer {
             },
         })
     }
+}
+
+fn place_kv(
+    description: &checkpoint::DecoderLayer,
+    epsilon: f32,
+    placement: &mut Placement<'_>,
+) -> Result<KvProjection> {
+    Ok(KvProjection {
+        key: placement.linear(&description.key)?,
+        value: placement.linear(&description.value)?,
+        key_norm: placement.optional_norm(description.key_norm.as_ref(), epsilon)?,
+    })
 }
 
 fn convolution(

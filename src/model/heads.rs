@@ -1,7 +1,7 @@
 //! MLP speculators: one head after the other, each an MLP that reads the state of the one before and the
 //! token that it chose. The first one reads a hidden state of the target. Nothing is kept between calls.
 
-use super::decoder::{Decoder, DraftRows, RowLimits, Scratch, Step};
+use super::decoder::{Decoder, Extent, RowLimits, Scratch, Step};
 use super::placement::Placement;
 use crate::backend::Backend;
 use crate::backend::phases::{KvPool, Norm, StateSource, StepMlp};
@@ -72,9 +72,7 @@ impl Heads {
     ) -> Scratch {
         // Rows that are only committed pass no phase.
         let limits = RowLimits { commit: 1, ..*limits };
-        let rows = limits.sequences;
-        let draft = DraftRows { rows, proposals: rows, width: 0 };
-        self.decoder.carve(carver, backend, pool, &limits, draft)
+        self.decoder.carve(carver, backend, pool, &limits, Extent::sequential(&limits))
     }
 
     /// The state of the drafting rows in a step.

@@ -6,7 +6,7 @@
 //! (Leviathan et al., 2023, "Fast Inference from Transformers via Speculative Decoding") is a language
 //! model of its own, which reads tokens alone.
 
-use super::decoder::{Decoder, DraftRows, Halves, RowLimits, Scratch, Step};
+use super::decoder::{Decoder, Extent, Halves, RowLimits, Scratch, Step};
 use super::fusion::FeatureFusion;
 use super::placement::Placement;
 use crate::backend::Backend;
@@ -62,9 +62,7 @@ impl Sequential {
         pool: KvPool,
         limits: &RowLimits,
     ) -> Scratch {
-        let rows = limits.sequences;
-        let draft = DraftRows { rows, proposals: rows, width: 0 };
-        self.decoder.carve(carver, backend, pool, limits, draft)
+        self.decoder.carve(carver, backend, pool, limits, Extent::sequential(limits))
     }
 
     /// Commits the step's rows: appends their keys and values in all layers, and keeps the residual

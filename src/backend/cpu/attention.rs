@@ -80,6 +80,11 @@ impl<'a> Places<'a> {
 
     /// Where a head's keys or values of a position lie.
     fn address(&self, position: usize, head: usize, value: bool) -> u64 {
+        self.plane_address(position, usize::from(value) * self.paging.pool.num_kv_heads + head)
+    }
+
+    /// The same by a head's number among the heads of keys and values, from the layer's first on.
+    fn plane_address(&self, position: usize, plane: usize) -> u64 {
         let KvPool { pages, page_size, num_kv_heads, head_dim, .. } = self.paging.pool;
         let (pages, page, place, layer) = match self.block {
             Some(block) if position >= block.begin => {
@@ -96,7 +101,7 @@ impl<'a> Places<'a> {
                 (pages, page, position % page_size, self.paging.layer)
             }
         };
-        let plane = (layer * 2 + usize::from(value)) * num_kv_heads + head;
+        let plane = layer * 2 * num_kv_heads + plane;
         let offset = (plane * page_size + place) * head_dim;
         pages.row_address(page) + (offset * pages.dtype.size()) as u64
     }
@@ -119,8 +124,8 @@ impl<'a> Places<'a> {
     }
 }
 
-/// Writes a row's keys and values, `[kv_heads, head_dim]` each, given its place among the phase's rows,
-/// its sequence and its position.
+/// Writes a row's keys and values, `[layers, 2, kv_heads, head_dim]`, given its place among the phase's
+/// rows, its sequence and its position.
 ///
 /// # Safety
 ///
@@ -128,17 +133,14 @@ impl<'a> Places<'a> {
 pub unsafe fn append(
     paging: &Paging,
     (row, sequence, position): (usize, usize, usize),
-    keys: &[f32],
-    values: &[f32],
+    keys_and_values: &[f32],
 ) {
     let KvPool { head_dim, pages, .. } = paging.pool;
     let places = Places::of(paging, row, sequence, position);
-    for (value, rows) in [(false, keys), (true, values)] {
-        for (head, row) in rows.chunks_exact(head_dim).enumerate() {
-            let address = places.address(position, head, value);
-            // SAFETY: inside of the page, as this function's contract.
-            unsafe { store(row, address, pages.dtype) };
-        }
+    for (plane, head) in keys_and_values.chunks_exact(head_dim).enumerate() {
+        let address = places.plane_address(position, plane);
+        // SAFETY: inside of the page, as this function's contract.
+        unsafe { store(head, address, pages.dtype) };
     }
 }
 
@@ -510,10 +512,11 @@ mod tests {
             let first = [0];
             let paging = sequence.paging(&first);
             for position in 0..len {
-                let keys: Vec<f32> = (0..width).map(|column| key(position, column)).collect();
-                let values: Vec<f32> = (0..width).map(|column| value(position, column)).collect();
+                let keys = (0..width).map(|column| key(position, column));
+                let values = (0..width).map(|column| value(position, column));
+                let both: Vec<f32> = keys.chain(values).collect();
                 // SAFETY: the pages have room for all positions.
-                unsafe { append(&paging, (0, 0, position), &keys, &values) };
+                unsafe { append(&paging, (0, 0, position), &both) };
             }
             sequence
         }

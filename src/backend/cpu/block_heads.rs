@@ -103,7 +103,7 @@ impl CpuBackend {
                 MarkovCell::Gated { weight } => {
                     let gates = gates.column_range(0, rank);
                     let products = [Product::of(&weight, gates, Sink::Store)];
-                    multiply(&self.pool, self.isa, &embedded, rows, &products);
+                    multiply(&self.pool, self.isa, &embedded, rows, products);
                     self.pool.run(rows, &|index| {
                         let (gates, part) = (row(&gates, index), row(&phase.part, index));
                         let embedded = row(&embedded, index);
@@ -124,7 +124,7 @@ impl CpuBackend {
                         }
                     });
                     let products = [Product::of(&weight, gates, Sink::Store)];
-                    multiply(&self.pool, self.isa, &input, rows, &products);
+                    multiply(&self.pool, self.isa, &input, rows, products);
                     self.pool.run(rows, &|index| {
                         let (gates, part) = (row(&gates, index), row(&phase.part, index));
                         let state = row(&state, index);
@@ -261,16 +261,16 @@ impl CpuBackend {
             });
             let weights = &phase.weights;
             let input = [Product::of(&weights.input, phase.mixed, Sink::Store)];
-            multiply(&self.pool, self.isa, &phase.input, blocks * used, &input);
+            multiply(&self.pool, self.isa, &phase.input, blocks * used, input);
             self.pool.run(blocks, &|block| self.mix(phase, block));
             let slots = blocks * phase.slots.num_slots;
             let up = Linear::unbiased(weights.up);
             let gate = Linear::unbiased(weights.gate);
             let sink = Sink::Gate(Activation::Silu, &up);
             let gated = [linear_product(&gate, phase.inner, sink)];
-            multiply(&self.pool, self.isa, &phase.output, slots, &gated);
+            multiply(&self.pool, self.isa, &phase.output, slots, gated);
             let down = [Product::of(&weights.down, phase.output, Sink::Add)];
-            multiply(&self.pool, self.isa, &phase.inner, slots, &down);
+            multiply(&self.pool, self.isa, &phase.inner, slots, down);
         }
     }
 

@@ -6,9 +6,8 @@ use super::memory::{elements, elements_mut, place, row, row_mut, store};
 use super::{attention, vector, verify};
 use crate::backend::phases::{
     Activation, AddProjection, BlockInput, Choice, DraftBatch, EmbedTokens, EmbeddingInput,
-    FeatureNorm, FuseFeatures, FuseToken, GateUp, Gather, HiddenSource, KvProjection, Linear,
-    MapRows, Norm, Project, Propose, QueryProjection, RowSegments, Rows, StartBlock, StateSource,
-    StepMlp,
+    FeatureNorm, FuseFeatures, FuseToken, GateUp, Gather, HiddenSource, Linear, MapRows, Norm,
+    Project, Propose, QueryProjection, RowSegments, Rows, StartBlock, StateSource, StepMlp,
 };
 use crate::backend::verify::SamplingArrays;
 use crate::tensor::{Matrix, Span};
@@ -57,7 +56,7 @@ impl CpuBackend {
                 self.concatenate(phase, source, row_mut(&phase.input, index));
             });
             let product = linear_product(&phase.linear, phase.hidden, Sink::Store);
-            multiply(&self.pool, self.isa, &phase.input, rows, &[product]);
+            multiply(&self.pool, self.isa, &phase.input, rows, [product]);
         }
     }
 
@@ -98,7 +97,7 @@ impl CpuBackend {
                 self.norm(hidden, phase.norm.as_ref());
             });
             let product = linear_product(&phase.linear, phase.hidden, Sink::Store);
-            multiply(&self.pool, self.isa, &phase.input, rows, &[product]);
+            multiply(&self.pool, self.isa, &phase.input, rows, [product]);
         }
     }
 
@@ -118,7 +117,7 @@ impl CpuBackend {
         unsafe {
             let rows = active(&phase.rows);
             self.pool.run(rows, &|index| self.read_state(phase, index));
-            multiply(&self.pool, self.isa, &phase.input, rows, &[product]);
+            multiply(&self.pool, self.isa, &phase.input, rows, [product]);
             self.pool.run(rows, &|index| {
                 let (state, other) =
                     (row_mut(&phase.state, index), row_mut(&phase.embedded, index));
@@ -166,20 +165,15 @@ impl CpuBackend {
         unsafe {
             let rows = active(&phase.rows);
             self.pool.run(rows, &|index| self.projection_input(phase, index));
-            if let Some(QueryProjection { linear, output, .. }) = &phase.query {
-                let product = linear_product(linear, *output, Sink::Store);
-                multiply(&self.pool, self.isa, &phase.input, rows, &[product]);
-            }
-            if let Some(KvProjection { key, value, scratch, .. }) = &phase.kv {
-                let width = key.weight.rows;
-                let (keys, values) =
-                    (scratch.column_range(0, width), scratch.column_range(width, width));
-                let products = [
-                    linear_product(key, keys, Sink::Store),
-                    linear_product(value, values, Sink::Store),
-                ];
-                multiply(&self.pool, self.isa, &phase.input, rows, &products);
-            }
+            let query = phase.query.iter();
+            let query = query.map(|query| linear_product(&query.linear, query.output, Sink::Store));
+            let kv = phase.kv.iter().flat_map(|kv| [&kv.key, &kv.value]).enumerate();
+            let kv = kv.map(|(index, linear)| {
+                let width = linear.weight.rows;
+                let output = phase.kv_scratch.column_range(index * width, width);
+                linear_product(linear, output, Sink::Store)
+            });
+            multiply(&self.pool, self.isa, &phase.input, rows, query.chain(kv));
             self.pool.run(rows, &|index| self.finish_projection(phase, index));
         }
     }
@@ -229,14 +223,18 @@ impl CpuBackend {
             if let Some(QueryProjection { norm, output, .. }) = &phase.query {
                 self.turn_heads(row_mut(output, index), head_dim, norm.as_ref(), turns);
             }
-            if let Some(KvProjection { key_norm, scratch, .. }) = &phase.kv {
-                let both = row_mut(scratch, index);
-                let (keys, values) = both.split_at_mut(both.len() / 2);
-                self.turn_heads(keys, head_dim, key_norm.as_ref(), turns);
-                let sequence = elements(phase.rows.sequence)[index] as usize;
-                let position = elements(phase.rows.position)[index] as usize;
-                attention::append(&phase.paging, (index, sequence, position), keys, values);
+            if phase.kv.is_empty() {
+                return;
             }
+            let all = row_mut(&phase.kv_scratch, index);
+            let layers = all.chunks_exact_mut(all.len() / phase.kv.len());
+            for (both, kv) in layers.zip(phase.kv) {
+                let keys = &mut both[..kv.key.weight.rows];
+                self.turn_heads(keys, head_dim, kv.key_norm.as_ref(), turns);
+            }
+            let sequence = elements(phase.rows.sequence)[index] as usize;
+            let position = elements(phase.rows.position)[index] as usize;
+            attention::append(&phase.paging, (index, sequence, position), all);
         }
     }
 
@@ -257,7 +255,7 @@ impl CpuBackend {
     pub(super) unsafe fn add(&self, phase: &AddProjection) {
         let product = linear_product(&phase.linear, phase.hidden, Sink::Add);
         // SAFETY: the contract of Backend.
-        unsafe { multiply(&self.pool, self.isa, &phase.input, active(&phase.rows), &[product]) };
+        unsafe { multiply(&self.pool, self.isa, &phase.input, active(&phase.rows), [product]) };
     }
 
     pub(super) unsafe fn gate(&self, phase: &GateUp) {
@@ -267,7 +265,7 @@ impl CpuBackend {
         unsafe {
             let rows = active(&phase.rows);
             self.norm_rows(&phase.hidden, &phase.input, rows, phase.norm.as_ref());
-            multiply(&self.pool, self.isa, &phase.input, rows, &[product]);
+            multiply(&self.pool, self.isa, &phase.input, rows, [product]);
         }
     }
 
@@ -359,7 +357,7 @@ impl CpuBackend {
                     &phase.input
                 }
             };
-            multiply(&self.pool, self.isa, input, rows, &[product]);
+            multiply(&self.pool, self.isa, input, rows, [product]);
         }
     }
 
@@ -379,7 +377,7 @@ impl CpuBackend {
                 output: phase.logits,
                 sink: if phase.base.is_some() { Sink::Add } else { Sink::Store },
             };
-            multiply(&self.pool, self.isa, &phase.input, rows, &[product]);
+            multiply(&self.pool, self.isa, &phase.input, rows, [product]);
             self.pool.run(rows, &|index| self.choose(phase, index));
         }
     }

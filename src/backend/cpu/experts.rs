@@ -36,9 +36,9 @@ impl CpuBackend {
                 Product::of(&weights.shared_router, scratch.shared_score, Sink::Store),
                 linear_product(&gate, phase.shared_inner, gated),
             ];
-            multiply(&self.pool, self.isa, &phase.input, rows, &products);
+            multiply(&self.pool, self.isa, &phase.input, rows, products);
             let shared = [Product::of(&weights.shared_down, scratch.shared, Sink::Store)];
-            multiply(&self.pool, self.isa, &phase.shared_inner, rows, &shared);
+            multiply(&self.pool, self.isa, &phase.shared_inner, rows, shared);
             self.pool.run(rows, &|index| choose(phase, index));
             sort(phase, rows);
             self.pool.run(rows, &|index| {

@@ -35,6 +35,11 @@ pub struct Product<'a> {
     pub sink: Sink<'a>,
 }
 
+/// Products of the same rows, to be gone through as often as need be.
+pub trait Products<'a>: IntoIterator<Item = Product<'a>> + Clone + Sync {}
+
+impl<'a, T: IntoIterator<Item = Product<'a>> + Clone + Sync> Products<'a> for T {}
+
 /// Weights of one task: small enough for a core's second-level cache, so that they are read from
 /// memory once however many rows there are.
 const TILE_BYTES: usize = 128 << 10;
@@ -67,20 +72,27 @@ fn tile_rows(piece: &Matrix) -> usize {
 ///
 /// The contract of [`crate::backend::Backend`] for all matrices; the inputs have as many columns as
 /// the weights, and the outputs as many as the weights have rows.
-pub unsafe fn multiply(pool: &Pool, isa: Isa, input: &Matrix, rows: usize, products: &[Product]) {
+pub unsafe fn multiply<'a>(
+    pool: &Pool,
+    isa: Isa,
+    input: &Matrix,
+    rows: usize,
+    products: impl Products<'a>,
+) {
     if rows == 0 {
         return;
     }
     let tasks = products
-        .iter()
+        .clone()
+        .into_iter()
         .flat_map(|product| product.weight)
         .map(|piece| piece.rows.div_ceil(tile_rows(piece)))
         .sum();
     let run = |task: usize| {
         // SAFETY: as this function's contract; tiles of different tasks write different columns.
-        unsafe { multiply_task(isa, input, rows, products, task) };
+        unsafe { multiply_task(isa, input, rows, products.clone(), task) };
     };
-    let bytes: usize = products.iter().map(Product::bytes).sum();
+    let bytes: usize = products.clone().into_iter().map(|product| product.bytes()).sum();
     spread(pool, tasks, bytes.saturating_mul(rows), &run);
 }
 
@@ -113,20 +125,26 @@ pub fn run_tiles(
 /// As for [`multiply`]; no other task multiplies the same tile.
 pub unsafe fn multiply_tile(isa: Isa, input: &Matrix, rows: usize, product: &Product, tile: usize) {
     // SAFETY: as this function's contract.
-    unsafe { multiply_task(isa, input, rows, std::slice::from_ref(product), tile) };
+    unsafe { multiply_task(isa, input, rows, [*product], tile) };
 }
 
 /// One of the tasks of [`multiply`].
-unsafe fn multiply_task(isa: Isa, input: &Matrix, rows: usize, products: &[Product], task: usize) {
+unsafe fn multiply_task<'a>(
+    isa: Isa,
+    input: &Matrix,
+    rows: usize,
+    products: impl Products<'a>,
+    task: usize,
+) {
     let (product, weight, first) = find(products, task);
-    let Product { bias, output, sink, .. } = *product;
+    let Product { bias, output, sink, .. } = product;
     let tile = Tile { input, rows, weight, bias, output, first, mode: Mode::Store };
     // SAFETY: the contract of `multiply`; no other task has this number.
     unsafe { tile.multiply(isa, &sink) };
 }
 
 /// The product, the rows of its weight and the output column of the first of them that a task is.
-fn find<'a>(products: &'a [Product<'a>], task: usize) -> (&'a Product<'a>, Matrix, usize) {
+fn find<'a>(products: impl Products<'a>, task: usize) -> (Product<'a>, Matrix, usize) {
     let mut task = task;
     for product in products {
         let mut first = 0;
@@ -492,7 +510,7 @@ mod tests {
         };
         let input = f32_matrix(input, rows, weight.columns);
         // SAFETY: all matrices are vectors of this function.
-        unsafe { multiply(&pool, isa, &input, rows, &[product]) };
+        unsafe { multiply(&pool, isa, &input, rows, [product]) };
         output
     }
 
@@ -578,7 +596,7 @@ mod tests {
             };
             let rows = f32_matrix(&input, 1, inputs);
             // SAFETY: all matrices are vectors of this function.
-            unsafe { multiply(&pool, Isa::detect(), &rows, 1, &[product]) };
+            unsafe { multiply(&pool, Isa::detect(), &rows, 1, [product]) };
             assert_eq!(output, expected);
         }
     }
