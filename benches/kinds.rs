@@ -15,14 +15,9 @@ use host::draft::{DraftCall, Place, Text, Turn};
 use host::matrix::{Dtype, Matrix};
 use host::random::Random;
 use host::{Context, Model, Session, Versioned};
-use measure::kinds::{self, Checkpoint, VOCABULARY};
+use measure::kinds::{CONTEXT, Checkpoint, DRAFTS, ROWS, TARGET_8B};
 use measure::{Memory, Reader, compare, cores, seconds};
 use speculators::capi::{spec_model_options, spec_row_range, spec_session_options};
-
-const CONTEXT: usize = 128;
-const DRAFTS: usize = 7;
-/// Rows that a sequence commits in a round.
-const ROWS: usize = 1 + DRAFTS / 2;
 
 /// The target's table, which is lent as embedding and as head.
 fn table() -> Matrix {
@@ -30,8 +25,9 @@ fn table() -> Matrix {
         .chunks_exact(2)
         .map(|bytes| bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32())
         .collect();
-    let elements: Vec<f32> = block.iter().copied().cycle().take(VOCABULARY * 4096).collect();
-    Matrix::new(VOCABULARY, 4096, &elements).converted(Dtype::Bf16, 4096)
+    let (rows, columns) = (TARGET_8B.vocabulary, TARGET_8B.hidden);
+    let elements: Vec<f32> = block.iter().copied().cycle().take(rows * columns).collect();
+    Matrix::new(rows, columns, &elements).converted(Dtype::Bf16, columns)
 }
 
 fn report(checkpoint: &Checkpoint, context: &Context, table: &Matrix, reader: &Reader) {
@@ -94,7 +90,7 @@ impl Round {
         session.warm_up().expect("a warm session");
         let mut random = Random::new(2);
         let len = CONTEXT + ROWS + 1;
-        let text = Text::random(&mut random, len, VOCABULARY as i32, &model.widths());
+        let text = Text::random(&mut random, len, model.info().vocabulary, &model.widths());
         let call = |rows: std::ops::Range<usize>, drafts| {
             let turn = |slot| Turn::new(&text, rows.clone(), drafts, Place::Slot(slot));
             let turns: Vec<Turn<'_>> = (0..batch as i32).map(turn).collect();
@@ -122,7 +118,7 @@ fn main() {
     );
     println!("| kind | B | round | reads | reading | ratio |");
     println!("|---|---|---|---|---|---|");
-    for checkpoint in kinds::all(DRAFTS) {
+    for checkpoint in TARGET_8B.kinds() {
         if wanted.is_empty() || wanted.iter().any(|name| name == checkpoint.name) {
             report(&checkpoint, &context, &table, &reader);
         }

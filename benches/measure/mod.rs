@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod cuda;
 pub mod kinds;
 pub mod report;
+pub mod round;
 
 use speculators::backend::cpu::{OperatingSystemMemory, Pool, Threads};
 use std::hint::black_box;

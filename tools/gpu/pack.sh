@@ -37,8 +37,8 @@ for file in $(grep -l '^mod device;' tests/*.rs); do
 done
 messages=$("$CARGO" test --no-run --message-format=json "${tests[@]}")
 executables <<< "$messages" | take tests
-"$CARGO" bench --no-run --message-format=json --bench cuda_draft --bench cuda_verify |
-  executables | take benches
+"$CARGO" bench --no-run --message-format=json --bench cuda_draft --bench cuda_kinds \
+  --bench cuda_verify | executables | take benches
 
 # What the build made of the kernels; without an nvcc there are only the sources, which the library
 # compiles itself.

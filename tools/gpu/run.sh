@@ -251,6 +251,7 @@ run_benches() {
   step "bench verify" 120 "$pack/bin/benches/cuda_verify" "${quick[@]}" "${torch[@]}" \
     --json "$out/verify.figures"
   step "bench draft" 150 "$pack/bin/benches/cuda_draft" "${quick[@]}" --json "$out/draft.figures"
+  step "bench kinds" 120 "$pack/bin/benches/cuda_kinds" "${quick[@]}" --json "$out/kinds.figures"
 }
 
 # Short tests that together launch every kernel.

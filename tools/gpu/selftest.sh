@@ -11,13 +11,14 @@ TESTS="cuda_capture cuda_memory verify_golden" OUT=$place/results gpu-pack/tools
   tail -n 50 results/logs/*.log
   exit 1
 }
-for part in tests/ examples/ "bench draft" "bench verify"; do
+for part in tests/ examples/ "bench draft" "bench kinds" "bench verify"; do
   grep -q "\"name\": \"$part.*\"status\": \"passed\"" results/results.json || {
     echo "selftest: expected a step of $part that passed" >&2
     exit 1
   }
 done
 grep -q '"bench":"cuda_draft"' results/results.json
+grep -q '"bench":"cuda_kinds"' results/results.json
 if command -v python3 > /dev/null; then
   python3 -m json.tool results/results.json > /dev/null
 fi
