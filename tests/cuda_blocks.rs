@@ -8,6 +8,7 @@ mod phases;
 mod random;
 
 use device::Device;
+use device::backend::{backend, cuda_test};
 use phases::*;
 use random::Random;
 use speculators::backend::block_heads::{
@@ -81,9 +82,7 @@ fn tokens(random: &mut Random, len: usize, vocabulary: usize) -> Vec<i32> {
 }
 
 fn f32_values(random: &mut Random, rows: usize, columns: usize) -> Values {
-    let dtype = Dtype::F32;
-    let elements = random.normals(rows * columns);
-    Values { rows, columns, dtype, layout: COMPACT, elements }
+    Values::compact(random.normals(rows * columns), columns)
 }
 
 fn weights(random: &mut Random, rows: usize, columns: usize) -> Values {
@@ -98,14 +97,6 @@ fn assert_rows_close([expected, found]: &[Vec<f32>; 2], columns: usize, what: &s
 }
 
 // ---- Layout -------------------------------------------------------------------------------------
-
-/// The elements of rows as far as these exist.
-fn rows_of(rows: &Rows) -> Vec<Vec<i32>> {
-    let count = read_array(rows.count)[0].max(0) as usize;
-    let columns = [rows.sequence, rows.position, rows.rope_position, rows.token, rows.source];
-    let columns = columns.map(|column| read_array(column)[..count].to_vec());
-    std::iter::once(vec![count as i32]).chain(columns).collect()
-}
 
 #[test]
 fn blocks_are_laid_out_as_on_the_cpu() {

@@ -8,6 +8,7 @@ mod phases;
 mod random;
 
 use device::Device;
+use device::backend::cuda_test;
 use phases::*;
 use random::Random;
 use speculators::backend::experts::{ExpertScratch, ExpertWeights, MixExperts};

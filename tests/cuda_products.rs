@@ -7,6 +7,7 @@ mod phases;
 #[path = "host/random.rs"]
 mod random;
 
+use device::backend::{backend, cuda_test};
 use device::{Device, simulator};
 use phases::*;
 use random::Random;
@@ -539,10 +540,7 @@ impl ProjectCase {
         let pages = self.pages(&mut place);
         let turned = self.frequencies[0].len();
         let inputs = self.hidden.columns * if embedding.is_some() { 2 } else { 1 };
-        let bytes = match device {
-            Device::Cpu => cpu().projection_scratch(most, self.heads),
-            Device::Cuda => cuda().projection_scratch(most + 5, self.heads),
-        };
+        let bytes = backend(device).projection_scratch(most + 5, self.heads);
         let phase = Project {
             rows: self.rows.lend(&mut place),
             hidden: place.matrix(&self.hidden),

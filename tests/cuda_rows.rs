@@ -1,28 +1,25 @@
 //! The phases that lay out, gather and attend rows, on CUDA against the CPU.
 
 mod device;
+#[allow(dead_code)] // Each test program uses its own part.
+mod phases;
 #[path = "host/random.rs"]
 mod random;
 
-use device::buffer::Buffer;
+use device::Device;
+use device::backend::{backend, cuda, cuda_test};
 use device::memory::Memory;
-use device::stream::Stream as HostStream;
-use device::{Device, is_cuda_or_skipped};
-use half::{bf16, f16};
+use phases::{
+    COMPACT, DTYPES, Layout, Place, RowValues, Values, assert_same_bits, batch, cases, optional,
+    read, read_array, rows_of, test_cases,
+};
 use random::Random;
-use speculators::backend::cpu::{CpuBackend, Threads};
-use speculators::backend::cuda::{CudaBackend, KernelCache, Options};
+use speculators::backend::FaultWords;
 use speculators::backend::phases::{
     Attend, AttentionHeads, Column, DraftBatch, Fault, Gather, KvPool, Limits, Mask, Paging, Plan,
     Rows,
 };
-use speculators::backend::verify::SamplingArrays;
-use speculators::backend::{Backend, FaultWords, Stream};
 use speculators::tensor::{Dtype, Matrix, Span};
-use std::any::Any;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-
-const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
 /// The limits of a session for a kind that drafts in sequence.
 fn limits(max_rows: usize, max_position: usize, vocabulary: usize, num_slots: usize) -> Limits {
@@ -36,96 +33,6 @@ fn limits(max_rows: usize, max_position: usize, vocabulary: usize, num_slots: us
         drafts_in_pages: true,
         reads_own_tokens: false,
     }
-}
-
-// ---- Devices ------------------------------------------------------------------------------------
-
-fn cpu() -> &'static dyn Backend {
-    static CPU: OnceLock<CpuBackend> = OnceLock::new();
-    CPU.get_or_init(|| CpuBackend::new(Threads::Own(1)).unwrap())
-}
-
-fn cuda() -> &'static dyn Backend {
-    static CUDA: OnceLock<CudaBackend> = OnceLock::new();
-    CUDA.get_or_init(|| {
-        let images = device::kernel_directory();
-        let options = Options { images, cache: KernelCache::None, ..Options::default() };
-        CudaBackend::new(&options).unwrap()
-    })
-}
-
-fn backend(device: Device) -> &'static dyn Backend {
-    match device {
-        Device::Cpu => cpu(),
-        Device::Cuda => cuda(),
-    }
-}
-
-/// One test at a time has the device. `None` where there is none.
-fn cuda_test() -> Option<MutexGuard<'static, ()>> {
-    static TURN: Mutex<()> = Mutex::new(());
-    is_cuda_or_skipped().then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
-}
-
-/// Runs a phase and waits for it.
-fn run<T>(device: Device, phase: impl FnOnce(&dyn Backend, Stream) -> T) -> T {
-    match device {
-        Device::Cpu => phase(cpu(), Stream::NONE),
-        Device::Cuda => {
-            let stream = HostStream::on(device);
-            let _scope = cuda().enter().unwrap();
-            let result = phase(cuda(), Stream(stream.handle() as u64));
-            stream.synchronize();
-            result
-        }
-    }
-}
-
-/// Arrays of the host that a phase works on, on one device: each has exactly its elements.
-struct Arrays {
-    device: Device,
-    buffers: Vec<Box<dyn Any>>,
-}
-
-impl Arrays {
-    fn on(device: Device) -> Self {
-        Self { device, buffers: Vec::new() }
-    }
-
-    fn lend<T: Copy + 'static>(&mut self, elements: &[T]) -> Span<T> {
-        let buffer = Buffer::on(self.device, elements.to_vec());
-        let span = Span::new(buffer.as_ptr() as u64, elements.len());
-        self.buffers.push(Box::new(buffer));
-        span
-    }
-
-    fn optional<T: Copy + 'static>(&mut self, elements: &Option<Vec<T>>) -> Option<Span<T>> {
-        elements.as_ref().map(|elements| self.lend(elements))
-    }
-
-    /// Numbers as F32, one row after the other.
-    fn matrix(&mut self, elements: &[f32], columns: usize) -> Matrix {
-        let address = self.lend(elements).address();
-        let rows = elements.len() / columns;
-        Matrix { address, dtype: Dtype::F32, rows, columns, row_stride: columns }
-    }
-}
-
-fn read<T: Copy>(span: Span<T>) -> Vec<T> {
-    if span.is_empty() {
-        return Vec::new();
-    }
-    // SAFETY: the callers' spans are buffers that are alive.
-    unsafe { std::slice::from_raw_parts(span.address() as *const T, span.len()) }.to_vec()
-}
-
-/// Cases of a test: `count`, or as many as `SPEC_TEST_CASES` says, or the one of the number that
-/// `SPEC_TEST_CASE` names.
-fn cases(count: u64) -> impl Iterator<Item = (u64, Random)> {
-    let number = |name| std::env::var(name).ok().map(|number| number.parse::<u64>().unwrap());
-    let count = number("SPEC_TEST_CASES").unwrap_or(count);
-    let numbers = number("SPEC_TEST_CASE").map_or(0..count, |number| number..number + 1);
-    numbers.map(|number| (number, Random::new(number)))
 }
 
 // ---- Plans --------------------------------------------------------------------------------------
@@ -181,10 +88,6 @@ impl Hostility {
             _ => random.below(2 * bound + 2) as i32 - 1,
         }
     }
-}
-
-fn optional<T>(random: &mut Random, value: impl FnOnce(&mut Random) -> T) -> Option<T> {
-    random.chance(0.6).then(|| value(random))
 }
 
 /// A column of records: one element for each, `stride` elements apart.
@@ -360,90 +263,69 @@ struct Planned {
 
 /// A session's memory for plans.
 struct Planner {
-    device: Device,
-    arrays: Arrays,
+    place: Place,
     words: FaultWords,
     plan: Plan,
     slot_pages: Span<i32>,
 }
 
-const UNWRITTEN: i32 = -1_000_000;
+const UNPLANNED: i32 = -1_000_000;
 
-fn new_rows(arrays: &mut Arrays, len: usize) -> Rows {
-    let mut column = |len: usize| arrays.lend(&vec![UNWRITTEN; len]);
-    Rows {
-        count: column(1),
-        first: 0,
-        sequence: column(len),
-        position: column(len),
-        rope_position: column(len),
-        token: column(len),
-        source: column(len),
-    }
-}
-
-fn rows_of(rows: &Rows) -> Vec<Vec<i32>> {
-    let count = read(rows.count)[0];
-    let columns = [rows.sequence, rows.position, rows.rope_position, rows.token, rows.source];
-    let row = |column: Span<i32>| read(column)[..count.max(0) as usize].to_vec();
-    std::iter::once(vec![count]).chain(columns.into_iter().map(row)).collect()
+/// Memory for rows that a plan lays out, or of which a phase looks at few columns.
+fn new_rows(place: &mut Place, len: usize) -> Rows {
+    Rows { count: place.array(&[UNPLANNED]), ..RowValues::new(0, len, 0).lend(place) }
 }
 
 impl Planner {
     fn new(device: Device, call: &Call) -> Self {
-        let mut arrays = Arrays::on(device);
+        let mut place = Place::on(device);
         let words = backend(device).fault_words().unwrap();
         let plan = Plan {
-            commit: new_rows(&mut arrays, call.most_rows()),
-            draft: new_rows(&mut arrays, call.sequences + 1),
-            drafting: arrays.lend(&vec![UNWRITTEN; call.max_drafts + 1]),
-            num_drafts: arrays.lend(&vec![UNWRITTEN; call.sequences]),
-            page_row: arrays.lend(&vec![UNWRITTEN; call.sequences]),
+            commit: new_rows(&mut place, call.most_rows()),
+            draft: new_rows(&mut place, call.sequences + 1),
+            drafting: place.array(&vec![UNPLANNED; call.max_drafts + 1]),
+            num_drafts: place.array(&vec![UNPLANNED; call.sequences]),
+            page_row: place.array(&vec![UNPLANNED; call.sequences]),
             fault: words.span,
         };
         let len = call.limits.num_slots * call.pages_per_slot;
-        let slot_pages = arrays.lend(&(0..len as i32).collect::<Vec<_>>());
-        Self { device, arrays, words, plan, slot_pages }
+        let slot_pages = place.array(&(0..len as i32).collect::<Vec<_>>());
+        Self { place, words, plan, slot_pages }
     }
 
     fn plan(&mut self, call: &Call) -> Planned {
-        let arrays = &mut self.arrays;
-        let mut column = |elements: &[i32], stride| Column { span: arrays.lend(elements), stride };
+        let place = &mut self.place;
+        let mut column = |elements: &[i32], stride| Column { span: place.array(elements), stride };
         let position = column(&call.position, call.decision_stride);
         let row_count = column(&call.row_count, call.decision_stride);
         let next_token = column(&call.next_token, call.decision_stride);
         let row_index = call.row_index.as_ref().map(|(paths, stride)| column(paths, *stride));
         let block_table = call.block_table.as_ref().map(|(table, stride)| column(table, *stride));
         let len = (call.sequences - 1) * call.draft_stride + call.max_drafts;
-        let draft_tokens = column(&vec![UNWRITTEN; len], call.draft_stride);
-        let proposed = call.counts_proposed.then(|| vec![UNWRITTEN; call.sequences]);
-        let embeddings = call.has_embeddings.then(|| arrays.matrix(&vec![0.0; call.num_rows], 1));
+        let draft_tokens = column(&vec![UNPLANNED; len], call.draft_stride);
+        let proposed = call.counts_proposed.then(|| vec![UNPLANNED; call.sequences]);
+        let embeddings = call
+            .has_embeddings
+            .then(|| place.matrix(&Values::compact(vec![0.0; call.num_rows], 1)));
         let batch = DraftBatch {
-            num_sequences: call.sequences,
             num_rows: call.num_rows,
-            max_drafts: call.max_drafts,
             position,
             row_count,
             next_token,
-            row_begin: arrays.optional(&call.row_begin),
+            row_begin: place.optional(&call.row_begin),
             row_index,
-            num_drafts: arrays.optional(&call.num_drafts),
-            limit: arrays.optional(&call.limit),
-            context_begin: arrays.optional(&call.context_begin),
+            num_drafts: place.optional(&call.num_drafts),
+            limit: place.optional(&call.limit),
+            context_begin: place.optional(&call.context_begin),
             block_table,
-            slot: arrays.optional(&call.slot),
-            tokens: arrays.lend(&call.tokens),
-            rope_position: arrays.optional(&call.rope_position),
-            features: &[],
+            slot: place.optional(&call.slot),
+            tokens: place.array(&call.tokens),
+            rope_position: place.optional(&call.rope_position),
             embeddings,
-            sampling: SamplingArrays::default(),
             draft_tokens,
-            num_proposed: arrays.optional(&proposed),
-            draft_logits: None,
-            draft_candidates: None,
-            confidence: None,
-            min_confidence: 0.0,
+            num_proposed: place.optional(&proposed),
             padding: -99,
+            ..batch(call.sequences, call.max_drafts)
         };
         let pages = Matrix {
             address: 0,
@@ -461,17 +343,17 @@ impl Planner {
             pages_per_slot: call.pages_per_slot,
         };
         let plan = &self.plan;
-        let most = run(self.device, |backend, stream| {
+        let most = self.place.run(|backend, stream| {
             backend.plan_rows(stream, &batch, &call.limits, &pool, plan).unwrap()
         });
         let planned = Planned {
             commit: rows_of(&plan.commit),
             draft: if call.max_drafts > 0 { rows_of(&plan.draft) } else { Vec::new() },
-            drafting: read(plan.drafting),
-            num_drafts: read(plan.num_drafts),
-            page_row: read(plan.page_row),
-            draft_tokens: read(draft_tokens.span),
-            num_proposed: batch.num_proposed.map_or(Vec::new(), read),
+            drafting: read_array(plan.drafting),
+            num_drafts: read_array(plan.num_drafts),
+            page_row: read_array(plan.page_row),
+            draft_tokens: read_array(draft_tokens.span),
+            num_proposed: batch.num_proposed.map_or(Vec::new(), read_array),
             fault: None,
         };
         assert!(planned.commit[0][0] as usize <= most && most <= call.most_rows());
@@ -479,7 +361,7 @@ impl Planner {
     }
 
     fn take_fault(&self) -> Option<(Fault, usize)> {
-        backend(self.device).take_fault(&self.words)
+        backend(self.place.device).take_fault(&self.words)
     }
 }
 
@@ -509,7 +391,7 @@ fn random_sequences(random: &mut Random) -> usize {
 fn plans_of_well_formed_calls_are_those_of_the_cpu() {
     let Some(_turn) = cuda_test() else { return };
     let (mut rows, mut drafts) = (0, 0);
-    for (number, mut random) in cases(120) {
+    for (number, mut random) in cases(test_cases(120, 120)) {
         let sequences = random_sequences(&mut random);
         let call = Call::random(&mut random, sequences, Hostility(0.0));
         let planned = assert_same_plan(&call, &format!("case {number}"));
@@ -523,7 +405,7 @@ fn plans_of_well_formed_calls_are_those_of_the_cpu() {
 fn plans_of_hostile_arrays_are_those_of_the_cpu() {
     let Some(_turn) = cuda_test() else { return };
     let mut faults = std::collections::BTreeMap::new();
-    for (number, mut random) in cases(400) {
+    for (number, mut random) in cases(test_cases(400, 400)) {
         let sequences = random_sequences(&mut random);
         let hostility = Hostility([0.003, 0.02, 0.1, 0.4][random.below(4)]);
         let call = Call::random(&mut random, sequences, hostility);
@@ -538,7 +420,7 @@ fn plans_of_hostile_arrays_are_those_of_the_cpu() {
 #[test]
 fn plans_of_more_sequences_than_a_block_has_threads_are_those_of_the_cpu() {
     let Some(_turn) = cuda_test() else { return };
-    for (number, mut random) in cases(4) {
+    for (number, mut random) in cases(test_cases(4, 4)) {
         let hostility = Hostility([0.0, 0.01][random.below(2)]);
         let sequences = 1030 + random.below(1500);
         let call = Call::random(&mut random, sequences, hostility);
@@ -605,7 +487,7 @@ fn the_first_fault_stays_until_the_host_takes_it() {
 #[test]
 fn gathered_rows_are_those_of_the_chunk() {
     let Some(_turn) = cuda_test() else { return };
-    for (number, mut random) in cases(30) {
+    for (number, mut random) in cases(test_cases(30, 30)) {
         let columns = [1, 3, 8, 40, 257][random.below(5)];
         let (first, len) = (random.below(20), 1 + random.below(10));
         let most = 1 + random.below(40);
@@ -615,18 +497,18 @@ fn gathered_rows_are_those_of_the_chunk() {
         let from = random.normals(len * columns);
         let sources: Vec<i32> = (0..most).map(|_| random.below(40) as i32).collect();
         let [expected, found] = [Device::Cpu, Device::Cuda].map(|device| {
-            let mut arrays = Arrays::on(device);
+            let mut place = Place::on(device);
             let rows = Rows {
-                count: arrays.lend(&[count]),
+                count: place.array(&[count]),
                 first: before,
-                source: arrays.lend(&sources),
-                ..new_rows(&mut arrays, most)
+                source: place.array(&sources),
+                ..new_rows(&mut place, most)
             };
-            let to = arrays.matrix(&vec![7.0; most * columns], columns);
-            let from = arrays.matrix(&from, columns);
+            let to = place.output(most, columns);
+            let from = place.matrix(&Values::compact(from.clone(), columns));
             let phase = Gather { rows, from, first, len, to };
-            run(device, |backend, stream| backend.gather(stream, &phase).unwrap());
-            read::<f32>(Span::new(to.address, most * columns))
+            place.run(|backend, stream| backend.gather(stream, &phase).unwrap());
+            read(&to)
         });
         assert_eq!(found, expected, "case {number}");
     }
@@ -652,9 +534,9 @@ fn rows_are_copied_by_id_wherever_the_matrices_begin() {
         let len =
             |rows: usize, side: usize| offsets[side] + ((rows - 1) * strides[side] + columns) * 2;
         let from: Vec<u8> = (0..len(6, 0)).map(|place| (place * 7 % 253) as u8).collect();
-        let mut arrays = Arrays::on(Device::Cuda);
+        let mut place = Place::on(Device::Cuda);
         let [source, target] =
-            [from.clone(), vec![UNTOUCHED; len(ids.len(), 1)]].map(|bytes| arrays.lend(&bytes));
+            [from.clone(), vec![UNTOUCHED; len(ids.len(), 1)]].map(|bytes| place.array(&bytes));
         let matrix = |bytes: Span<u8>, side: usize, rows| Matrix {
             address: bytes.address() + offsets[side] as u64,
             dtype: Dtype::Bf16,
@@ -672,7 +554,7 @@ fn rows_are_copied_by_id_wherever_the_matrices_begin() {
             let to_row = offsets[1] + row * strides[1] * 2;
             expected[to_row..][..columns * 2].copy_from_slice(&from[from_row..][..columns * 2]);
         }
-        assert!(read(target) == expected, "{columns} {strides:?} {offsets:?}");
+        assert!(read_array(target) == expected, "{columns} {strides:?} {offsets:?}");
     }
 }
 
@@ -680,13 +562,12 @@ fn rows_are_copied_by_id_wherever_the_matrices_begin() {
 fn more_rows_are_copied_than_there_are_blocks() {
     let Some(_turn) = cuda_test() else { return };
     let ids: Vec<i32> = (0..4100).map(|row| (row * 11 + 5) % 40).collect();
-    let mut arrays = Arrays::on(Device::Cuda);
+    let mut place = Place::on(Device::Cuda);
     let from: Vec<f32> = (0..40).map(|id| id as f32).collect();
-    let (from, to) = (arrays.matrix(&from, 1), arrays.matrix(&vec![-1.0; ids.len()], 1));
+    let (from, to) = (place.matrix(&Values::compact(from, 1)), place.output(ids.len(), 1));
     let _scope = cuda().enter().unwrap();
     cuda().copy_rows(&from, &ids, &to).unwrap();
-    let found = read::<f32>(Span::new(to.address, ids.len()));
-    assert!(found.iter().zip(&ids).all(|(found, id)| *found == *id as f32));
+    assert!(read(&to).iter().zip(&ids).all(|(found, id)| *found == *id as f32));
 }
 
 // ---- Attention ----------------------------------------------------------------------------------
@@ -715,9 +596,8 @@ struct Scene {
     most: usize,
     /// What the scratch is made for; 0 is none.
     positions: usize,
-    /// Elements before the pool, and between pages.
-    offset: usize,
-    gap: usize,
+    /// Of the pool.
+    layout: Layout,
     seed: u64,
 }
 
@@ -766,8 +646,7 @@ impl Scene {
             first: if random.chance(0.3) { random.below(50) } else { 0 },
             most: rows + random.below(3),
             positions: if random.chance(0.2) { 0 } else { most_positions },
-            offset: if random.chance(0.2) { random.below(9) } else { 0 },
-            gap: if random.chance(0.2) { random.below(9) } else { 0 },
+            layout: Layout::random(random),
             lens,
             seed: random.bits(),
         }
@@ -815,10 +694,10 @@ impl Scene {
     }
 
     /// All pages; what no position has is NaN.
-    fn pool(&self, tables: &[Vec<i32>], count: usize) -> Vec<f32> {
+    fn pool(&self, tables: &[Vec<i32>], count: usize) -> Values {
         let AttentionHeads { num_kv_heads, head_dim, .. } = self.heads;
-        let stride = self.page_columns() + self.gap;
-        let mut pool = vec![f32::NAN; self.offset + count * stride];
+        let columns = self.page_columns();
+        let mut pool = vec![f32::NAN; count * columns];
         for (sequence, table) in tables.iter().enumerate() {
             for position in 0..self.lens[sequence] {
                 let page = table[position / self.page_size] as usize;
@@ -827,13 +706,13 @@ impl Scene {
                     for (head, entries) in entries.chunks(head_dim).enumerate() {
                         let plane = (LAYER * 2 + usize::from(is_value)) * num_kv_heads + head;
                         let place = (plane * self.page_size + position % self.page_size) * head_dim;
-                        pool[self.offset + page * stride + place..][..head_dim]
-                            .copy_from_slice(entries);
+                        pool[page * columns + place..][..head_dim].copy_from_slice(entries);
                     }
                 }
             }
         }
-        pool
+        let (dtype, layout) = (self.dtype, self.layout);
+        Values { rows: count, columns, dtype, layout, elements: pool }
     }
 
     fn page_columns(&self) -> usize {
@@ -850,25 +729,8 @@ impl Scene {
         let (mut tables, count) = self.tables();
         let pool = self.pool(&tables, count);
         spoil(&mut tables);
-        let mut arrays = Arrays::on(device);
-        let address = match self.dtype {
-            Dtype::F32 => arrays.lend(&pool).address(),
-            Dtype::F16 => {
-                let pool: Vec<u16> = pool.iter().map(|&x| f16::from_f32(x).to_bits()).collect();
-                arrays.lend(&pool).address()
-            }
-            Dtype::Bf16 => {
-                let pool: Vec<u16> = pool.iter().map(|&x| bf16::from_f32(x).to_bits()).collect();
-                arrays.lend(&pool).address()
-            }
-        };
-        let pages = Matrix {
-            address: address + (self.offset * self.dtype.size()) as u64,
-            dtype: self.dtype,
-            rows: count,
-            columns: self.page_columns(),
-            row_stride: self.page_columns() + self.gap,
-        };
+        let mut place = Place::on(device);
+        let pages = place.matrix(&pool);
         let (table, page_row) = flat(&tables);
         let pool = KvPool {
             pages,
@@ -880,8 +742,8 @@ impl Scene {
         };
         let paging = Paging {
             pool,
-            table: arrays.lend(&table),
-            page_row: arrays.lend(&page_row),
+            table: place.array(&table),
+            page_row: place.array(&page_row),
             layer: LAYER,
             block: None,
         };
@@ -891,19 +753,19 @@ impl Scene {
             column
         };
         let rows = Rows {
-            count: arrays.lend(&[(self.first + self.queries.len()) as i32]),
+            count: place.array(&[(self.first + self.queries.len()) as i32]),
             first: self.first,
-            sequence: arrays.lend(&column(|query| query.sequence as i32)),
-            position: arrays.lend(&column(|query| query.position as i32)),
-            ..new_rows(&mut arrays, self.most)
+            sequence: place.array(&column(|query| query.sequence as i32)),
+            position: place.array(&column(|query| query.position as i32)),
+            ..new_rows(&mut place, self.most)
         };
         let columns = self.query_columns();
         let mut queries: Vec<f32> =
             self.queries.iter().flat_map(|query| self.query(query)).collect();
         queries.resize(self.most * columns, f32::NAN);
-        let query = arrays.matrix(&queries, columns);
-        let output = arrays.matrix(&vec![7.0; self.most * columns], columns);
-        let context_begin = arrays.optional(&self.context_begin);
+        let query = place.matrix(&Values::compact(queries, columns));
+        let output = place.output(self.most, columns);
+        let context_begin = place.optional(&self.context_begin);
         let bytes = match self.positions {
             0 => 0,
             positions => backend(device).attention_scratch(self.most, self.heads, positions),
@@ -924,13 +786,13 @@ impl Scene {
         };
         // Twice, as what the first time leaves in the scratch is what the second time finds.
         for _ in 0..2 {
-            run(device, |backend, stream| backend.attend(stream, &phase).unwrap());
+            place.run(|backend, stream| backend.attend(stream, &phase).unwrap());
         }
         if device == Device::Cuda {
             let counters = memory.read(0..bytes.min(COUNTER_BYTES));
             assert!(counters.iter().all(|&byte| byte == 0), "counters that are not zero");
         }
-        read(Span::new(output.address, self.most * columns))
+        read(&output)
     }
 }
 
@@ -958,16 +820,10 @@ fn assert_close(found: &[f32], expected: &[f32], what: &str) {
     }
 }
 
-#[track_caller]
-fn assert_same_bits(found: &[f32], expected: &[f32], what: &str) {
-    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-    assert!(bits(found) == bits(expected), "{what}: {found:?} for {expected:?}");
-}
-
 #[test]
 fn attention_is_that_of_the_cpu() {
     let Some(_turn) = cuda_test() else { return };
-    for (number, mut random) in cases(60) {
+    for (number, mut random) in cases(test_cases(60, 60)) {
         let most_positions = [40, 140, 300, 700][random.below(4)];
         let scene = Scene::random(&mut random, most_positions);
         let (found, expected) = (scene.attend(Device::Cuda), scene.attend(Device::Cpu));
@@ -996,8 +852,7 @@ fn attention_of_many_chunks_is_that_of_the_cpu() {
             first: 0,
             most: 1,
             positions,
-            offset: 0,
-            gap: 0,
+            layout: COMPACT,
             seed: number as u64,
         };
         let (found, expected) = (scene.attend(Device::Cuda), scene.attend(Device::Cpu));
@@ -1008,7 +863,7 @@ fn attention_of_many_chunks_is_that_of_the_cpu() {
 #[test]
 fn attention_of_a_row_depends_on_nothing_but_what_it_sees() {
     let Some(_turn) = cuda_test() else { return };
-    for (number, mut random) in cases(12) {
+    for (number, mut random) in cases(test_cases(12, 12)) {
         let mut scene = Scene::random(&mut random, 800);
         scene.heads.head_dim = scene.heads.head_dim.min(128);
         if scene.queries.is_empty() {
@@ -1024,7 +879,7 @@ fn attention_of_a_row_depends_on_nothing_but_what_it_sees() {
             (alone.most, alone.first) = (1, 0);
             // Other places in memory, other helpers.
             alone.page_size = 53;
-            (alone.offset, alone.gap) = (3 - scene.offset.min(3), 8);
+            alone.layout = Layout { offset: 3 - scene.layout.offset.min(3), gap: 8 };
             alone.positions = if scene.positions == 0 { 1000 } else { 0 };
             let found = alone.attend(Device::Cuda);
             let what = format!("case {number}, row {index}: {scene:?}");
@@ -1049,8 +904,7 @@ fn pages_that_the_host_takes_away_are_not_looked_at() {
             first: 0,
             most: 2,
             positions: 300,
-            offset: 0,
-            gap: 0,
+            layout: COMPACT,
             seed: 1,
         };
         let well = scene.attend(Device::Cuda);

@@ -7,15 +7,15 @@ mod random;
 mod verification;
 
 use device::amount;
+use device::backend::{cpu, cuda_test, open_cuda};
 use random::Random;
 use speculators::backend::Backend;
-use speculators::backend::cpu::{CpuBackend, Threads};
 use speculators::backend::verify::record::{INVALID, LIMIT, NO_CANDIDATE, STOPPED};
 use speculators::sampling::Parameters;
 use speculators::tensor::Dtype;
 use verification::{
     Call, DEFAULT, Decision, FOLLOW, Ids, PLAIN, REJECTION, Request, RowOrder, almost_one,
-    cuda_backend, decide_counted,
+    decide_counted,
 };
 
 const RULES: [i32; 3] = [DEFAULT, FOLLOW, REJECTION];
@@ -23,7 +23,7 @@ const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
 /// The oracle, what is compared with it, and what the comparisons have met so far.
 struct Sides {
-    cpu: CpuBackend,
+    cpu: &'static dyn Backend,
     cuda: Vec<Box<dyn Backend>>,
     emitted: u64,
     accepted: u64,
@@ -33,17 +33,16 @@ struct Sides {
 impl Sides {
     /// With the device's own way to share out rows.
     fn new() -> Self {
-        Self::of(vec![Box::new(cuda_backend())])
+        Self::of(vec![Box::new(open_cuda())])
     }
 
     fn of(cuda: Vec<Box<dyn Backend>>) -> Self {
-        let cpu = CpuBackend::new(Threads::Own(1)).expect("the CPU");
-        Self { cpu, cuda, emitted: 0, accepted: 0, flags: 0 }
+        Self { cpu: cpu(), cuda, emitted: 0, accepted: 0, flags: 0 }
     }
 
     /// Fails unless all decide the same; returns what they decide.
     fn compare(&mut self, what: &str, call: &Call, requests: &[Request]) -> Vec<Decision> {
-        let expected = decide_counted(&self.cpu, call, requests);
+        let expected = decide_counted(self.cpu, call, requests);
         for cuda in &self.cuda {
             let found = decide_counted(&**cuda, call, requests);
             for (index, (found, expected)) in found.0.iter().zip(&expected.0).enumerate() {
@@ -261,9 +260,7 @@ fn sizes(vocabularies: &[usize], sequences: usize, drafts: usize) -> Vec<Sizes> 
 
 #[test]
 fn short_rows_are_decided_as_on_the_cpu() {
-    if !device::is_cuda_or_skipped() {
-        return;
-    }
+    let Some(_turn) = cuda_test() else { return };
     let mut sides = Sides::new();
     compare_any(&mut sides, 61, amount(2000, 40), &sizes(&[1, 2, 5, 33], 4, 3));
     assert!(sides.emitted > 0 && sides.accepted > 0);
@@ -271,9 +268,7 @@ fn short_rows_are_decided_as_on_the_cpu() {
 
 #[test]
 fn rows_around_whole_tiles_are_decided_as_on_the_cpu() {
-    if !device::is_cuda_or_skipped() {
-        return;
-    }
+    let Some(_turn) = cuda_test() else { return };
     let mut sides = Sides::new();
     let all = sizes(&[255, 256, 257, 511, 512, 513, 1030], 5, 4);
     compare_any(&mut sides, 62, amount(2000, 112), &all);
@@ -284,13 +279,11 @@ fn rows_around_whole_tiles_are_decided_as_on_the_cpu() {
 
 #[test]
 fn long_rows_are_decided_as_on_the_cpu_however_blocks_share_them() {
-    if !device::is_cuda_or_skipped() {
-        return;
-    }
+    let Some(_turn) = cuda_test() else { return };
     let shares = [(3, false), (32, true), (1, true), (7, true), (2, true)];
-    let mut cuda: Vec<Box<dyn Backend>> = vec![Box::new(cuda_backend())];
+    let mut cuda: Vec<Box<dyn Backend>> = vec![Box::new(open_cuda())];
     for (blocks, keep_copies) in &shares[..amount(shares.len(), 2)] {
-        cuda.push(Box::new(cuda_backend().with_verify_teams(*blocks, *keep_copies)));
+        cuda.push(Box::new(open_cuda().with_verify_teams(*blocks, *keep_copies)));
     }
     let mut sides = Sides::of(cuda);
     compare_any(&mut sides, 63, amount(400, 9), &sizes(&[2817, 4096, 9001], 2, 2));
@@ -299,9 +292,7 @@ fn long_rows_are_decided_as_on_the_cpu_however_blocks_share_them() {
 
 #[test]
 fn rows_of_a_large_vocabulary_are_decided_as_on_the_cpu() {
-    if !device::is_cuda_or_skipped() {
-        return;
-    }
+    let Some(_turn) = cuda_test() else { return };
     let mut sides = Sides::new();
     compare_any(&mut sides, 64, amount(100, 8), &sizes(&[128_256, 131_071], 1, 1));
     assert!(sides.emitted > 0);
@@ -318,9 +309,7 @@ fn sampled(random: &mut Random, kind: usize, len: usize, parameters: Parameters)
 
 #[test]
 fn ties_zeros_infinities_and_what_is_no_number_are_decided_as_on_the_cpu() {
-    if !device::is_cuda_or_skipped() {
-        return;
-    }
+    let Some(_turn) = cuda_test() else { return };
     let mut sides = Sides::new();
     let mut random = Random::new(65);
     // More equal logits than a block notes one by one, and fewer.
@@ -349,9 +338,7 @@ fn ties_zeros_infinities_and_what_is_no_number_are_decided_as_on_the_cpu() {
 
 #[test]
 fn filters_alone_and_together_are_those_of_the_cpu() {
-    if !device::is_cuda_or_skipped() {
-        return;
-    }
+    let Some(_turn) = cuda_test() else { return };
     let mut sides = Sides::new();
     let mut random = Random::new(66);
     let mut requests = Vec::new();
@@ -380,9 +367,7 @@ fn filters_alone_and_together_are_those_of_the_cpu() {
 
 #[test]
 fn ids_that_are_no_tokens_or_stand_twice_draw_what_they_draw_on_the_cpu() {
-    if !device::is_cuda_or_skipped() {
-        return;
-    }
+    let Some(_turn) = cuda_test() else { return };
     let mut sides = Sides::new();
     let mut random = Random::new(68);
     for len in [6, 300] {
@@ -435,9 +420,7 @@ fn spoilt(sound: &Request) -> Vec<Request> {
 
 #[test]
 fn an_invalid_sequence_is_alone_in_that() {
-    if !device::is_cuda_or_skipped() {
-        return;
-    }
+    let Some(_turn) = cuda_test() else { return };
     let mut sides = Sides::new();
     let mut random = Random::new(67);
     let mut sound = Request::new(vec![random.normals(6); 5], vec![1, 2, 3, 0], PLAIN);
@@ -446,7 +429,7 @@ fn an_invalid_sequence_is_alone_in_that() {
     for order in [RowOrder::Forward, RowOrder::Backward] {
         for rule in RULES {
             let call = Call { order, ..Call::by(rule) };
-            let alone = decide_counted(&sides.cpu, &call, std::slice::from_ref(&sound)).0.remove(0);
+            let alone = decide_counted(sides.cpu, &call, std::slice::from_ref(&sound)).0.remove(0);
             let mut batch = vec![sound.clone()];
             for request in spoilt(&sound) {
                 batch.extend([request, sound.clone()]);

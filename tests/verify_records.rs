@@ -5,6 +5,7 @@ mod device;
 mod verification;
 
 use device::amount;
+use device::backend::open_cuda;
 use speculators::backend::cpu::{CpuBackend, Isa, Threads};
 use speculators::backend::verify::record::{INVALID, LIMIT, NO_CANDIDATE, STOPPED};
 use speculators::backend::{Backend, Stream};
@@ -12,7 +13,7 @@ use speculators::sampling::Parameters;
 use speculators::tensor::Dtype;
 use verification::{
     Call, DEFAULT, Decision, FOLLOW, Ids, PLAIN, REJECTION, Request, almost_one, backend_with,
-    cuda_backend, decide, decide_counted,
+    decide, decide_counted,
 };
 
 fn backend() -> &'static dyn Backend {
@@ -279,7 +280,7 @@ fn all_backends() -> Vec<Box<dyn Backend>> {
     if device::is_cuda() {
         let teams = [(5, true), (2, false), (1, true), (32, true)];
         for (blocks, keep_copies) in &teams[..amount(teams.len(), 2)] {
-            all.push(Box::new(cuda_backend().with_verify_teams(*blocks, *keep_copies)));
+            all.push(Box::new(open_cuda().with_verify_teams(*blocks, *keep_copies)));
         }
         return all;
     }

@@ -7,6 +7,7 @@
 //! A test program that uses this module has it at its root: `mod device;`.
 #![allow(dead_code)] // Each test program uses its own part.
 
+pub mod backend;
 pub mod buffer;
 pub mod child;
 pub mod driver;

@@ -1,49 +1,20 @@
 //! Phases on CUDA against the same ones on the CPU: the data that they work on, in the memory of either.
 
+use crate::device::backend::{cpu, cuda};
 use crate::device::buffer::Buffer;
 use crate::device::memory::Memory;
 use crate::device::stream::Stream as HostStream;
-use crate::device::{self, Device, is_cuda_or_skipped};
+use crate::device::{self, Device};
 use crate::random::Random;
 use half::{bf16, f16};
-use speculators::backend::cpu::{CpuBackend, Threads};
-use speculators::backend::cuda::{CudaBackend, KernelCache, Options};
 use speculators::backend::phases::{Column, DraftBatch, Linear, Norm, Rows};
 use speculators::backend::verify::SamplingArrays;
 use speculators::backend::{Backend, Stream};
 use speculators::tensor::{Dtype, Matrix, Span};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
-// ---- Devices ------------------------------------------------------------------------------------
-
-pub fn cpu() -> &'static dyn Backend {
-    static CPU: OnceLock<CpuBackend> = OnceLock::new();
-    CPU.get_or_init(|| CpuBackend::new(Threads::Own(1)).unwrap())
-}
-
-pub fn cuda() -> &'static dyn Backend {
-    static CUDA: OnceLock<CudaBackend> = OnceLock::new();
-    CUDA.get_or_init(|| {
-        let images = device::kernel_directory();
-        let options = Options { images, cache: KernelCache::None, ..Options::default() };
-        CudaBackend::new(&options).unwrap()
-    })
-}
-
-pub fn backend(device: Device) -> &'static dyn Backend {
-    match device {
-        Device::Cpu => cpu(),
-        Device::Cuda => cuda(),
-    }
-}
-
-/// One test at a time has the device. `None` where there is none.
-pub fn cuda_test() -> Option<MutexGuard<'static, ()>> {
-    static TURN: Mutex<()> = Mutex::new(());
-    is_cuda_or_skipped().then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
-}
+// ---- Memory -------------------------------------------------------------------------------------
 
 /// Memory that one phase works on, on one device.
 pub struct Place {
@@ -119,6 +90,12 @@ impl Values {
         values
     }
 
+    /// Numbers as F32, one row after the other.
+    pub fn compact(elements: Vec<f32>, columns: usize) -> Self {
+        let rows = elements.len() / columns;
+        Self { rows, columns, dtype: Dtype::F32, layout: COMPACT, elements }
+    }
+
     /// The rows `first .. first + rows` alone.
     pub fn rows(&self, first: usize, rows: usize) -> Self {
         let elements = self.elements[first * self.columns..][..rows * self.columns].to_vec();
@@ -176,8 +153,7 @@ impl Place {
 
     /// A matrix of F32 that is to be written, full of a number that no result is.
     pub fn output(&mut self, rows: usize, columns: usize) -> Matrix {
-        let elements = vec![UNWRITTEN; rows * columns];
-        self.matrix(&Values { rows, columns, dtype: Dtype::F32, layout: COMPACT, elements })
+        self.matrix(&Values::compact(vec![UNWRITTEN; rows * columns], columns))
     }
 
     pub fn array<T: bytemuck::NoUninit>(&mut self, elements: &[T]) -> Span<T> {
@@ -185,6 +161,14 @@ impl Place {
         padded.extend_from_slice(bytemuck::cast_slice(elements));
         let start = self.lend(padded);
         Span::new(self.aligned(start), elements.len())
+    }
+
+    /// An array that a call may go without.
+    pub fn optional<T: bytemuck::NoUninit>(
+        &mut self,
+        elements: &Option<Vec<T>>,
+    ) -> Option<Span<T>> {
+        elements.as_ref().map(|elements| self.array(elements))
     }
 
     /// Scratch as sessions prepare it, of whole zeros.
@@ -200,14 +184,15 @@ impl Place {
     }
 
     /// Runs a phase and waits for it.
-    pub fn run(&self, phase: impl FnOnce(&dyn Backend, Stream)) {
+    pub fn run<T>(&self, phase: impl FnOnce(&dyn Backend, Stream) -> T) -> T {
         match self.device {
             Device::Cpu => phase(cpu(), Stream::NONE),
             Device::Cuda => {
                 let stream = HostStream::on(Device::Cuda);
                 let _scope = cuda().enter().unwrap();
-                phase(cuda(), Stream(stream.handle() as u64));
+                let result = phase(cuda(), Stream(stream.handle() as u64));
                 stream.synchronize();
+                result
             }
         }
     }
@@ -270,6 +255,14 @@ impl RowValues {
         let count = place.array(&[self.total as i32]);
         Rows { count, first: self.first, sequence, position, rope_position, token, source }
     }
+}
+
+/// The count of rows, then sequence, position, RoPE position, token and source of those that exist.
+pub fn rows_of(rows: &Rows) -> Vec<Vec<i32>> {
+    let count = read_array(rows.count)[0];
+    let columns = [rows.sequence, rows.position, rows.rope_position, rows.token, rows.source];
+    let columns = columns.map(|column| read_array(column)[..count.max(0) as usize].to_vec());
+    std::iter::once(vec![count]).chain(columns).collect()
 }
 
 /// Row counts of all kernels: none, few, some in two groups, many in several groups.
@@ -401,10 +394,10 @@ impl SamplingValues {
     pub fn lend(&self, place: &mut Place) -> SamplingArrays {
         SamplingArrays {
             temperature: Some(place.array(&self.temperature)),
-            top_k: self.top_k.as_ref().map(|top_k| place.array(top_k)),
-            top_p: self.top_p.as_ref().map(|top_p| place.array(top_p)),
-            min_p: self.min_p.as_ref().map(|min_p| place.array(min_p)),
-            seed: self.seed.as_ref().map(|seed| place.array(seed)),
+            top_k: place.optional(&self.top_k),
+            top_p: place.optional(&self.top_p),
+            min_p: place.optional(&self.min_p),
+            seed: place.optional(&self.seed),
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Verification calls from plain vectors, and the measurement of the law that they follow.
 #![allow(dead_code)] // Each test program uses its own part.
 
+use crate::device::backend::open_cuda;
 use crate::device::buffer::Buffer;
 use crate::device::memory::Memory;
-use crate::device::{Device, driver, kernel_directory};
+use crate::device::{Device, driver};
 use half::{bf16, f16};
 use speculators::backend::cpu::{CpuBackend, Threads};
-use speculators::backend::cuda::{self, CudaBackend, KernelCache};
 use speculators::backend::phases::Column;
 use speculators::backend::verify::{DraftDistribution, SamplingArrays, VerifyBatch, record};
 use speculators::backend::{Backend, DeviceType};
@@ -29,20 +29,10 @@ pub fn backend_with(threads: usize) -> &'static dyn Backend {
     let create = || -> Box<dyn Backend> {
         match Device::chosen() {
             Device::Cpu => Box::new(CpuBackend::new(Threads::Own(threads)).unwrap()),
-            Device::Cuda => Box::new(cuda_backend()),
+            Device::Cuda => Box::new(open_cuda()),
         }
     };
     BACKEND.get_or_init(create).as_ref()
-}
-
-/// A backend of the first CUDA device.
-pub fn cuda_backend() -> CudaBackend {
-    let options = cuda::Options {
-        images: kernel_directory(),
-        cache: KernelCache::None,
-        ..cuda::Options::default()
-    };
-    CudaBackend::new(&options).unwrap()
 }
 
 /// One sequence of a call.
