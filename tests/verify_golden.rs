@@ -11,11 +11,13 @@ mod verification;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use speculators::backend::Backend;
+use speculators::backend::verify::Leniency;
 use speculators::sampling::Parameters;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use verification::{
-    Call, DEFAULT, Ids, PLAIN, REJECTION, Request, backend_with, decide, round_law, row_law,
+    Call, DEFAULT, DISTINCT, FOLLOW, Ids, PLAIN, REJECTION, Request, TYPICAL, backend_with, decide,
+    follow_law, round_law, row_law, tree_law,
 };
 
 /// Recorded probabilities are in single precision.
@@ -49,25 +51,30 @@ fn cases(file: &Value) -> &Vec<Value> {
     file["cases"].as_array().expect("the cases of a file")
 }
 
-/// Which kind of case this is, and whether it is one that the library decides. What it does not
-/// decide yet (trees, several candidates for one node, lossy rules) says so by its structure,
-/// its rule, or by parents.
-fn kind(file: &str, case: &Value) -> (String, bool) {
-    if let Some(structure) = case["structure"].as_str() {
-        let rule = case["rule"].as_str().unwrap_or_default();
-        let known = structure == "chain" && rule.starts_with("standard rejection");
-        return (format!("{structure}: {rule}"), known);
+/// Which kind of case this is.
+fn kind(case: &Value) -> Kind {
+    let text = |name: &str| case[name].as_str().unwrap_or_default();
+    match (text("structure"), text("rule"), text("kind")) {
+        ("chain", rule, _) if rule.starts_with("standard rejection") => Kind::ChainLaw,
+        ("chain", rule, _) if rule.starts_with("typical acceptance") => Kind::Typical,
+        ("one tree node, k ordered candidates", ..) => Kind::Siblings,
+        ("tree", "onehot", _) => Kind::TreeLaw,
+        ("", "", "greedy" | "draft_probs" | "no_draft_probs" | "reduced_vocab") => Kind::Chain,
+        ("", "", "") if case.get("temperature").is_some() => Kind::Filters,
+        ("", "", "") if case.get("parents").is_some() => Kind::GreedyTree,
+        other => panic!("a case of no known kind: {other:?}"),
     }
-    if case.get("temperature").is_some() {
-        return ("filters".to_owned(), true);
-    }
-    match case["kind"].as_str() {
-        Some(kind @ ("greedy" | "draft_probs" | "no_draft_probs" | "reduced_vocab")) => {
-            (format!("chain: {kind}"), true)
-        }
-        Some(kind) => (kind.to_owned(), false),
-        None => (file.to_owned(), false),
-    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Chain,
+    Filters,
+    ChainLaw,
+    Siblings,
+    TreeLaw,
+    GreedyTree,
+    Typical,
 }
 
 /// The tensors beside a JSON file.
@@ -112,31 +119,133 @@ fn numbers(value: &Value) -> Vec<f64> {
 }
 
 #[test]
-fn every_case_of_a_known_kind_comes_out() {
-    let mut done: BTreeMap<String, usize> = BTreeMap::new();
-    let mut skipped: BTreeMap<String, usize> = BTreeMap::new();
+fn every_recorded_case_comes_out() {
+    let mut done: BTreeMap<Kind, usize> = BTreeMap::new();
+    let mut skipped: BTreeMap<Kind, usize> = BTreeMap::new();
     for (stem, file) in files() {
         for case in cases(&file) {
-            let (kind, is_known) = kind(&stem, case);
-            let is_law = case.get("structure").is_some();
-            let is_left_to_the_cpu =
-                device::is_simulated() && (is_law || kind == "filters" && done.contains_key(&kind));
-            if !is_known || is_left_to_the_cpu {
+            let kind = kind(case);
+            let is_left_to_the_cpu = device::is_simulated()
+                && match kind {
+                    Kind::ChainLaw | Kind::Siblings | Kind::TreeLaw => true,
+                    Kind::Filters => done.contains_key(&kind),
+                    Kind::GreedyTree => done.get(&kind).is_some_and(|&done| done >= 20),
+                    Kind::Chain | Kind::Typical => false,
+                };
+            if is_left_to_the_cpu {
                 *skipped.entry(kind).or_default() += 1;
                 continue;
             }
-            if is_law {
-                check_law(case);
-            } else if kind == "filters" {
-                check_filters(case, &Tensors::beside(&stem));
-            } else {
-                check_chain(case, &Tensors::beside(&stem));
+            match kind {
+                Kind::Chain => check_chain(case, &Tensors::beside(&stem)),
+                Kind::Filters => check_filters(case, &Tensors::beside(&stem)),
+                Kind::ChainLaw => check_law(case),
+                Kind::Siblings => check_siblings(case),
+                Kind::TreeLaw => check_tree_law(case),
+                Kind::GreedyTree => check_greedy_tree(case, &Tensors::beside(&stem)),
+                Kind::Typical => check_typical(case),
             }
             *done.entry(kind).or_default() += 1;
         }
     }
-    println!("done {done:?}, not decided by this version or on this device {skipped:?}");
-    assert!(done.len() >= 3, "expected chains, filters and laws, found {done:?}");
+    println!("done {done:?}, left to the CPU {skipped:?}");
+    assert_eq!(done.len() + if device::is_simulated() { 3 } else { 0 }, 7, "found {done:?}");
+}
+
+/// Recorded decisions of greedy trees.
+fn check_greedy_tree(case: &Value, tensors: &Tensors) {
+    let id = case["id"].as_str().unwrap();
+    let rows = tensors.floats(&format!("{id}.logits"));
+    let tokens = integers(&case["tokens"]);
+    let mut request = Request::new(rows, tokens[1..].to_vec(), Parameters::GREEDY);
+    request.parents = integers(&case["parents"]);
+    let decision = decide(backend(), &Call::by(DEFAULT), &[request]).remove(0);
+    assert_eq!(decision.tokens(), integers(&case["emitted"]), "case {id}");
+    if case["has_duplicate_siblings"] == false {
+        let path = &decision.path[1..decision.emitted];
+        assert_eq!(path, integers(&case["accepted_nodes"]), "case {id}");
+    }
+}
+
+/// The logits of recorded probabilities.
+fn logits_of(probabilities: &Value) -> Vec<f32> {
+    numbers(probabilities).into_iter().map(|p| p.ln() as f32).collect()
+}
+
+/// The exact law of one node's siblings, for given candidates and over all of them.
+fn check_siblings(case: &Value) {
+    let id = case["id"].as_str().unwrap();
+    let (target, drafter) = (logits_of(&case["p"]), logits_of(&case["q"]));
+    let rule = match case["rule"].as_str().unwrap() {
+        "with_replacement" => REJECTION,
+        "without_replacement" => DISTINCT,
+        "onehot" => FOLLOW,
+        other => panic!("rule of {id}: {other}"),
+    };
+    for given in case["given_candidates"].as_array().unwrap() {
+        let candidates = integers(&given["candidates"]);
+        let rows = vec![target.clone(); candidates.len() + 1];
+        let mut request = Request::new(rows, candidates.clone(), PLAIN);
+        request.parents = [vec![-1], vec![0; candidates.len()]].concat();
+        if rule != FOLLOW {
+            request.draft_logits = vec![drafter.clone(); candidates.len()];
+        }
+        let mut first = vec![0.0; target.len()];
+        let mut none = 0.0;
+        let outcomes = match rule {
+            FOLLOW => follow_law(backend(), &request),
+            rule => tree_law(backend(), &Call::by(rule), &request),
+        };
+        for (tokens, probability) in outcomes {
+            first[tokens[0] as usize] += probability;
+            none += if tokens.len() == 1 { probability } else { 0.0 };
+        }
+        let expected = numbers(&given["token_distribution_given_candidates"]);
+        for (token, (found, expected)) in first.iter().zip(&expected).enumerate() {
+            let context = format!("token {token} after {candidates:?} of {id}");
+            assert!((found - expected).abs() < CLOSE, "{context}: {found}, {expected}");
+        }
+        let expected = given["prob_none"].as_f64().unwrap();
+        assert!((none - expected).abs() < CLOSE, "{candidates:?} of {id}: {none}, {expected}");
+    }
+}
+
+/// The exact law of what follows the target's own draws down a tree.
+fn check_tree_law(case: &Value) {
+    let id = case["id"].as_str().unwrap();
+    let rows = case["p_after_node"].as_array().unwrap().iter().map(logits_of).collect();
+    let mut request = Request::new(rows, integers(&case["tokens"])[1..].to_vec(), PLAIN);
+    request.parents = integers(&case["parents"]);
+    let mut found: BTreeMap<String, f64> = BTreeMap::new();
+    for (tokens, probability) in follow_law(backend(), &request) {
+        let key: Vec<String> = tokens.iter().map(i32::to_string).collect();
+        *found.entry(key.join(",")).or_default() += probability;
+    }
+    let expected = case["expected_output_sequences"].as_object().unwrap();
+    assert_eq!(found.len(), expected.len(), "outcomes of {id}");
+    for (tokens, probability) in expected {
+        let (found, expected) = (found[tokens], probability.as_f64().unwrap());
+        assert!((found - expected).abs() < CLOSE, "{tokens} of {id}: {found}, {expected}");
+    }
+}
+
+/// Recorded decisions by typical acceptance.
+fn check_typical(case: &Value) {
+    let id = case["id"].as_str().unwrap();
+    let mut rows: Vec<_> = case["p"].as_array().unwrap().iter().map(logits_of).collect();
+    let drafts = integers(&case["draft"]);
+    rows.resize(drafts.len() + 1, vec![0.0; rows[0].len()]);
+    let alpha = case["delta"].as_f64().unwrap();
+    let leniency = Leniency {
+        epsilon: case["eps"].as_f64().unwrap() as f32,
+        log2_alpha: (alpha.log2() * 2.0_f64.powi(32)) as i64,
+        ..Leniency::default()
+    };
+    let call = Call { leniency, ..Call::by(TYPICAL) };
+    let request = Request::new(rows, drafts, PLAIN);
+    let decision = decide(backend(), &call, &[request]).remove(0);
+    let expected = case["accepted_length"].as_u64().unwrap() as usize;
+    assert_eq!(decision.accepted, expected, "case {id}");
 }
 
 /// Recorded decisions of a batch of chains.

@@ -12,8 +12,10 @@ use speculators::backend::{Backend, Stream};
 use speculators::sampling::Parameters;
 use speculators::tensor::Dtype;
 use verification::{
-    Call, DEFAULT, Decision, FOLLOW, Ids, PLAIN, REJECTION, Request, almost_one, backend_with,
-    decide, decide_counted,
+use verification::{
+    Call, DEFAULT, Decision, FOLLOW, Ids, PLAIN, REJECTION, Request, TYPICAL, almost_one,
+    backend_with, decide, decide_counted,
+};
 };
 
 fn backend() -> &'static dyn Backend {
@@ -47,6 +49,7 @@ fn a_record_holds_the_path_and_is_padded() {
         next_token: 4,
         next_position: 14,
         flags: 0,
+        dropped: 0,
         places: vec![1, 2, 3, 4, 9],
         path: vec![0, 1, 2, 3, -1],
     };
@@ -136,6 +139,7 @@ fn what_is_out_of_range_makes_its_own_sequence_invalid_and_no_other() {
                 next_token: 77,
                 next_position: request.position,
                 flags: INVALID,
+                dropped: 0,
                 places: vec![-1; 5],
                 path: vec![-1; 5],
             },
@@ -324,7 +328,7 @@ fn instructions_threads_neighbours_and_element_types_change_nothing() {
 #[test]
 fn an_empty_batch_is_decided() {
     use speculators::backend::phases::Column;
-    use speculators::backend::verify::{SamplingArrays, VerifyBatch};
+    use speculators::backend::verify::{Leniency, SamplingArrays, VerifyBatch};
     use speculators::tensor::{Matrix, Span};
     let none = Column { span: Span::new(0, 0), stride: 1 };
     let logits = Matrix { address: 0, dtype: Dtype::F32, rows: 0, columns: 8, row_stride: 8 };
@@ -335,11 +339,13 @@ fn an_empty_batch_is_decided() {
         row_begin: None,
         num_drafts: None,
         draft_tokens: none,
+        parents: None,
         position: none,
         limit: None,
         sampling: SamplingArrays::default(),
         draft: None,
         uniforms: None,
+        leniency: Leniency::default(),
         stop_tokens: Span::new(0, 0),
         padding: -1,
         decisions: none,
@@ -348,10 +354,15 @@ fn an_empty_batch_is_decided() {
     let backend = backend();
     let bytes = speculators::verify::workspace_bytes(backend, &batch, DEFAULT).unwrap();
     assert_eq!(bytes, 0);
-    speculators::verify::verify((backend, Stream::NONE), &batch, DEFAULT, Span::new(0, 0)).unwrap();
-    let unknown = speculators::verify::verify((backend, Stream::NONE), &batch, 3, Span::new(0, 0))
-        .unwrap_err();
-    assert!(unknown.to_string().contains("found 3"), "{unknown}");
+    let verify = |rule| {
+        speculators::verify::verify((backend, Stream::NONE), &batch, rule, Span::new(0, 0))
+    };
+    verify((DEFAULT, false)).unwrap();
+    let unknown = verify((5, false)).unwrap_err();
+    assert!(unknown.to_string().contains("found 5"), "{unknown}");
+    let lossy = verify((TYPICAL, false)).unwrap_err();
+    assert!(lossy.to_string().contains("SPEC_LOSSY"), "{lossy}");
+    verify((TYPICAL, true)).unwrap();
 }
 
 #[test]

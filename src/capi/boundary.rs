@@ -99,6 +99,7 @@ sized! {
     spec_tree: 48,
     spec_draft_args: 200,
     spec_verify_args: 240,
+    spec_leniency: 40,
 }
 
 /// Reads a struct that the host built against this or another version of the header.

@@ -474,14 +474,16 @@ pub struct spec_distribution {
     pub sampling: *const spec_sampling,
 }
 
-/// The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root; parents come before
-/// their children. Reserved: this version refuses trees as UNSUPPORTED.
+/// The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root, a token that is known
+/// already; parents come before their children, and siblings stand in the order in which they are
+/// tested. A chain of K drafts has K + 1 nodes whose parents are -1, 0, 1, ... `spec_verify` reads
+/// `parents` alone.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_tree {
     /// sizeof(spec_tree).
     pub struct_size: u32,
-    /// Elements from one sequence to the next.
+    /// Elements from one sequence to the next; 0: all have the tree of the first.
     pub stride: i32,
     /// The parent of each node; -1 for the root.
     pub parents: *mut i32,
@@ -617,18 +619,75 @@ pub struct spec_draft_args {
     pub confidence: *mut f32,
 }
 
-/// `spec_verify_args.rule`: lossless. `SPEC_RULE_REJECTION` where `draft` gives q,
-/// `SPEC_RULE_FOLLOW` otherwise. Under any rule, a greedy sequence keeps drafts while they are the
-/// target's argmax.
+/// `flags` of `spec_verify_args`: rules are allowed that are not lossless.
+pub const SPEC_LOSSY: u32 = 2;
+
+/// `spec_verify_args.rule`: lossless. `SPEC_RULE_REJECTION_DISTINCT` where `draft` gives q, which
+/// for chains is `SPEC_RULE_REJECTION`; `SPEC_RULE_FOLLOW` otherwise. Under any rule that is
+/// lossless, a greedy sequence follows drafts while they are the target's argmax.
 pub const SPEC_RULE_DEFAULT: i32 = 0;
 /// `spec_verify_args.rule`: lossless, for drafts taken as given; `draft` is not used. The target's
 /// token is drawn at each position and the drafts are followed while they are equal to it, so that
-/// the text is the one that sampling without speculation gives for the same seed.
+/// the text is the one that sampling without speculation gives for the same seed. For trees also
+/// known as target-only sampling.
 pub const SPEC_RULE_FOLLOW: i32 = 1;
 /// `spec_verify_args.rule`: lossless rejection sampling (Leviathan et al., 2023; Chen et al.,
 /// 2023): draft d is accepted with probability min(1, p(d) / q(d)), otherwise its replacement is
-/// drawn from max(p - q, 0) normalised. Without `draft`, q is one at d.
+/// drawn from max(p - q, 0) normalised. Without `draft`, q is one at d. In a tree, what a rejected
+/// sibling leaves takes the place of p for the next one (SpecInfer; Miao et al., 2024): siblings
+/// were drawn from q independently of each other.
 pub const SPEC_RULE_REJECTION: i32 = 2;
+/// `spec_verify_args.rule`: the same for siblings that were drawn without replacement: q is that
+/// without the earlier siblings, normalised (Sequoia; Chen et al., 2024). Siblings after one that
+/// was struck out are not tested.
+pub const SPEC_RULE_REJECTION_DISTINCT: i32 = 3;
+/// `spec_verify_args.rule`: lossless block verification (Sun et al., 2024), for chains: the longest
+/// prefix that passes its test is accepted, though a shorter one may have failed. On average no
+/// fewer drafts are accepted than by `SPEC_RULE_REJECTION`. Drafts must have been drawn with numbers
+/// of their round, as `spec_draft` draws them.
+pub const SPEC_RULE_BLOCK: i32 = 4;
+/// `spec_verify_args.rule`: typical acceptance (Medusa; Cai et al., 2024), not lossless: drafts are
+/// followed whose probability p is at least min(epsilon, alpha exp(-H)), H being the entropy of p.
+/// Of several paths the longest is taken, of equally long ones the one that takes the first sibling.
+pub const SPEC_RULE_TYPICAL: i32 = 16;
+/// `spec_verify_args.rule`: thresholds, not lossless unless both are 1: with one number for all
+/// siblings, a draft is followed if p is at least `threshold_single`, or if the number is below the
+/// sum of p over it and its earlier siblings, divided by `threshold_accumulated`; otherwise the
+/// token is drawn from p without the siblings.
+pub const SPEC_RULE_THRESHOLD: i32 = 17;
+/// `spec_verify_args.rule`: not lossless: drafts are followed that are among the `top_n` largest
+/// logits and at most `tolerance` below the largest, also for greedy sequences; the token after
+/// them is the request's own. What a speculator's `verifier_accept_k` and `accept_tolerance` mean.
+pub const SPEC_RULE_RELAXED: i32 = 18;
+/// `spec_verify_args.rule`: not lossless: the first child of a node is followed as often as
+/// `acceptance` says, whatever the logits, also for greedy sequences: for planning of capacity.
+pub const SPEC_RULE_SYNTHETIC: i32 = 19;
+
+/// What rules go by that are not lossless; each looks at its own.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_leniency {
+    /// sizeof(spec_leniency).
+    pub struct_size: u32,
+    /// RELAXED: how many of the largest logits will do, with all that equal the last; 0 is 1.
+    pub top_n: i32,
+    /// RELAXED: how far below the largest logit they may lie, from 0 on.
+    pub tolerance: f32,
+    /// TYPICAL: the probability that is always enough, above 0 and at most 1; 0 is 0.09.
+    pub epsilon: f32,
+    /// TYPICAL: the factor of exp(-entropy), above 0 and at most 1; 0 is 0.3.
+    pub alpha: f32,
+    /// THRESHOLD: the probability with which a draft stands on its own, above 0 and at most 1; 0
+    /// is 1.
+    pub threshold_single: f32,
+    /// THRESHOLD: what probabilities are divided by, above 0 and at most 1; 0 is 1.
+    pub threshold_accumulated: f32,
+    /// 0.
+    pub reserved: u32,
+    /// SYNTHETIC: `[K]` in memory of the context's device: the probability that the first child
+    /// of a node is accepted, for the children of the root first, then by depth. NULL: 0.
+    pub acceptance: *const f32,
+}
 
 /// Index in a decision record: drafts accepted, 0 to K.
 pub const SPEC_DECISION_ACCEPTED: i32 = 0;
@@ -644,10 +703,13 @@ pub const SPEC_DECISION_NEXT_TOKEN: i32 = 2;
 pub const SPEC_DECISION_NEXT_POSITION: i32 = 3;
 /// Index in a decision record: `SPEC_DECISION_FLAG_*`, combined.
 pub const SPEC_DECISION_FLAGS: i32 = 4;
+/// Index in a decision record: the drafts below the last accepted one, if that was a stop token or
+/// used the limit up: they were dropped without a look. Otherwise 0.
+pub const SPEC_DECISION_DROPPED: i32 = 5;
 /// Index in a decision record: the emitted tokens, K + 1 elements, padded. The accepted path
 /// follows them, at `SPEC_DECISION_TOKENS + K + 1`, K + 1 elements: the nodes of the rows that are
-/// committed next, 0 (the root) to EMITTED - 1 in a chain, padded with -1. K is `max_drafts` of
-/// the call.
+/// committed next, EMITTED of them from 0 (the root) on, padded with -1. K is `max_drafts` of the
+/// call.
 pub const SPEC_DECISION_TOKENS: i32 = 8;
 
 /// `SPEC_DECISION_FLAGS`: a row that was read had only -inf and NaN; token 0 was taken for it.
@@ -662,9 +724,12 @@ pub const SPEC_DECISION_FLAG_LIMIT: i32 = 4;
 /// `SPEC_DECISION_FLAGS`: the sequence's entries are out of range, and nothing was emitted: the
 /// rows of the root and its drafts are not in `logits`; `num_drafts` is above K; a draft is below
 /// -1 or not below V; `position` is negative, or position + num_drafts + 1 is above 2^31 - 1; a
-/// temperature, top_p or min_p is NaN, here or in `draft`; the drafts' rows are not in `draft`; or
-/// one of its `uniforms` is not in [0, 1) and the sequence is not greedy.
+/// temperature, top_p or min_p is NaN, here or in `draft`; the drafts' rows are not in `draft`; the
+/// parent of a draft is not a node before it; or one of its `uniforms` is not in [0, 1) and the
+/// sequence is not greedy (or the rule is SYNTHETIC).
 pub const SPEC_DECISION_FLAG_INVALID: i32 = 8;
+/// `SPEC_DECISION_FLAGS`: the rule does not keep the target's distribution.
+pub const SPEC_DECISION_FLAG_LOSSY: i32 = 16;
 
 /// The arguments of `spec_verify`. B is `num_sequences`, K is `max_drafts`, V is the target's
 /// vocabulary, R is the number of rows of `logits`. Arrays are memory of the context's device (with
@@ -676,18 +741,19 @@ pub const SPEC_DECISION_FLAG_INVALID: i32 = 8;
 pub struct spec_verify_args {
     /// sizeof(spec_verify_args).
     pub struct_size: u32,
-    /// `SPEC_PADDING` or 0.
+    /// `SPEC_PADDING`, `SPEC_LOSSY`, combined, or 0.
     pub flags: u32,
     /// B, from 0 on. With 0 nothing is read or written.
     pub num_sequences: i32,
-    /// K: the most drafts of a sequence, 0 to 1023.
+    /// K: the most drafts of a sequence, 0 to 1023: of a tree, the nodes beside the root.
     pub max_drafts: i32,
     /// One of `SPEC_RULE_*`.
     pub rule: i32,
     /// What stands beyond the emitted tokens of a record, with `SPEC_PADDING`; -1 otherwise.
     pub padding: i32,
     /// `[R, V]` F32, F16 or BF16, V at least 1 and below 2^21: the target's raw logits. Row
-    /// `row_begin[b]` is the root's, row `row_begin[b] + i` that of draft i, counted from 1.
+    /// `row_begin[b]` is the root's, row `row_begin[b] + i` that of draft i, counted from 1, which
+    /// is node i of a tree.
     /// NaN counts as -inf.
     pub logits: spec_tensor,
     /// `[B]`: the root's row. NULL: `b * (K + 1)`.
@@ -713,11 +779,12 @@ pub struct spec_verify_args {
     pub sampling: *const spec_sampling,
     /// The distribution that the drafts were drawn from. NULL: the drafts are taken as given.
     pub draft: *const spec_distribution,
-    /// NULL: trees are not supported yet.
+    /// The trees that the drafts are, of which `parents` is not NULL and in memory of the context's
+    /// device, its stride 0 or at least K + 1; the struct in host memory. NULL: chains.
     pub tree: *const spec_tree,
     /// `[B, 2 * (K + 1)]` in [0, 1): the random numbers to use instead of the seeded ones;
-    /// element 2 i tests the draft after i accepted ones, element 2 i + 1 draws the token that
-    /// is emitted after i accepted drafts. Elements beyond `2 * (num_drafts + 1)` and those of
+    /// element 2 i tests draft i, counted from 0, element 2 i + 1 draws the token that is emitted
+    /// below node i, which in a chain is the one after i accepted drafts. Elements beyond `2 * (num_drafts + 1)` and those of
     /// greedy sequences are not looked at. NULL: seeded.
     pub uniforms: *const f64,
     /// `[num_stop_tokens]`: emission ends after any of these, which is emitted itself. NULL
@@ -734,7 +801,7 @@ pub struct spec_verify_args {
     /// to 0.
     pub decisions: *mut i32,
     /// `[3 + K]` uint64, added to: rounds, drafts, emitted tokens, then for i
-    /// from 1 to K the rounds in which draft i was accepted. Sequences that emitted nothing do
+    /// from 1 to K the rounds in which i drafts or more were accepted. Sequences that emitted nothing do
     /// not count; of the others, all of `num_drafts` do. Calls with another K may add to the
     /// same array. NULL: not wanted. Not shared between concurrent calls.
     pub counters: *mut u64,
@@ -744,4 +811,6 @@ pub struct spec_verify_args {
     pub workspace: *mut c_void,
     /// Bytes at `workspace`.
     pub workspace_size: u64,
+    /// What the rule goes by if it is not lossless; the struct in host memory. NULL: the defaults.
+    pub leniency: *const spec_leniency,
 }

@@ -4,15 +4,16 @@ use super::boundary::{self, borrow, call, within};
 use super::context::spec_context;
 use super::tensors::{self, Home, column, matrix, optional_span, span};
 use super::types::{
-    SPEC_DECISION_ACCEPTED, SPEC_DECISION_EMITTED, SPEC_DECISION_FLAG_INVALID,
-    SPEC_DECISION_FLAG_LIMIT, SPEC_DECISION_FLAG_NO_CANDIDATE, SPEC_DECISION_FLAG_STOPPED,
-    SPEC_DECISION_FLAGS, SPEC_DECISION_NEXT_POSITION, SPEC_DECISION_NEXT_TOKEN,
-    SPEC_DECISION_TOKENS, SPEC_PADDING, spec_distribution, spec_error, spec_status, spec_tensor,
-    spec_verify_args,
+    SPEC_DECISION_ACCEPTED, SPEC_DECISION_DROPPED, SPEC_DECISION_EMITTED,
+    SPEC_DECISION_FLAG_INVALID, SPEC_DECISION_FLAG_LIMIT, SPEC_DECISION_FLAG_LOSSY,
+    SPEC_DECISION_FLAG_NO_CANDIDATE, SPEC_DECISION_FLAG_STOPPED, SPEC_DECISION_FLAGS,
+    SPEC_DECISION_NEXT_POSITION, SPEC_DECISION_NEXT_TOKEN, SPEC_DECISION_TOKENS, SPEC_LOSSY,
+    SPEC_PADDING, spec_distribution, spec_error, spec_leniency, spec_status, spec_tensor,
+    spec_tree, spec_verify_args,
 };
 use crate::error::{Error, Result};
 use crate::tensor::{ALIGNMENT, Matrix, Span};
-use crate::verify::{self, Column, DraftDistribution, Stream, VerifyBatch, record};
+use crate::verify::{self, Column, DraftDistribution, Leniency, Stream, VerifyBatch, record};
 use std::ffi::c_void;
 
 /// Sums of weights fit 63 bits below this.
@@ -20,14 +21,14 @@ const VOCABULARY_END: usize = 1 << 21;
 
 /// Says how many bytes of workspace `spec_verify` needs.
 ///
-/// Of `args` only the flags, the rule, `num_sequences`, `max_drafts` and the shapes of `logits` and
-/// `draft` are looked at: the data and the arrays may be NULL. `size` is not NULL. The answer is 0
+/// Of `args` only the flags, the rule, `num_sequences`, `max_drafts`, whether there is a `tree`, and
+/// the shapes of `logits` and `draft` are looked at: the data and the arrays may be NULL. `size` is not NULL. The answer is 0
 /// for 0 sequences. It depends on V, on C where there is a `draft`, and on how many threads (CPU) or
 /// blocks (CUDA) work at a time; on CUDA on the number of sequences and K, too, and for short rows
 /// or few of them it is far less than for many long ones. It depends neither on the rows that there
 /// are nor on the type of the logits, and is enough for any batch on this context with as many
-/// sequences, K, V and C or fewer; with `draft` it is enough without it, too. Errors:
-/// INVALID_ARGUMENT, UNSUPPORTED.
+/// sequences, K, V and C or fewer by the same rule; with `draft` it is enough without it, and with a
+/// `tree` for chains, too. Errors: INVALID_ARGUMENT, UNSUPPORTED.
 ///
 /// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]
@@ -57,8 +58,9 @@ pub unsafe extern "C" fn spec_verify_workspace_size(
 ///
 /// For each sequence one decision record is written: drafts accepted, tokens emitted, the next
 /// root and its position, the tokens, and the path that `spec_draft` commits. Drafts are accepted
-/// from the first on while the rule keeps them; then one more token is emitted, the replacement of
-/// a rejected draft or, after all drafts, the bonus token. Logits are taken as they are: `sampling`
+/// from the root on while the rule keeps them; then one more token is emitted, the replacement of
+/// rejected drafts or, after the last one of a path, the bonus token. In a `tree` drafts are accepted
+/// along one path; where siblings are equal, the longest one. Logits are taken as they are: `sampling`
 /// says how tokens are drawn from them. Only the rows that a decision needs are read (CPU), or all
 /// rows of the sequences that take part (CUDA).
 ///
@@ -73,7 +75,8 @@ pub unsafe extern "C" fn spec_verify_workspace_size(
 /// with the flag INVALID; the others are not affected.
 ///
 /// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED (a vocabulary of 2^21 tokens
-/// or more, a rule or flag that this version does not know, trees); then nothing has changed.
+/// or more, a rule or flag that this version does not know, a tree with a rule for chains); then
+/// nothing has changed.
 /// DEVICE: the device or its driver failed.
 ///
 /// Contract: any thread; the work is done when the call returns (CPU) or enqueued (CUDA); does not
@@ -92,7 +95,8 @@ pub unsafe extern "C" fn spec_verify(
         let batch = unsafe { batch(&args, Home::of(&context.context))? };
         let workspace = workspace(&args)?;
         let queue = (context.context.backend(), Stream(stream as u64));
-        verify::verify(queue, &batch, args.rule, workspace)
+        let rule = (args.rule, args.flags & SPEC_LOSSY != 0);
+        verify::verify(queue, &batch, rule, workspace)
     })
 }
 
@@ -113,11 +117,8 @@ fn sizes(
     draft: Option<&spec_distribution>,
     home: Home,
 ) -> Result<VerifyBatch> {
-    if args.flags & !SPEC_PADDING != 0 {
+    if args.flags & !(SPEC_PADDING | SPEC_LOSSY) != 0 {
         return Err(Error::unsupported(format!("flags: found {:#x}", args.flags)));
-    }
-    if !args.tree.is_null() {
-        return Err(Error::unsupported("tree: expected NULL; trees are not supported yet"));
     }
     let logits = shape("logits", home, &args.logits)?;
     let draft = draft.map(|draft| candidates(args, home, draft)).transpose()?;
@@ -129,11 +130,13 @@ fn sizes(
         row_begin: None,
         num_drafts: None,
         draft_tokens: none,
+        parents: (!args.tree.is_null()).then_some(none),
         position: none,
         limit: None,
         sampling: tensors::sampling(None, 0)?,
         draft,
         uniforms: None,
+        leniency: Leniency::default(),
         stop_tokens: Span::new(0, 0),
         padding: if args.flags & SPEC_PADDING != 0 { args.padding } else { -1 },
         decisions: none,
@@ -182,8 +185,14 @@ fn candidates(
 /// The pointers in `args` are as documented.
 unsafe fn batch(args: &spec_verify_args, home: Home) -> Result<VerifyBatch> {
     // SAFETY: as this function's contract.
-    let (given, sampling) =
-        unsafe { (boundary::read_optional(args.draft)?, boundary::read_optional(args.sampling)?) };
+    let (given, sampling, tree, lenience) = unsafe {
+        (
+            boundary::read_optional(args.draft)?,
+            boundary::read_optional(args.sampling)?,
+            boundary::read_optional(args.tree)?,
+            boundary::read_optional(args.leniency)?,
+        )
+    };
     let sizes = sizes(args, given.as_ref(), home)?;
     let (sequences, drafts) = (sizes.num_sequences, sizes.max_drafts);
     let vocabulary = sizes.logits.columns;
@@ -209,11 +218,13 @@ unsafe fn batch(args: &spec_verify_args, home: Home) -> Result<VerifyBatch> {
             args.draft_stride,
             drafts,
         )?,
+        parents: tree.map(|tree| parents(&tree, sequences, drafts)).transpose()?,
         position: column("position", args.position, sequences, args.position_stride, 1)?,
         limit: optional_span("limit", args.limit, sequences)?,
         sampling: tensors::sampling(sampling.as_ref(), sequences)?,
         draft,
         uniforms: optional_span("uniforms", args.uniforms, sequences * 2 * (drafts + 1))?,
+        leniency: lenience.map_or(Ok(Leniency::default()), |given| leniency(&given, drafts))?,
         stop_tokens: span("stop_tokens", args.stop_tokens, stops)?,
         decisions: column("decisions", decisions, sequences, args.decision_stride, record)?,
         counters: optional_span("counters", args.counters.cast_const(), 3 + drafts)?,
@@ -261,6 +272,43 @@ unsafe fn distribution(
     })
 }
 
+/// The parents of the nodes of all trees.
+fn parents(tree: &spec_tree, sequences: usize, drafts: usize) -> Result<Column> {
+    let (parents, nodes) = (tree.parents.cast_const(), drafts + 1);
+    if tree.stride == 0 {
+        let span = span("tree.parents", parents, if sequences == 0 { 0 } else { nodes })?;
+        return Ok(Column { span, stride: 0 });
+    }
+    column("tree.parents", parents, sequences, tree.stride, nodes)
+}
+
+/// What lossy rules go by, with the defaults for what is 0.
+fn leniency(given: &spec_leniency, drafts: usize) -> Result<Leniency> {
+    let share = |what: &str, value: f32, default: f32| match value {
+        0.0 => Ok(default),
+        value if value > 0.0 && value <= 1.0 => Ok(value),
+        found => Err(Error::invalid(format!(
+            "leniency.{what}: expected more than 0 and at most 1, or 0 for {default}, found {found}"
+        ))),
+    };
+    if !(given.tolerance >= 0.0) {
+        return Err(Error::invalid(format!(
+            "leniency.tolerance: expected 0 or more, found {}",
+            given.tolerance
+        )));
+    }
+    let alpha = share("alpha", given.alpha, 0.3)?;
+    Ok(Leniency {
+        top_n: within("leniency.top_n", given.top_n.into(), 0, i32::MAX.into())?.max(1) as i32,
+        tolerance: given.tolerance,
+        epsilon: share("epsilon", given.epsilon, 0.09)?,
+        log2_alpha: (f64::from(alpha).log2() * 2.0_f64.powi(32)) as i64,
+        threshold_single: share("threshold_single", given.threshold_single, 1.0)?,
+        threshold_accumulated: share("threshold_accumulated", given.threshold_accumulated, 1.0)?,
+        acceptance: optional_span("leniency.acceptance", given.acceptance, drafts)?,
+    })
+}
+
 // The records of the library are those of the header.
 const _: () = {
     assert!(SPEC_DECISION_ACCEPTED as usize == record::ACCEPTED);
@@ -268,9 +316,11 @@ const _: () = {
     assert!(SPEC_DECISION_NEXT_TOKEN as usize == record::NEXT_TOKEN);
     assert!(SPEC_DECISION_NEXT_POSITION as usize == record::NEXT_POSITION);
     assert!(SPEC_DECISION_FLAGS as usize == record::FLAGS);
+    assert!(SPEC_DECISION_DROPPED as usize == record::DROPPED);
     assert!(SPEC_DECISION_TOKENS as usize == record::TOKENS);
     assert!(SPEC_DECISION_FLAG_NO_CANDIDATE == record::NO_CANDIDATE);
     assert!(SPEC_DECISION_FLAG_STOPPED == record::STOPPED);
     assert!(SPEC_DECISION_FLAG_LIMIT == record::LIMIT);
     assert!(SPEC_DECISION_FLAG_INVALID == record::INVALID);
+    assert!(SPEC_DECISION_FLAG_LOSSY == record::LOSSY);
 };

@@ -120,6 +120,33 @@ pub fn top_p_limit(top_p: f32, sum: u64) -> u64 {
     (limit as u64).max(1)
 }
 
+/// The binary logarithm of a number that is not 0, in units of 2^-32, rounded down but for an
+/// error of a few units: by squaring the significand, digit after digit.
+pub fn log2(value: u64) -> i64 {
+    log2_digits(value, 32)
+}
+
+/// The same with fewer binary digits after the point; the others are 0.
+pub fn log2_digits(value: u64, digits: u32) -> i64 {
+    let power = value.ilog2();
+    // From 1 to 2, in units of 2^-63.
+    let mut significand = value << (63 - power);
+    let mut logarithm = i64::from(power) << 32;
+    for digit in 0..digits {
+        let square = u128::from(significand) * u128::from(significand);
+        let is_two = square >> 127 != 0;
+        significand = (square >> if is_two { 64 } else { 63 }) as u64;
+        logarithm |= i64::from(is_two) << (31 - digit);
+    }
+    logarithm
+}
+
+/// The numbers below this pass with the probability; `None` is all. No number is 0.
+pub fn probability(value: f32) -> Option<u64> {
+    // Exact, and below 2^64 for what is below 1.
+    (value < 1.0 || value.is_nan()).then(|| (f64::from(value) * 2.0_f64.powi(64)) as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,6 +180,24 @@ mod tests {
         for tiny in [0.0, -1.0, 1e-45, 1e-38, f32::MIN_POSITIVE] {
             assert_eq!(top_p_limit(tiny, u64::MAX >> 1), 1);
         }
+    }
+
+    #[test]
+    fn logarithms_are_those_of_real_numbers() {
+        for value in [1, 2, 3, 7, 1000, WEIGHT_ONE - 1, WEIGHT_ONE, 0x7fff_1234_5678, u64::MAX] {
+            let exact = (value as f64).log2();
+            let error = log2(value) as f64 / 2.0_f64.powi(32) - exact;
+            assert!(error.abs() < 1e-8, "log2 {value} is {exact}, error {error}");
+            let error = log2_digits(value, 16) as f64 / 2.0_f64.powi(32) - exact;
+            assert!((-2e-5..1e-8).contains(&error), "log2 {value} is {exact}, error {error}");
+        }
+    }
+
+    #[test]
+    fn probabilities_are_shares_of_all_numbers() {
+        assert_eq!([probability(0.0), probability(-1.0), probability(f32::NAN)], [Some(0); 3]);
+        assert_eq!(probability(0.5), Some(1 << 63));
+        assert_eq!([probability(1.0), probability(7.0)], [None; 2]);
     }
 
     #[test]

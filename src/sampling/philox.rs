@@ -12,6 +12,8 @@ pub enum Purpose {
     Accept = 1,
     /// Drawing a token that is emitted.
     Emit = 2,
+    /// Testing a prefix of a chain.
+    AcceptBlock = 3,
 }
 
 /// The number for the token at an absolute position; numbers of different lanes are independent.

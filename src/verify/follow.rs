@@ -1,10 +1,10 @@
 //! The target's own draw at every position.
 
-use super::greedy::Greedy;
-use crate::backend::verify::{Decision, Proposal, Rule, RuleKind, TargetRow};
+use super::greedy::{Greedy, follow_token};
+use crate::backend::verify::{Child, Decision, Rule, RuleKind, TargetRow};
 
-/// Draws the target's token with the number that belongs to its position, and keeps drafts while
-/// they are equal to it: the text does not depend on the drafts at all.
+/// Draws the target's token with the number that belongs to its position, and follows the drafts
+/// that are equal to it: the text does not depend on the drafts at all.
 #[derive(Debug)]
 pub struct Follow;
 
@@ -13,13 +13,10 @@ impl Rule for Follow {
         RuleKind::Follow
     }
 
-    fn decide(&self, proposal: Proposal, row: &mut dyn TargetRow) -> Decision {
+    fn decide(&self, children: &mut [Child], row: &mut dyn TargetRow) -> Decision {
         if row.is_greedy() {
-            return Greedy.decide(proposal, row);
+            return Greedy.decide(children, row);
         }
-        match row.draw() {
-            token if proposal == Proposal::Token(token) => Decision::Accept(token),
-            token => Decision::Emit(token),
-        }
+        follow_token(children, row.draw())
     }
 }

@@ -64,7 +64,8 @@ versioned!(
     spec_distribution,
     spec_tree,
     spec_draft_args grew by draft_candidates,
-    spec_verify_args,
+    spec_verify_args grew by leniency,
+    spec_leniency,
 );
 
 /// What a failed call said.

@@ -8,7 +8,9 @@ use crate::device::{Device, driver};
 use half::{bf16, f16};
 use speculators::backend::cpu::{CpuBackend, Threads};
 use speculators::backend::phases::Column;
-use speculators::backend::verify::{DraftDistribution, SamplingArrays, VerifyBatch, record};
+use speculators::backend::verify::{
+    DraftDistribution, Leniency, SamplingArrays, VerifyBatch, record,
+};
 use speculators::backend::{Backend, DeviceType};
 use speculators::sampling::Parameters;
 use speculators::tensor::{Dtype, Matrix, Span};
@@ -19,6 +21,12 @@ use std::sync::OnceLock;
 pub const DEFAULT: i32 = 0;
 pub const FOLLOW: i32 = 1;
 pub const REJECTION: i32 = 2;
+pub const DISTINCT: i32 = 3;
+pub const BLOCK: i32 = 4;
+pub const TYPICAL: i32 = 16;
+pub const THRESHOLD: i32 = 17;
+pub const RELAXED: i32 = 18;
+pub const SYNTHETIC: i32 = 19;
 
 /// Drawn at temperature 1.
 pub const PLAIN: Parameters = Parameters { temperature: 1.0, ..Parameters::GREEDY };
@@ -41,6 +49,8 @@ pub struct Request {
     /// The target's rows: the root's, then that of each draft.
     pub logits: Vec<Vec<f32>>,
     pub drafts: Vec<i32>,
+    /// The parent of each node, if the drafts are a tree; for all sequences of a call or for none.
+    pub parents: Vec<i32>,
     /// What the drafts were drawn from; empty if the call has no distribution.
     pub draft_logits: Vec<Vec<f32>>,
     /// The ids of each draft row's candidates, with [`Ids::PerRow`].
@@ -63,6 +73,7 @@ impl Request {
         Self {
             logits,
             drafts,
+            parents: Vec::new(),
             draft_logits: Vec::new(),
             draft_ids: Vec::new(),
             parameters,
@@ -116,6 +127,10 @@ pub struct Call {
     pub chains: bool,
     /// Whether there are no arrays of parameters, which makes all sequences greedy.
     pub is_greedy: bool,
+    /// What lossy rules go by.
+    pub leniency: Leniency,
+    /// How often drafts of each depth are to be accepted.
+    pub acceptance: Vec<f32>,
 }
 
 impl Call {
@@ -132,6 +147,8 @@ impl Call {
             gap: 3,
             chains: false,
             is_greedy: false,
+            leniency: Leniency::default(),
+            acceptance: Vec::new(),
         }
     }
 
@@ -153,6 +170,7 @@ pub struct Decision {
     pub next_token: i32,
     pub next_position: i32,
     pub flags: i32,
+    pub dropped: usize,
     /// All places for tokens, the padded ones too.
     pub places: Vec<i32>,
     pub path: Vec<i32>,
@@ -260,6 +278,22 @@ impl Arrays {
         })
     }
 
+    /// The trees of the drafts, if they are trees.
+    fn parents(&mut self, requests: &[Request], drafts: usize) -> Option<Column> {
+        if requests.iter().all(|request| request.parents.is_empty()) {
+            return None;
+        }
+        // What lies beyond a sequence's nodes is not looked at.
+        let stride = drafts + 3;
+        let mut parents = vec![1 << 30; requests.len() * stride];
+        for (parents, request) in parents.chunks_mut(stride).zip(requests) {
+            parents[..request.parents.len()].copy_from_slice(&request.parents);
+        }
+        let is_one = requests.iter().all(|request| request.parents == requests[0].parents);
+        let stride = if self.are_implied && is_one { 0 } else { stride };
+        Some(Column { span: self.span(parents), stride })
+    }
+
     /// The uniform numbers, if they are given.
     fn uniforms(&mut self, requests: &[Request], drafts: usize) -> Option<Span<f64>> {
         if requests.iter().all(|request| request.uniforms.is_empty()) {
@@ -357,6 +391,7 @@ pub fn decide_counted(
         row_begin,
         num_drafts: arrays.optional(num_drafts, drafts as i32),
         draft_tokens: Column { span: arrays.span(tokens), stride: draft_stride },
+        parents: arrays.parents(requests, drafts),
         position,
         limit: arrays.optional(requests.iter().map(|request| request.limit), i32::MAX),
         sampling: if call.is_greedy {
@@ -366,6 +401,10 @@ pub fn decide_counted(
         },
         draft: arrays.distribution(call, requests),
         uniforms: arrays.uniforms(requests, drafts),
+        leniency: Leniency {
+            acceptance: (!call.acceptance.is_empty()).then(|| arrays.span(call.acceptance.clone())),
+            ..call.leniency
+        },
         stop_tokens: arrays.span(call.stop_tokens.clone()),
         padding: call.padding,
         decisions: outputs.column(0),
@@ -374,7 +413,7 @@ pub fn decide_counted(
     let bytes = workspace_bytes(backend, &batch, call.rule).unwrap();
     let workspace = Memory::filled_on(device, bytes as u64, 0xA5);
     let workspace = Span::new(workspace.address() as u64, bytes);
-    verify((backend, Stream::NONE), &batch, call.rule, workspace).unwrap();
+    verify((backend, Stream::NONE), &batch, (call.rule, true), workspace).unwrap();
     if device == Device::Cuda {
         driver::synchronize();
     }
@@ -387,7 +426,7 @@ pub fn decide_counted(
 fn parse(fields: &[i32], drafts: usize, before: i32) -> Decision {
     let (tokens, rest) = fields[record::TOKENS..].split_at(drafts + 1);
     let (path, beyond) = rest.split_at(drafts + 1);
-    assert_eq!(fields[record::FLAGS + 1..record::TOKENS], [0; 3], "reserved elements");
+    assert_eq!(fields[record::DROPPED + 1..record::TOKENS], [0; 2], "reserved elements");
     assert!(beyond.iter().all(|&element| element == before), "elements beyond the record");
     Decision {
         accepted: fields[record::ACCEPTED] as usize,
@@ -395,6 +434,7 @@ fn parse(fields: &[i32], drafts: usize, before: i32) -> Decision {
         next_token: fields[record::NEXT_TOKEN],
         next_position: fields[record::NEXT_POSITION],
         flags: fields[record::FLAGS],
+        dropped: fields[record::DROPPED] as usize,
         places: tokens.to_vec(),
         path: path.to_vec(),
     }
@@ -510,6 +550,146 @@ pub fn round_law(backend: &dyn Backend, call: &Call, request: &Request) -> Vec<(
         if reached == 0.0 {
             break;
         }
+    }
+    outcomes
+}
+
+/// What can happen in a round of a tree, by a rule that decides node by node: the tokens emitted and
+/// how probable that is.
+pub fn tree_law(backend: &dyn Backend, call: &Call, request: &Request) -> Vec<(Vec<i32>, f64)> {
+    let numbers = vec![almost_one(); 2 * request.parents.len()];
+    let walk = TreeWalk { backend, call, request };
+    let mut outcomes = Vec::new();
+    walk.at(0, &[], 1.0, &numbers, &mut outcomes);
+    outcomes
+}
+
+struct TreeWalk<'a> {
+    backend: &'a dyn Backend,
+    call: &'a Call,
+    request: &'a Request,
+}
+
+impl TreeWalk<'_> {
+    fn with(&self, uniforms: &[f64], index: usize, number: f64) -> Decision {
+        let mut uniforms = uniforms.to_vec();
+        uniforms[index] = number;
+        let request = Request { uniforms, ..self.request.clone() };
+        decide(self.backend, self.call, &[request]).remove(0)
+    }
+
+    /// Adds what can happen once a node is reached, with all numbers of other nodes as they were set
+    /// to reach it: the highest, with which tests fail, but for those of the path.
+    fn at(
+        &self,
+        node: usize,
+        tokens: &[i32],
+        reached: f64,
+        numbers: &[f64],
+        outcomes: &mut Vec<(Vec<i32>, f64)>,
+    ) {
+        let children = (1..self.request.parents.len())
+            .filter(|&child| self.request.parents[child] == node as i32);
+        let mut left = reached;
+        for child in children {
+            let test = 2 * (child - 1);
+            let is_off = |number| {
+                let decision = self.with(numbers, test, number);
+                i32::from(!decision.path.contains(&(child as i32)))
+            };
+            // The child's row is committed only if something is emitted below it.
+            let accepts = law(is_off);
+            let accepted: f64 = accepts.iter().filter(|(off, _)| *off == 0).map(|one| one.1).sum();
+            if accepted > 0.0 {
+                let mut numbers = numbers.to_vec();
+                numbers[test] = 0.0;
+                let tokens = [tokens, &[self.request.drafts[child - 1]]].concat();
+                self.at(child, &tokens, left * accepted, &numbers, outcomes);
+            }
+            left *= 1.0 - accepted;
+        }
+        if left == 0.0 {
+            return;
+        }
+        let emitted = law(|number| self.with(numbers, 2 * node + 1, number).places[tokens.len()]);
+        for (token, probability) in emitted {
+            outcomes.push(([tokens, &[token]].concat(), left * probability));
+        }
+    }
+}
+
+/// What can happen in a round of a tree that follows the target's own draws.
+pub fn follow_law(backend: &dyn Backend, request: &Request) -> Vec<(Vec<i32>, f64)> {
+    let call = Call::by(FOLLOW);
+    let walk = TreeWalk { backend, call: &call, request };
+    let mut outcomes = Vec::new();
+    walk.follow(0, &[], 1.0, &vec![0.0; 2 * request.parents.len()], &mut outcomes);
+    outcomes
+}
+
+impl TreeWalk<'_> {
+    fn follow(
+        &self,
+        node: usize,
+        tokens: &[i32],
+        reached: f64,
+        numbers: &[f64],
+        outcomes: &mut Vec<(Vec<i32>, f64)>,
+    ) {
+        let draw = 2 * node + 1;
+        let drawn = law(|number| self.with(numbers, draw, number).places[tokens.len()]);
+        let mut below = 0.0;
+        for (token, probability) in drawn {
+            let mut numbers = numbers.to_vec();
+            numbers[draw] = below + probability / 2.0;
+            below += probability;
+            let tokens = [tokens, &[token]].concat();
+            let decision = self.with(&numbers, draw, numbers[draw]);
+            match decision.path.get(tokens.len()) {
+                Some(&child) if child >= 0 => {
+                    self.follow(child as usize, &tokens, reached * probability, &numbers, outcomes);
+                }
+                _ => outcomes.push((tokens, reached * probability)),
+            }
+        }
+    }
+}
+
+/// What can happen in a round of a chain by a rule whose tests are independent of each other, the
+/// last one that passes deciding.
+pub fn block_law(backend: &dyn Backend, call: &Call, request: &Request) -> Vec<(Vec<i32>, f64)> {
+    let drafts = request.drafts.len();
+    let with = |uniforms: &[f64]| {
+        let request = Request { uniforms: uniforms.to_vec(), ..request.clone() };
+        decide(backend, call, &[request]).remove(0)
+    };
+    let mut outcomes = Vec::new();
+    let mut left = 1.0;
+    for accepted in (0..=drafts).rev() {
+        let mut uniforms = vec![almost_one(); 2 * (drafts + 1)];
+        let mut passes = 1.0;
+        if accepted > 0 {
+            let test = 2 * (accepted - 1);
+            let chances = law(|number| {
+                let mut numbers = uniforms.clone();
+                numbers[test] = number;
+                i32::from(with(&numbers).accepted < accepted)
+            });
+            passes = chances.iter().filter(|(fails, _)| *fails == 0).map(|one| one.1).sum();
+            uniforms[test] = 0.0;
+        }
+        if left * passes > 0.0 {
+            let emitted = law(|number| {
+                let mut numbers = uniforms.clone();
+                numbers[2 * accepted + 1] = number;
+                with(&numbers).places[accepted]
+            });
+            for (token, probability) in emitted {
+                let tokens = [&request.drafts[..accepted], &[token]].concat();
+                outcomes.push((tokens, left * passes * probability));
+            }
+        }
+        left *= 1.0 - passes;
     }
     outcomes
 }

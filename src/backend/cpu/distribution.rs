@@ -1,12 +1,12 @@
-//! The distribution that a row of logits stands for: its filters, draws from it, and draws from
-//! what it has above another one.
+//! The distribution that a row of logits stands for: its filters, and draws from it.
 
 use super::memory::elements;
 use super::rows::{self, BLOCK, BUCKETS, Block, Buckets, Measure, Row};
 use super::simd::Isa;
 use super::threads::Pool;
 use crate::sampling::{
-    Parameters, Scale, WEIGHT_ONE, fraction, from_order, order, scaled, top_p_limit, whole,
+    Parameters, Scale, WEIGHT_ONE, fraction, from_order, log2_digits, order, scaled, top_p_limit,
+    whole,
 };
 use crate::tensor::{Carver, Dtype, Span};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,7 +30,7 @@ impl Split<'_> {
     /// Pieces of fewer blocks than this are not worth handing out.
     const LEAST_BLOCKS: usize = 32;
 
-    fn run(&self, blocks: usize, task: &(dyn Fn(usize, (usize, usize)) + Sync)) {
+    pub(super) fn run(&self, blocks: usize, task: &(dyn Fn(usize, (usize, usize)) + Sync)) {
         let parts = self.parts.min(blocks / Self::LEAST_BLOCKS).max(1);
         match self.pool {
             Some(pool) if parts > 1 => {
@@ -90,8 +90,8 @@ impl Law {
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a> {
     isa: Isa,
-    split: Split<'a>,
-    row: Row,
+    pub(super) split: Split<'a>,
+    pub(super) row: Row,
     scratch: Scratch,
 }
 
@@ -416,7 +416,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The weights of a block by a law.
-    fn weights(&self, law: &Law, block: usize, weights: &mut Block<u64>) {
+    pub(super) fn weights(&self, law: &Law, block: usize, weights: &mut Block<u64>) {
         match law {
             Law::Certain(place) => {
                 weights.0.fill(0);
@@ -432,7 +432,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The sum of a block's weights, if the law is the last one that was asked for.
-    fn block_sum(&self, law: &Law, block: usize) -> u64 {
+    pub(super) fn block_sum(&self, law: &Law, block: usize) -> u64 {
         match law {
             Law::Certain(place) if place / BLOCK == block => WEIGHT_ONE,
             Law::Certain(_) => 0,
@@ -447,8 +447,44 @@ impl<'a> Reader<'a> {
         weights.0[place % BLOCK]
     }
 
+    /// Writes the weight of each place of the row.
+    pub(super) fn write_weights(&self, law: &Law, weights: &mut [u64]) {
+        let mut block = Block([0; BLOCK]);
+        for (index, weights) in weights.chunks_mut(BLOCK).enumerate() {
+            if self.block_sum(law, index) == 0 {
+                weights.fill(0);
+                continue;
+            }
+            self.weights(law, index, &mut block);
+            weights.copy_from_slice(&block.0[..weights.len()]);
+        }
+    }
+
+    /// The logit of a place, if it is among the `k` largest, with all that equal the last of them,
+    /// and the largest; `None` where it is not among them or is no candidate.
+    pub fn among_largest(&self, place: usize, k: usize) -> Option<(f32, f32)> {
+        let largest = self.scan()?;
+        let kth = if k < self.row.len { self.kth_largest(k, largest) } else { None };
+        // SAFETY: the contract of `new`; callers name places of the row.
+        let logit = unsafe { self.row.logit(place) };
+        (logit > f32::NEG_INFINITY && kth.is_none_or(|kth| logit >= kth)).then_some((logit, largest))
+    }
+
+    /// The sum of `weight * log2(weight)`, with [`log2_digits`] of 16 digits in units of 2^-16.
+    pub fn sum_of_logarithms(&self, law: &Law) -> u128 {
+        let mut weights = Block([0; BLOCK]);
+        let mut sum = 0;
+        for block in (0..self.row.blocks()).filter(|&block| self.block_sum(law, block) > 0) {
+            self.weights(law, block, &mut weights);
+            for &weight in weights.0.iter().filter(|&&weight| weight > 0) {
+                sum += u128::from(weight) * (log2_digits(weight, 16) as u128 >> 16);
+            }
+        }
+        sum
+    }
+
     /// The weights of up to a block of places of this row.
-    fn gather(&self, law: &Law, places: &[Option<usize>], weights: &mut Block<u64>) {
+    pub(super) fn gather(&self, law: &Law, places: &[Option<usize>], weights: &mut Block<u64>) {
         weights.0.fill(0);
         match law {
             Law::Certain(only) => {
@@ -496,268 +532,13 @@ impl<'a> Reader<'a> {
 }
 
 /// Buckets or ids that are passed over as a whole where what is looked for is not among them.
-const GROUP: usize = 32;
+pub(super) const GROUP: usize = 32;
 
 /// As many logits are sorted rather than counted.
 const FEW: usize = 1024;
 
 // They lie where a histogram does, with a group behind them.
 const _: () = assert!(FEW * size_of::<f32>() < BUCKETS * size_of::<u64>());
-
-/// What a proposal was drawn from, over the target's vocabulary.
-#[derive(Clone, Copy, Debug)]
-pub enum DraftLaw<'a> {
-    /// The weights of a row of candidates.
-    Row(Reader<'a>, Law),
-    /// Certainty of a token.
-    Token(usize),
-}
-
-impl DraftLaw<'_> {
-    fn sum(&self) -> u128 {
-        match self {
-            Self::Row(_, law) => law.sum().into(),
-            Self::Token(_) => WEIGHT_ONE.into(),
-        }
-    }
-
-    /// The weight of a token.
-    fn weight(&self, ids: TokenIds, token: usize) -> u64 {
-        match self {
-            Self::Token(only) => {
-                if *only == token {
-                    WEIGHT_ONE
-                } else {
-                    0
-                }
-            }
-            Self::Row(reader, law) => {
-                ids.place(reader.row.len, token).map_or(0, |place| reader.weight(law, place))
-            }
-        }
-    }
-}
-
-/// The target's ids of a row of candidates.
-#[derive(Clone, Copy, Debug)]
-pub enum TokenIds {
-    /// The candidates are the vocabulary.
-    Identity,
-    /// The address of one id per candidate.
-    At(u64),
-}
-
-impl TokenIds {
-    fn of(self, place: usize) -> Option<usize> {
-        let Self::At(address) = self else { return Some(place) };
-        // SAFETY: one id per candidate, by the contract of `Contest`.
-        let id = unsafe { (address as *const i32).add(place).read() };
-        usize::try_from(id).ok()
-    }
-
-    /// The candidate that is a token.
-    fn place(self, candidates: usize, token: usize) -> Option<usize> {
-        let Self::At(address) = self else { return (token < candidates).then_some(token) };
-        // SAFETY: as above.
-        let ids: &[i32] = unsafe { elements(Span::new(address, candidates)) };
-        // Whole groups are compared before one is looked through, which leaves room for vectors.
-        let is_token = |id: &i32| *id == token as i32;
-        let mut groups = ids.chunks(GROUP).enumerate();
-        groups.find_map(|(index, group)| {
-            let is_here = group.iter().fold(false, |found, id| found | is_token(id));
-            let place = if is_here { group.iter().position(is_token) } else { None };
-            place.map(|place| index * GROUP + place)
-        })
-    }
-}
-
-/// The target's law p of a row against the law q that its proposal was drawn from.
-#[derive(Clone, Copy, Debug)]
-pub struct Contest<'a> {
-    /// The target's row.
-    pub target: Reader<'a>,
-    /// p, the last law that the row was asked for.
-    pub p: Law,
-    /// q.
-    pub q: DraftLaw<'a>,
-    /// The tokens of q's candidates: valid for all of them.
-    pub ids: TokenIds,
-    /// Scratch, one element per block of the target's row.
-    pub overlap: Span<u128>,
-}
-
-impl Contest<'_> {
-    /// Whether `number` is below p / q at the token; not where q is 0, as it was not drawn then.
-    pub fn accepts(&self, token: usize, number: u64) -> bool {
-        let p = u128::from(self.target.weight(&self.p, token));
-        let q = u128::from(self.q.weight(self.ids, token));
-        q > 0 && scaled(number, q * u128::from(self.p.sum())) < p * self.q.sum()
-    }
-
-    /// The token that a number stands for in max(p - q, 0); `None` where that is nothing.
-    pub fn draw_residual(&self, number: u64) -> Option<usize> {
-        let common = self.measure_overlap();
-        let (p_sum, q_sum) = (u128::from(self.p.sum()), self.q.sum());
-        // Ids that stand twice against the documented contract could make the overlap too large:
-        // then a wrong token is drawn, but nothing breaks.
-        let residual = (p_sum * q_sum).saturating_sub(common);
-        let mut target = scaled(number, residual);
-        let mut last = None;
-        for block in 0..self.target.row.blocks() {
-            let p = u128::from(self.target.block_sum(&self.p, block)) * q_sum;
-            let rest = p.saturating_sub(self.overlaps()[block]);
-            if target >= rest {
-                target -= rest;
-                continue;
-            }
-            let (mut ours, mut theirs) = (Block([0; BLOCK]), Block([0; BLOCK]));
-            self.target.weights(&self.p, block, &mut ours);
-            self.draft_weights(block, &mut theirs);
-            for (place, (&ours, &theirs)) in ours.0.iter().zip(&theirs.0).enumerate() {
-                let rest = (u128::from(ours) * q_sum).saturating_sub(u128::from(theirs) * p_sum);
-                if rest > 0 {
-                    last = Some(block * BLOCK + place);
-                }
-                if target < rest {
-                    return last;
-                }
-                target -= rest;
-            }
-        }
-        last
-    }
-
-    fn overlaps(&self) -> &[u128] {
-        // SAFETY: scratch of this contest; nothing writes it while the slice is used.
-        unsafe { elements(self.overlap.slice(0, self.target.row.blocks())) }
-    }
-
-    /// Adds up min(p, q) in units of one over both sums, by blocks of the target's row and in all.
-    fn measure_overlap(&self) -> u128 {
-        let blocks = self.target.row.blocks();
-        let overlap = self.overlap.address();
-        // SAFETY: scratch of this contest.
-        unsafe { (overlap as *mut u128).write_bytes(0, blocks) };
-        match self.q {
-            DraftLaw::Token(token) => {
-                let p = u128::from(self.target.weight(&self.p, token));
-                let common =
-                    (p * self.q.sum()).min(u128::from(WEIGHT_ONE) * u128::from(self.p.sum()));
-                // SAFETY: the token's block is one of the row's.
-                unsafe { (overlap as *mut u128).add(token / BLOCK).write(common) };
-            }
-            DraftLaw::Row(reader, law) => match self.ids {
-                TokenIds::Identity => self.target.split.run(blocks, &|_, (begin, end)| {
-                    for block in begin..end {
-                        let common = self.block_overlap(&reader, &law, block);
-                        // SAFETY: scratch of this contest; each part writes its own blocks.
-                        unsafe { (overlap as *mut u128).add(block).write(common) };
-                    }
-                }),
-                TokenIds::At(_) => self.scatter_overlap(&reader, &law),
-            },
-        }
-        self.overlaps().iter().sum()
-    }
-
-    /// min(p, q) summed over a block of the vocabulary that is the same block of q's row.
-    fn block_overlap(&self, reader: &Reader<'_>, law: &Law, block: usize) -> u128 {
-        if self.target.block_sum(&self.p, block) == 0 || reader.block_sum(law, block) == 0 {
-            return 0;
-        }
-        let (mut ours, mut theirs) = (Block([0; BLOCK]), Block([0; BLOCK]));
-        self.target.weights(&self.p, block, &mut ours);
-        reader.weights(law, block, &mut theirs);
-        self.common(&ours, &theirs, |_, _| {})
-    }
-
-    /// Sums min(p, q) over two blocks of weights, telling each that is not 0.
-    fn common(
-        &self,
-        ours: &Block<u64>,
-        theirs: &Block<u64>,
-        mut tell: impl FnMut(usize, u128),
-    ) -> u128 {
-        let (p_sum, q_sum) = (u128::from(self.p.sum()), self.q.sum());
-        let mut sum = 0;
-        for (place, (&ours, &theirs)) in ours.0.iter().zip(&theirs.0).enumerate() {
-            if ours != 0 && theirs != 0 {
-                let common = (u128::from(ours) * q_sum).min(u128::from(theirs) * p_sum);
-                tell(place, common);
-                sum += common;
-            }
-        }
-        sum
-    }
-
-    /// Adds min(p, q) of all candidates to the blocks that their tokens lie in.
-    fn scatter_overlap(&self, reader: &Reader<'_>, law: &Law) {
-        let vocabulary = self.target.row.len;
-        let (mut ours, mut theirs) = (Block([0; BLOCK]), Block([0; BLOCK]));
-        for block in 0..reader.row.blocks() {
-            if reader.block_sum(law, block) == 0 {
-                continue;
-            }
-            reader.weights(law, block, &mut theirs);
-            let mut tokens = [None; BLOCK];
-            let first = block * BLOCK;
-            for (place, (token, &weight)) in tokens.iter_mut().zip(&theirs.0).enumerate() {
-                // Beyond the row's end there is no weight, and no id.
-                if weight > 0 {
-                    *token = self.ids.of(first + place).filter(|&token| token < vocabulary);
-                }
-            }
-            self.target.gather(&self.p, &tokens, &mut ours);
-            self.common(&ours, &theirs, |place, common| {
-                if let Some(token) = tokens[place] {
-                    // SAFETY: scratch of this contest; the token lies in the vocabulary.
-                    unsafe {
-                        let at = (self.overlap.address() as *mut u128).add(token / BLOCK);
-                        *at = (*at).saturating_add(common);
-                    }
-                }
-            });
-        }
-    }
-
-    /// The weights of q on a block of the vocabulary.
-    fn draft_weights(&self, block: usize, weights: &mut Block<u64>) {
-        weights.0.fill(0);
-        match self.q {
-            DraftLaw::Token(token) => {
-                if token / BLOCK == block {
-                    weights.0[token % BLOCK] = WEIGHT_ONE;
-                }
-            }
-            DraftLaw::Row(reader, law) => match self.ids {
-                TokenIds::Identity => reader.weights(&law, block, weights),
-                TokenIds::At(_) => self.collect(&reader, &law, block, weights),
-            },
-        }
-    }
-
-    /// The weights of the candidates whose tokens lie in a block of the vocabulary.
-    fn collect(&self, reader: &Reader<'_>, law: &Law, block: usize, weights: &mut Block<u64>) {
-        let mut theirs = Block([0; BLOCK]);
-        for candidates in 0..reader.row.blocks() {
-            if reader.block_sum(law, candidates) == 0 {
-                continue;
-            }
-            let first = candidates * BLOCK;
-            let mut are_known = false;
-            for place in first..reader.row.len.min(first + BLOCK) {
-                let Some(token) = self.ids.of(place).filter(|token| token / BLOCK == block) else {
-                    continue;
-                };
-                if !are_known {
-                    reader.weights(law, candidates, &mut theirs);
-                    are_known = true;
-                }
-                weights.0[token % BLOCK] = theirs.0[place - first];
-            }
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -2,12 +2,14 @@
 
 mod attention;
 mod block_heads;
+mod contest;
 mod distribution;
 mod drafting;
 mod experts;
 mod matmul;
 mod memory;
 mod plan;
+mod remainder;
 mod rows;
 mod simd;
 mod threads;

@@ -357,7 +357,8 @@ fn rule_number(rule: RuleKind) -> u32 {
     match rule {
         RuleKind::Greedy => 0,
         RuleKind::Follow => 1,
-        RuleKind::Rejection => 2,
+        RuleKind::Rejection(_) => 2,
+        _ => unreachable!(),
     }
 }
 

@@ -1,0 +1,26 @@
+//! One of the target's best tokens is good enough: not lossless.
+
+use super::greedy::follow_where;
+use crate::backend::verify::{Child, Decision, Rule, RuleKind, TargetRow};
+
+/// Follows drafts that are among the target's `top_n` largest logits and at most `tolerance` below
+/// the largest, whatever the filters of the request; the token after them is the request's own. So
+/// TensorRT-LLM relaxes MTP, and so a speculator's `verifier_accept_k` and `accept_tolerance` are
+/// meant. With a tolerance of 0 a draft must equal the largest.
+#[derive(Debug)]
+pub struct Relaxed;
+
+impl Rule for Relaxed {
+    fn kind(&self) -> RuleKind {
+        RuleKind::Relaxed
+    }
+
+    fn decide(&self, children: &mut [Child], row: &mut dyn TargetRow) -> Decision {
+        let leniency = row.leniency();
+        let (top_n, tolerance) = (leniency.top_n, leniency.tolerance);
+        let passes = |token| row.is_near_best(token, top_n, tolerance);
+        follow_where(children, passes).unwrap_or_else(|| {
+            Decision::Emit(if row.is_greedy() { row.argmax() } else { row.draw() })
+        })
+    }
+}
