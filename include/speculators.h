@@ -229,26 +229,75 @@ typedef struct spec_session spec_session;
  */
 #define SPEC_PADDING 1
 
+/** `flags` of `spec_verify_args`: rules are allowed that are not lossless. */
+#define SPEC_LOSSY 2
+
 /**
- * `spec_verify_args.rule`: lossless. `SPEC_RULE_REJECTION` where `draft` gives q,
- * `SPEC_RULE_FOLLOW` otherwise. Under any rule, a greedy sequence keeps drafts while they are the
- * target's argmax.
+ * `spec_verify_args.rule`: lossless. `SPEC_RULE_REJECTION_DISTINCT` where `draft` gives q, which
+ * for chains is `SPEC_RULE_REJECTION`; `SPEC_RULE_FOLLOW` otherwise. Under any rule that is
+ * lossless, a greedy sequence follows drafts while they are the target's argmax.
  */
 #define SPEC_RULE_DEFAULT 0
 
 /**
  * `spec_verify_args.rule`: lossless, for drafts taken as given; `draft` is not used. The target's
  * token is drawn at each position and the drafts are followed while they are equal to it, so that
- * the text is the one that sampling without speculation gives for the same seed.
+ * the text is the one that sampling without speculation gives for the same seed. For trees also
+ * known as target-only sampling.
  */
 #define SPEC_RULE_FOLLOW 1
 
 /**
  * `spec_verify_args.rule`: lossless rejection sampling (Leviathan et al., 2023; Chen et al.,
  * 2023): draft d is accepted with probability min(1, p(d) / q(d)), otherwise its replacement is
- * drawn from max(p - q, 0) normalised. Without `draft`, q is one at d.
+ * drawn from max(p - q, 0) normalised. Without `draft`, q is one at d. In a tree, what a rejected
+ * sibling leaves takes the place of p for the next one (SpecInfer; Miao et al., 2024): siblings
+ * were drawn from q independently of each other.
  */
 #define SPEC_RULE_REJECTION 2
+
+/**
+ * `spec_verify_args.rule`: the same for siblings that were drawn without replacement: q is that
+ * without the earlier siblings, normalised (Sequoia; Chen et al., 2024). Siblings after one that
+ * was struck out are not tested.
+ */
+#define SPEC_RULE_REJECTION_DISTINCT 3
+
+/**
+ * `spec_verify_args.rule`: lossless block verification (Sun et al., 2024), for chains: the longest
+ * prefix that passes its test is accepted, though a shorter one may have failed. On average no
+ * fewer drafts are accepted than by `SPEC_RULE_REJECTION`. Drafts must have been drawn with numbers
+ * of their round, as `spec_draft` draws them.
+ */
+#define SPEC_RULE_BLOCK 4
+
+/**
+ * `spec_verify_args.rule`: typical acceptance (Medusa; Cai et al., 2024), not lossless: drafts are
+ * followed whose probability p is at least min(epsilon, alpha exp(-H)), H being the entropy of p.
+ * Of several paths the longest is taken, of equally long ones the one that takes the first sibling.
+ */
+#define SPEC_RULE_TYPICAL 16
+
+/**
+ * `spec_verify_args.rule`: thresholds, not lossless unless both are 1: with one number for all
+ * siblings, a draft is followed if p is at least `threshold_single`, or if the number is below the
+ * sum of p over it and its earlier siblings, divided by `threshold_accumulated`; otherwise the
+ * token is drawn from p without the siblings.
+ */
+#define SPEC_RULE_THRESHOLD 17
+
+/**
+ * `spec_verify_args.rule`: not lossless: drafts are followed that are among the `top_n` largest
+ * logits and at most `tolerance` below the largest, also for greedy sequences; the token after
+ * them is the request's own. What a speculator's `verifier_accept_k` and `accept_tolerance` mean.
+ */
+#define SPEC_RULE_RELAXED 18
+
+/**
+ * `spec_verify_args.rule`: not lossless: the first child of a node is followed as often as
+ * `acceptance` says, whatever the logits, also for greedy sequences: for planning of capacity.
+ */
+#define SPEC_RULE_SYNTHETIC 19
 
 /** Index in a decision record: drafts accepted, 0 to K. */
 #define SPEC_DECISION_ACCEPTED 0
@@ -276,10 +325,16 @@ typedef struct spec_session spec_session;
 #define SPEC_DECISION_FLAGS 4
 
 /**
+ * Index in a decision record: the drafts below the last accepted one, if that was a stop token or
+ * used the limit up: they were dropped without a look. Otherwise 0.
+ */
+#define SPEC_DECISION_DROPPED 5
+
+/**
  * Index in a decision record: the emitted tokens, K + 1 elements, padded. The accepted path
  * follows them, at `SPEC_DECISION_TOKENS + K + 1`, K + 1 elements: the nodes of the rows that are
- * committed next, 0 (the root) to EMITTED - 1 in a chain, padded with -1. K is `max_drafts` of
- * the call.
+ * committed next, EMITTED of them from 0 (the root) on, padded with -1. K is `max_drafts` of the
+ * call.
  */
 #define SPEC_DECISION_TOKENS 8
 
@@ -305,10 +360,14 @@ typedef struct spec_session spec_session;
  * `SPEC_DECISION_FLAGS`: the sequence's entries are out of range, and nothing was emitted: the
  * rows of the root and its drafts are not in `logits`; `num_drafts` is above K; a draft is below
  * -1 or not below V; `position` is negative, or position + num_drafts + 1 is above 2^31 - 1; a
- * temperature, top_p or min_p is NaN, here or in `draft`; the drafts' rows are not in `draft`; or
- * one of its `uniforms` is not in [0, 1) and the sequence is not greedy.
+ * temperature, top_p or min_p is NaN, here or in `draft`; the drafts' rows are not in `draft`; the
+ * parent of a draft is not a node before it; or one of its `uniforms` is not in [0, 1) and the
+ * sequence is not greedy (or the rule is SYNTHETIC).
  */
 #define SPEC_DECISION_FLAG_INVALID 8
+
+/** `SPEC_DECISION_FLAGS`: the rule does not keep the target's distribution. */
+#define SPEC_DECISION_FLAG_LOSSY 16
 
 /**
  * The result of a call: `SPEC_OK` or one of the `SPEC_ERROR_*` codes. Codes are never reused; a
@@ -793,13 +852,15 @@ typedef struct spec_distribution {
 } spec_distribution;
 
 /**
- * The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root; parents come before
- * their children. Reserved: this version refuses trees as UNSUPPORTED.
+ * The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root, a token that is known
+ * already; parents come before their children, and siblings stand in the order in which they are
+ * tested. A chain of K drafts has K + 1 nodes whose parents are -1, 0, 1, ... `spec_verify` reads
+ * `parents` alone.
  */
 typedef struct spec_tree {
   /** sizeof(spec_tree). */
   uint32_t struct_size;
-  /** Elements from one sequence to the next. */
+  /** Elements from one sequence to the next; 0: all have the tree of the first. */
   int32_t stride;
   /** The parent of each node; -1 for the root. */
   int32_t *parents;
@@ -813,6 +874,34 @@ typedef struct spec_tree {
   int32_t *position;
 } spec_tree;
 
+/** What rules go by that are not lossless; each looks at its own. */
+typedef struct spec_leniency {
+  /** sizeof(spec_leniency). */
+  uint32_t struct_size;
+  /** RELAXED: how many of the largest logits will do, with all that equal the last; 0 is 1. */
+  int32_t top_n;
+  /** RELAXED: how far below the largest logit they may lie, from 0 on. */
+  float tolerance;
+  /** TYPICAL: the probability that is always enough, above 0 and at most 1; 0 is 0.09. */
+  float epsilon;
+  /** TYPICAL: the factor of exp(-entropy), above 0 and at most 1; 0 is 0.3. */
+  float alpha;
+  /**
+   * THRESHOLD: the probability with which a draft stands on its own, above 0 and at most 1; 0
+   * is 1.
+   */
+  float threshold_single;
+  /** THRESHOLD: what probabilities are divided by, above 0 and at most 1; 0 is 1. */
+  float threshold_accumulated;
+  /** 0. */
+  uint32_t reserved;
+  /**
+   * SYNTHETIC: `[K]` in memory of the context's device: the probability that the first child
+   * of a node is accepted, for the children of the root first, then by depth. NULL: 0.
+   */
+  const float *acceptance;
+} spec_leniency;
+
 /**
  * The arguments of `spec_verify`. B is `num_sequences`, K is `max_drafts`, V is the target's
  * vocabulary, R is the number of rows of `logits`. Arrays are memory of the context's device (with
@@ -823,11 +912,11 @@ typedef struct spec_tree {
 typedef struct spec_verify_args {
   /** sizeof(spec_verify_args). */
   uint32_t struct_size;
-  /** `SPEC_PADDING` or 0. */
+  /** `SPEC_PADDING`, `SPEC_LOSSY`, combined, or 0. */
   uint32_t flags;
   /** B, from 0 on. With 0 nothing is read or written. */
   int32_t num_sequences;
-  /** K: the most drafts of a sequence, 0 to 1023. */
+  /** K: the most drafts of a sequence, 0 to 1023: of a tree, the nodes beside the root. */
   int32_t max_drafts;
   /** One of `SPEC_RULE_*`. */
   int32_t rule;
@@ -835,7 +924,8 @@ typedef struct spec_verify_args {
   int32_t padding;
   /**
    * `[R, V]` F32, F16 or BF16, V at least 1 and below 2^21: the target's raw logits. Row
-   * `row_begin[b]` is the root's, row `row_begin[b] + i` that of draft i, counted from 1.
+   * `row_begin[b]` is the root's, row `row_begin[b] + i` that of draft i, counted from 1, which
+   * is node i of a tree.
    * NaN counts as -inf.
    */
   spec_tensor logits;
@@ -868,12 +958,15 @@ typedef struct spec_verify_args {
   const spec_sampling *sampling;
   /** The distribution that the drafts were drawn from. NULL: the drafts are taken as given. */
   const spec_distribution *draft;
-  /** NULL: trees are not supported yet. */
+  /**
+   * The trees that the drafts are, of which `parents` is not NULL and in memory of the context's
+   * device, its stride 0 or at least K + 1; the struct in host memory. NULL: chains.
+   */
   const spec_tree *tree;
   /**
    * `[B, 2 * (K + 1)]` in [0, 1): the random numbers to use instead of the seeded ones;
-   * element 2 i tests the draft after i accepted ones, element 2 i + 1 draws the token that
-   * is emitted after i accepted drafts. Elements beyond `2 * (num_drafts + 1)` and those of
+   * element 2 i tests draft i, counted from 0, element 2 i + 1 draws the token that is emitted
+   * below node i, which in a chain is the one after i accepted drafts. Elements beyond `2 * (num_drafts + 1)` and those of
    * greedy sequences are not looked at. NULL: seeded.
    */
   const double *uniforms;
@@ -898,7 +991,7 @@ typedef struct spec_verify_args {
   int32_t *decisions;
   /**
    * `[3 + K]` uint64, added to: rounds, drafts, emitted tokens, then for i
-   * from 1 to K the rounds in which draft i was accepted. Sequences that emitted nothing do
+   * from 1 to K the rounds in which i drafts or more were accepted. Sequences that emitted nothing do
    * not count; of the others, all of `num_drafts` do. Calls with another K may add to the
    * same array. NULL: not wanted. Not shared between concurrent calls.
    */
@@ -911,6 +1004,8 @@ typedef struct spec_verify_args {
   void *workspace;
   /** Bytes at `workspace`. */
   uint64_t workspace_size;
+  /** What the rule goes by if it is not lossless; the struct in host memory. NULL: the defaults. */
+  const spec_leniency *leniency;
 } spec_verify_args;
 
 /**
@@ -1333,14 +1428,14 @@ void spec_session_release(spec_session *session);
 /**
  * Says how many bytes of workspace `spec_verify` needs.
  *
- * Of `args` only the flags, the rule, `num_sequences`, `max_drafts` and the shapes of `logits` and
- * `draft` are looked at: the data and the arrays may be NULL. `size` is not NULL. The answer is 0
+ * Of `args` only the flags, the rule, `num_sequences`, `max_drafts`, whether there is a `tree`, and
+ * the shapes of `logits` and `draft` are looked at: the data and the arrays may be NULL. `size` is not NULL. The answer is 0
  * for 0 sequences. It depends on V, on C where there is a `draft`, and on how many threads (CPU) or
  * blocks (CUDA) work at a time; on CUDA on the number of sequences and K, too, and for short rows
  * or few of them it is far less than for many long ones. It depends neither on the rows that there
  * are nor on the type of the logits, and is enough for any batch on this context with as many
- * sequences, K, V and C or fewer; with `draft` it is enough without it, too. Errors:
- * INVALID_ARGUMENT, UNSUPPORTED.
+ * sequences, K, V and C or fewer by the same rule; with `draft` it is enough without it, and with a
+ * `tree` for chains, too. Errors: INVALID_ARGUMENT, UNSUPPORTED.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.
  */
@@ -1354,8 +1449,9 @@ spec_status spec_verify_workspace_size(const spec_context *context,
  *
  * For each sequence one decision record is written: drafts accepted, tokens emitted, the next
  * root and its position, the tokens, and the path that `spec_draft` commits. Drafts are accepted
- * from the first on while the rule keeps them; then one more token is emitted, the replacement of
- * a rejected draft or, after all drafts, the bonus token. Logits are taken as they are: `sampling`
+ * from the root on while the rule keeps them; then one more token is emitted, the replacement of
+ * rejected drafts or, after the last one of a path, the bonus token. In a `tree` drafts are accepted
+ * along one path; where siblings are equal, the longest one. Logits are taken as they are: `sampling`
  * says how tokens are drawn from them. Only the rows that a decision needs are read (CPU), or all
  * rows of the sequences that take part (CUDA).
  *
@@ -1370,7 +1466,8 @@ spec_status spec_verify_workspace_size(const spec_context *context,
  * with the flag INVALID; the others are not affected.
  *
  * `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED (a vocabulary of 2^21 tokens
- * or more, a rule or flag that this version does not know, trees); then nothing has changed.
+ * or more, a rule or flag that this version does not know, a tree with a rule for chains); then
+ * nothing has changed.
  * DEVICE: the device or its driver failed.
  *
  * Contract: any thread; the work is done when the call returns (CPU) or enqueued (CUDA); does not

@@ -13,11 +13,16 @@
 // ---- Numbers -------------------------------------------------------------------------------------
 
 // What a random number is for; as in src/sampling/philox.rs.
-enum Purpose : u32 { for_draft = 0, for_acceptance = 1, for_emission = 2 };
+enum Purpose : u32 {
+  for_draft = 0,
+  for_acceptance = 1,
+  for_emission = 2,
+  for_block_acceptance = 3,
+};
 
 // The random number for the token at an absolute position: Philox4x32-10.
-DEVICE u64 uniform(u64 seed, u64 position, Purpose purpose) {
-  u32 counter[4] = {u32(position), u32(position >> 32), purpose, 0};
+DEVICE u64 uniform(u64 seed, u64 position, Purpose purpose, u32 lane = 0) {
+  u32 counter[4] = {u32(position), u32(position >> 32), purpose, lane};
   u32 key[2] = {u32(seed), u32(seed >> 32)};
 #pragma unroll
   for (u32 round = 0; round < 10; round++) {

@@ -1,85 +1,10 @@
 // Verification: which drafts stand, and which token follows them. `verify_plan` reads the host's
 // arrays, each element once, and checks them. Then all rows are decided at a time, as the numbers of a
 // node do not depend on what happened at others: by `verify_rows`, or by `verify_argmax` where all
-// sequences are greedy. Who decides the last row of a sequence goes down its chain and writes the
-// record; who writes the last record adds to the counters. The rules are those of src/verify, the
-// records those of src/backend/verify.rs.
-#include "law.cuh"
-
-// ---- Data ----------------------------------------------------------------------------------------
-
-enum Rule : u32 { rule_greedy = 0, rule_follow = 1, rule_rejection = 2 };
-
-enum State : u32 {
-  absent,
-  invalid,
-  ended,  // by its limit, before anything is emitted
-  taking_part,
-};
-
-// What the plan found out about a sequence.
-struct Sequence {
-  u64 first_row, draft_row;
-  Parameters target, draft;
-  i32 position, num_drafts, limit;
-  u32 state;
-};
-static_assert(sizeof(Sequence) == 64, "no padding but that stated");
-
-struct Emission {
-  i32 accepted, emitted;
-};
-
-// How a row was decided, beside its token in the low half.
-constexpr u64 is_accepted = u64(1) << 32;
-constexpr u64 is_stop = u64(1) << 33;
-constexpr u64 has_no_candidate = u64(1) << 34;
-
-// The host's arrays are as in src/backend/verify.rs; what may be absent is NULL then. Strides of
-// logits are in bytes, others in elements.
-struct VerifyArguments {
-  const u8 *logits, *draft_logits;
-  const i32 *token_ids, *row_begin, *draft_row_begin, *num_drafts, *draft_tokens, *position, *limit;
-  const f32 *temperature;
-  const i32 *top_k;
-  const f32 *top_p, *min_p;
-  const u64 *seed;
-  const f32 *draft_temperature;
-  const i32 *draft_top_k;
-  const f32 *draft_top_p, *draft_min_p;
-  const f64 *uniforms;
-  const i32 *stop_tokens;
-  i32 *decisions;
-  u64 *counters;
-
-  // The workspace. B sequences have K + 1 nodes each.
-  Sequence *sequences;   // [B]
-  i32 *drafts;           // [B, K]
-  u64 *numbers;          // [B, K + 1, 2], of the test and of the emitted token
-  u64 *outcomes;         // [B, K + 1]; of verify_argmax at first the largest logit and its column
-  Emission *emissions;   // [B]
-  u32 *arrivals;         // [B], of rows that are decided
-  u32 *records;          // [1], that are written
-  u32 *meetings;         // [teams]
-  Board *boards;         // [teams, 2, team_size]
-  f32 *peaks;            // [teams, 2, tiles], of the longer one of a target's and a drafter's row
-  u64 *draft_sums;       // [teams, draft tiles]
-  u128 *overlaps;        // [teams, target tiles]
-
-  u64 rows, row_stride, draft_rows, draft_row_stride;
-  u64 token_ids_stride, draft_tokens_stride, position_stride, decision_stride;
-  u32 num_sequences, max_drafts, vocabulary, candidates;
-  u32 dtype, draft_dtype, draft_rows_per_sequence, num_stop_tokens;
-  i32 padding;
-  u32 rule, teams, team_size;
-  u32 has_distribution;  // of drafts
-  u32 slice_is_copied;   // to shared memory
-  u32 splits;            // of each row, for verify_argmax
-  u32 unused;
-};
-static_assert(sizeof(VerifyArguments) == 42 * 8 + 16 * 4, "as the host lays it out");
-
-DEVICE u32 nodes_of(const VerifyArguments &arguments) { return arguments.max_drafts + 1; }
+// sequences are greedy, or by `verify_path` where more than one draft is tested at a row. Who decides
+// the last row of a sequence goes down its chain or tree and writes the record; who writes the last
+// record adds to the counters.
+#include "verify.cuh"
 
 // ---- The plan ------------------------------------------------------------------------------------
 
@@ -98,6 +23,50 @@ DEVICE bool rows_within(i64 first, i64 rows, u64 all) {
   return first >= 0 && u64(first) + u64(rows) <= all;
 }
 
+// The parent of a node, as the host says.
+DEVICE i32 parent_entry(const VerifyArguments &arguments, u32 index, u32 node) {
+  if (arguments.parents == nullptr) return i32(node) - 1;
+  return arguments.parents[index * arguments.parents_stride + node];
+}
+
+// Writes where each node stands, and tells whether it is a tree; for a warp.
+DEVICE bool plan_families(const VerifyArguments &arguments, u32 index, u32 num_drafts) {
+  Family *families = arguments.families + u64(index) * nodes_of(arguments);
+  const i32 *drafts = arguments.drafts + u64(index) * arguments.max_drafts;
+  bool is_valid = true;
+  for (u32 node = lane_index(); node <= num_drafts; node += warp_lanes) {
+    const i32 parent = node == 0 ? 0 : parent_entry(arguments, index, node);
+    const bool is_before = node == 0 || (parent >= 0 && parent < i32(node));
+    is_valid &= is_before;
+    families[node].parent = u16(is_before ? parent : 0);
+  }
+  __syncwarp();
+  for (u32 node = lane_index(); node <= num_drafts; node += warp_lanes) {
+    Family family{families[node].parent, 0, 0, no_node, no_node, 0};
+    for (u32 above = node; above != 0; above = families[above].parent) family.depth++;
+    if (arguments.parents == nullptr) {
+      if (node < num_drafts) family.first_child = u16(node + 1);
+    } else {
+      for (u32 other = 1; other <= num_drafts; other++) {
+        const u32 parent = families[other].parent;
+        if (parent == node && family.first_child == no_node) family.first_child = u16(other);
+        if (node == 0 || parent != family.parent || other == node) continue;
+        if (other < node) family.rank++;
+        if (other > node && family.next_sibling == no_node) family.next_sibling = u16(other);
+      }
+    }
+    if (node != 0) family.is_stop = is_stop_token(arguments, drafts[node - 1]) ? 1 : 0;
+    // The parents stay as they are: others still read them.
+    families[node].depth = family.depth;
+    families[node].rank = family.rank;
+    families[node].first_child = family.first_child;
+    families[node].next_sibling = family.next_sibling;
+    families[node].is_stop = family.is_stop;
+  }
+  __syncwarp();
+  return __all_sync(all_lanes, is_valid);
+}
+
 // Copies the drafts and tells whether each is a token or struck out; for a warp.
 DEVICE bool plan_drafts(const VerifyArguments &arguments, u32 index, u32 num_drafts) {
   bool is_valid = true;
@@ -109,6 +78,19 @@ DEVICE bool plan_drafts(const VerifyArguments &arguments, u32 index, u32 num_dra
   return __all_sync(all_lanes, is_valid);
 }
 
+// The seed's number for an element of `uniforms`.
+DEVICE u64 seeded_number(const VerifyArguments &arguments, u32 index, u64 seed, i32 position, u32 i) {
+  const Family *families = arguments.families + u64(index) * nodes_of(arguments);
+  const bool has_families = arguments.families != nullptr;
+  const bool is_test = i % 2 == 0;
+  const u32 node = is_test ? i / 2 + 1 : i / 2;
+  const u32 depth = has_families ? families[node].depth : node;
+  const u64 place = u64(position) + depth + (is_test ? 0 : 1);
+  if (!is_test) return uniform(seed, place, for_emission);
+  if (arguments.rule == rule_block) return uniform(seed, place, for_block_acceptance, node - 1);
+  return uniform(seed, place, for_acceptance, has_families ? families[node].rank : 0);
+}
+
 // Copies the host's numbers, or makes those of the seed, and tells whether they are in [0, 1); for a
 // warp.
 DEVICE bool plan_numbers(const VerifyArguments &arguments, u32 index, u32 nodes, i32 position) {
@@ -116,16 +98,15 @@ DEVICE bool plan_numbers(const VerifyArguments &arguments, u32 index, u32 nodes,
   const u64 seed = element_or<u64>(arguments.seed, index, 0);
   bool is_valid = true;
   for (u32 i = lane_index(); i < 2 * nodes; i += warp_lanes) {
-    u64 number;
+    u64 number = 0;
     if (arguments.uniforms != nullptr) {
       const f64 given = arguments.uniforms[first + i];
       const bool is_in_range = given >= 0.0 && given < 1.0;
       is_valid &= is_in_range;
       // Exact, and below 2^64.
-      number = is_in_range ? u64(given * 18446744073709551616.0) : 0;
-    } else {
-      const Purpose purpose = i % 2 == 0 ? for_acceptance : for_emission;
-      number = uniform(seed, u64(position) + 1 + i / 2, purpose);
+      if (is_in_range) number = u64(given * 18446744073709551616.0);
+    } else if (i != 2 * nodes - 2) {
+      number = seeded_number(arguments, index, seed, position, i);
     }
     arguments.numbers[first + i] = number;
   }
@@ -168,7 +149,11 @@ DEVICE Sequence plan_sequence(const VerifyArguments &arguments, u32 index) {
                   i64(sequence.position) + num_drafts + 1 <= i64(0x7fffffff) &&
                   are_numbers(sequence.target);
   is_valid &= plan_drafts(arguments, index, u32(num_drafts));
-  if (!is_greedy(sequence.target)) {
+  if (arguments.families != nullptr) {
+    __syncwarp();  // the drafts are read
+    is_valid &= plan_families(arguments, index, u32(num_drafts));
+  }
+  if (!is_greedy(sequence.target) || arguments.rule == rule_synthetic) {
     is_valid &= plan_numbers(arguments, index, u32(num_drafts) + 1, sequence.position);
   }
   if (arguments.has_distribution) {
@@ -209,127 +194,7 @@ KERNEL(plan_threads, verify_plan, VerifyArguments) {
   }
 }
 
-// ---- Records -------------------------------------------------------------------------------------
-
-// Whether a token ends the emission; for a lane alone.
-DEVICE bool is_stop_token(const VerifyArguments &arguments, i32 token) {
-  bool found = false;
-#pragma unroll 4
-  for (u32 i = 0; i < arguments.num_stop_tokens; i++) found |= arguments.stop_tokens[i] == token;
-  return found;
-}
-
-// Adds what all sequences emitted to the host's counters; for a warp.
-DEVICE void add_counters(const VerifyArguments &arguments) {
-  u64 rounds = 0, drafts = 0, emitted = 0;
-  for (u32 index = lane_index(); index < arguments.num_sequences; index += warp_lanes) {
-    const Emission emission = arguments.emissions[index];
-    if (emission.emitted == 0) continue;
-    rounds += 1;
-    drafts += u64(arguments.sequences[index].num_drafts);
-    emitted += u64(emission.emitted);
-  }
-  rounds = shuffle(warp_prefix(rounds), warp_lanes - 1);
-  drafts = shuffle(warp_prefix(drafts), warp_lanes - 1);
-  emitted = shuffle(warp_prefix(emitted), warp_lanes - 1);
-  if (lane_index() == 0) {
-    arguments.counters[0] += rounds;
-    arguments.counters[1] += drafts;
-    arguments.counters[2] += emitted;
-  }
-  for (u32 draft = lane_index(); draft < arguments.max_drafts; draft += warp_lanes) {
-    u64 accepted = 0;
-    for (u32 index = 0; index < arguments.num_sequences; index++) {
-      accepted += arguments.emissions[index].accepted > i32(draft) ? 1 : 0;
-    }
-    arguments.counters[3 + draft] += accepted;
-  }
-}
-
-constexpr i32 flag_no_candidate = 1, flag_stopped = 2, flag_limit = 4, flag_invalid = 8;
-
-// Where a chain ends.
-struct Walk {
-  i32 accepted, emitted, flags;
-};
-
-// Goes down the chain while drafts are accepted, with all rows decided; for a warp.
-DEVICE Walk walk(const Sequence &sequence, const u64 *outcomes) {
-  Walk result{0, 0, 0};
-  for (i32 begin = 0; begin <= sequence.num_drafts; begin += i32(warp_lanes)) {
-    const i32 node = begin + i32(lane_index());
-    const bool is_there = node <= sequence.num_drafts;
-    const u64 outcome = is_there ? outcomes[node] : 0;
-    const bool is_end = is_there && ((outcome & is_accepted) == 0 || (outcome & is_stop) != 0 ||
-                                     node + 1 == sequence.limit);
-    const u32 ends = __ballot_sync(all_lanes, is_end);
-    const u32 without = __ballot_sync(all_lanes, (outcome & has_no_candidate) != 0);
-    const u32 end = ends != 0 ? __ffs(ends) - 1 : warp_lanes - 1;
-    const u32 emitted = all_lanes >> (warp_lanes - 1 - end);
-    if ((without & emitted) != 0) result.flags |= flag_no_candidate;
-    if (ends == 0) continue;
-    const u64 last = shuffle(outcome, end);
-    result.emitted = begin + i32(end) + 1;
-    result.accepted = result.emitted - ((last & is_accepted) != 0 ? 0 : 1);
-    if ((last & is_stop) != 0) result.flags |= flag_stopped;
-    if (result.emitted == sequence.limit) result.flags |= flag_limit;
-    break;
-  }
-  return result;
-}
-
-// Writes the record of a sequence whose rows are decided, or which takes no part; for a warp. The
-// last one to do so adds to the counters.
-DEVICE void write_record(const VerifyArguments &arguments, u32 index) {
-  const Sequence &sequence = arguments.sequences[index];
-  const u64 *outcomes = arguments.outcomes + u64(index) * nodes_of(arguments);
-  Walk result{0, 0, 0};
-  if (sequence.state == taking_part) result = walk(sequence, outcomes);
-  if (sequence.state == invalid) result.flags = flag_invalid;
-  if (sequence.state == ended) result.flags = flag_limit;
-
-  constexpr u32 head = 8;
-  i32 *record = arguments.decisions + index * arguments.decision_stride;
-  i32 *tokens = record + head, *path = tokens + nodes_of(arguments);
-  for (i32 node = i32(lane_index()); node < i32(nodes_of(arguments)); node += i32(warp_lanes)) {
-    const bool is_emitted = node < result.emitted;
-    tokens[node] = is_emitted ? i32(u32(outcomes[node])) : arguments.padding;
-    path[node] = is_emitted ? node : -1;
-  }
-  if (lane_index() == 0) {
-    record[0] = result.accepted;
-    record[1] = result.emitted;
-    if (result.emitted > 0) record[2] = i32(u32(outcomes[result.emitted - 1]));
-    record[3] = i32(u32(sequence.position) + u32(result.emitted));
-    record[4] = result.flags;
-    record[5] = record[6] = record[7] = 0;
-    arguments.emissions[index] = Emission{result.accepted, result.emitted};
-  }
-  if (arguments.counters == nullptr) return;
-  u32 before = 0;
-  if (lane_index() == 0) before = add_acquire_release(arguments.records, 1);
-  __syncwarp();
-  if (shuffle(before, 0) == arguments.num_sequences - 1) add_counters(arguments);
-}
-
-// Writes down how a row was decided. Whether all `rows` of the sequence are now; for a warp.
-DEVICE bool settle(const VerifyArguments &arguments, u32 index, u32 node, u64 outcome, u32 rows) {
-  u32 before = 0;
-  if (lane_index() == 0) {
-    if (is_stop_token(arguments, i32(u32(outcome)))) outcome |= is_stop;
-    arguments.outcomes[u64(index) * nodes_of(arguments) + node] = outcome;
-    before = add_acquire_release(&arguments.arrivals[index], 1);
-  }
-  __syncwarp();
-  return shuffle(before, 0) == rows - 1;
-}
-
 // ---- Greedy sequences only -----------------------------------------------------------------------
-
-DEVICE Row target_row(const VerifyArguments &arguments, const Sequence &sequence, u32 node) {
-  const u8 *logits = arguments.logits + (sequence.first_row + node) * arguments.row_stride;
-  return Row{logits, nullptr, arguments.dtype, 0, arguments.vocabulary};
-}
 
 // The largest logit that a lane has seen, and the first column that has it.
 struct Largest {
@@ -519,14 +384,6 @@ struct Work {
   Weighed p, q;
 };
 
-// Lets thread 0 write what all threads know, and read so far.
-template <class Value>
-DEVICE void tell(Value &shared, const Value &value) {
-  __syncthreads();
-  if (threadIdx.x == 0) shared = value;
-  __syncthreads();
-}
-
 // What a block has decided at a node, if it was the one to do so.
 struct Choice {
   bool is_made;
@@ -570,14 +427,6 @@ DEVICE Row copied(Row row, Slice slice, u8 *copy) {
   cp_async_wait<0>();
   __syncwarp();
   return Row{begin, nullptr, row.dtype, slice.begin * tile_logits, row.columns};
-}
-
-DEVICE Row candidate_row(const VerifyArguments &arguments, const Sequence &sequence, u32 node) {
-  const u64 row = sequence.draft_row + node;
-  const i32 *ids = arguments.token_ids;
-  return Row{arguments.draft_logits + row * arguments.draft_row_stride,
-             ids == nullptr ? nullptr : ids + row * arguments.token_ids_stride,
-             arguments.draft_dtype, 0, arguments.candidates};
 }
 
 // The first candidate in the slice that is the token, or no_column.

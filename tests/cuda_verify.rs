@@ -10,12 +10,13 @@ use device::amount;
 use device::backend::{cpu, cuda_test, open_cuda};
 use random::Random;
 use speculators::backend::Backend;
-use speculators::backend::verify::record::{INVALID, LIMIT, NO_CANDIDATE, STOPPED};
+use speculators::backend::verify::Leniency;
+use speculators::backend::verify::record::{INVALID, LIMIT, LOSSY, NO_CANDIDATE, STOPPED};
 use speculators::sampling::Parameters;
 use speculators::tensor::Dtype;
 use verification::{
-    Call, DEFAULT, Decision, FOLLOW, Ids, PLAIN, REJECTION, Request, RowOrder, almost_one,
-    decide_counted,
+    BLOCK, Call, DEFAULT, DISTINCT, Decision, FOLLOW, Ids, PLAIN, REJECTION, RELAXED, Request,
+    RowOrder, SYNTHETIC, THRESHOLD, TYPICAL, almost_one, decide_counted,
 };
 
 const RULES: [i32; 3] = [DEFAULT, FOLLOW, REJECTION];
@@ -62,8 +63,9 @@ impl Sides {
 fn describe(request: &Request) -> String {
     let rows = |rows: &[Vec<f32>]| rows.iter().map(Vec::len).collect::<Vec<_>>();
     format!(
-        "drafts {:?} over rows {:?} from rows {:?}, {:?}, {:?}, seed {}, position {}, limit {}",
+        "drafts {:?} of {:?} over rows {:?} from rows {:?}, {:?}, {:?}, seed {}, position {}, limit {}",
         request.drafts,
+        request.parents,
         rows(&request.logits),
         rows(&request.draft_logits),
         request.parameters,
@@ -229,11 +231,78 @@ fn uniforms(random: &mut Random, count: usize) -> Vec<f64> {
 
 /// Compares so many calls of any kind over one of these numbers of tokens.
 fn compare_any(sides: &mut Sides, seed: u64, calls: usize, all: &[Sizes]) {
+    // Half of the calls are decided by rejection.
+    let rules = [DEFAULT, REJECTION, FOLLOW, REJECTION];
+    compare(sides, seed, calls, all, (&rules, &|_, _, _| {}));
+}
+
+/// The same for trees, and for the rules that look at more than one draft at a row.
+fn compare_trees(sides: &mut Sides, seed: u64, calls: usize, all: &[Sizes]) {
+    let rules = [
+        DISTINCT, REJECTION, BLOCK, FOLLOW, TYPICAL, DISTINCT, BLOCK, THRESHOLD, REJECTION,
+        RELAXED, DISTINCT, SYNTHETIC, DEFAULT,
+    ];
+    compare(
+        sides,
+        seed,
+        calls,
+        all,
+        (&rules, &|random, call, requests| {
+            let any = |random: &mut Random, values: &[f32]| values[random.below(values.len())];
+            call.leniency = Leniency {
+                top_n: [1, 1, 2, 5, 300][random.below(5)],
+                tolerance: any(random, &[0.0, 0.5, 3.0, f32::INFINITY]),
+                epsilon: any(random, &[1e-6, 0.09, 0.3, 1.0]),
+                log2_alpha: -(random.below(1 << 20) as i64) << 13,
+                threshold_single: any(random, &[1.0, 0.9, 0.1]),
+                threshold_accumulated: any(random, &[1.0, 0.7, 0.01]),
+                acceptance: None,
+            };
+            let drafts = requests.iter().map(|request| request.drafts.len()).max().unwrap_or(0);
+            if random.chance(0.8) {
+                call.acceptance =
+                    (0..drafts).map(|_| any(random, &[0.0, 0.3, 0.999, 1.0, f32::NAN])).collect();
+            }
+            if call.rule == BLOCK || random.chance(0.15) {
+                return;
+            }
+            for request in requests {
+                request.parents = any_tree(random, request.drafts.len() + 1);
+            }
+        }),
+    );
+}
+
+/// The parents of a tree: broad ones, deep ones, and now and then one that is none.
+fn any_tree(random: &mut Random, nodes: usize) -> Vec<i32> {
+    let breadth = 1 + random.below(4);
+    let mut parents: Vec<i32> = (0..nodes)
+        .map(|node| match node {
+            0 => -1,
+            node => node.saturating_sub(1 + random.below(breadth)) as i32,
+        })
+        .collect();
+    if random.chance(0.05) {
+        let node = random.below(nodes);
+        parents[node] = [-1, node as i32, node as i32 + 1, i32::MAX][random.below(4)];
+    }
+    parents
+}
+
+/// What is done to a call and its requests before they are compared.
+type Change<'a> = &'a dyn Fn(&mut Random, &mut Call, &mut [Request]);
+
+fn compare(
+    sides: &mut Sides,
+    seed: u64,
+    calls: usize,
+    all: &[Sizes],
+    (rules, change): (&[i32], Change<'_>),
+) {
     let mut random = Random::new(seed);
     for index in 0..calls {
         let sizes = all[index % all.len()];
-        // Half of the calls are decided by rejection.
-        let rule = [DEFAULT, REJECTION, FOLLOW, REJECTION][index / all.len() % 4];
+        let rule = rules[index / all.len() % rules.len()];
         let (mut call, columns) = any_call(&mut random, rule, sizes);
         let mut requests: Vec<Request> = (0..1 + random.below(sizes.sequences))
             .map(|_| any_request(&mut random, (&call, columns), sizes, &any_row))
@@ -249,6 +318,7 @@ fn compare_any(sides: &mut Sides, seed: u64, calls: usize, all: &[Sizes]) {
                 call.stop_tokens.push(stop);
             }
         }
+        change(&mut random, &mut call, &mut requests);
         sides.compare(&format!("call {index}"), &call, &requests);
     }
     println!("{} tokens, {} drafts accepted", sides.emitted, sides.accepted);
@@ -263,6 +333,45 @@ fn short_rows_are_decided_as_on_the_cpu() {
     let Some(_turn) = cuda_test() else { return };
     let mut sides = Sides::new();
     compare_any(&mut sides, 61, amount(2000, 40), &sizes(&[1, 2, 5, 33], 4, 3));
+    assert!(sides.emitted > 0 && sides.accepted > 0);
+}
+
+#[test]
+fn trees_are_decided_as_on_the_cpu() {
+    let Some(_turn) = cuda_test() else { return };
+    let mut sides = Sides::new();
+    compare_trees(&mut sides, 71, amount(4000, 160), &sizes(&[3, 5, 40], 4, 7));
+    assert!(sides.emitted > 0 && sides.accepted > 0);
+    let all = INVALID | STOPPED | LIMIT | LOSSY;
+    assert_eq!(sides.flags & all, all, "the calls have met too little");
+}
+
+#[test]
+fn trees_over_whole_tiles_are_decided_as_on_the_cpu() {
+    let Some(_turn) = cuda_test() else { return };
+    let mut sides = Sides::new();
+    compare_trees(&mut sides, 72, amount(1000, 65), &sizes(&[255, 257, 513, 800, 1030], 3, 6));
+    assert!(sides.emitted > 0 && sides.accepted > 0);
+}
+
+#[test]
+fn trees_over_long_rows_are_decided_as_on_the_cpu_however_blocks_share_them() {
+    let Some(_turn) = cuda_test() else { return };
+    let shares = [(3, false), (2, true), (1, false), (7, true)];
+    let mut cuda: Vec<Box<dyn Backend>> = vec![Box::new(open_cuda())];
+    for (blocks, keep_copies) in &shares[..amount(shares.len(), 2)] {
+        cuda.push(Box::new(open_cuda().with_verify_teams(*blocks, *keep_copies)));
+    }
+    let mut sides = Sides::of(cuda);
+    compare_trees(&mut sides, 73, amount(200, 13), &sizes(&[4096, 9001], 2, 3));
+    assert!(sides.emitted > 0 && sides.accepted > 0);
+}
+
+#[test]
+fn large_trees_are_decided_as_on_the_cpu() {
+    let Some(_turn) = cuda_test() else { return };
+    let mut sides = Sides::new();
+    compare_trees(&mut sides, 74, amount(60, 13), &sizes(&[30], 2, 150));
     assert!(sides.emitted > 0 && sides.accepted > 0);
 }
 

@@ -12,10 +12,8 @@ use speculators::backend::{Backend, Stream};
 use speculators::sampling::Parameters;
 use speculators::tensor::Dtype;
 use verification::{
-use verification::{
     Call, DEFAULT, Decision, FOLLOW, Ids, PLAIN, REJECTION, Request, TYPICAL, almost_one,
     backend_with, decide, decide_counted,
-};
 };
 
 fn backend() -> &'static dyn Backend {
@@ -354,9 +352,8 @@ fn an_empty_batch_is_decided() {
     let backend = backend();
     let bytes = speculators::verify::workspace_bytes(backend, &batch, DEFAULT).unwrap();
     assert_eq!(bytes, 0);
-    let verify = |rule| {
-        speculators::verify::verify((backend, Stream::NONE), &batch, rule, Span::new(0, 0))
-    };
+    let verify =
+        |rule| speculators::verify::verify((backend, Stream::NONE), &batch, rule, Span::new(0, 0));
     verify((DEFAULT, false)).unwrap();
     let unknown = verify((5, false)).unwrap_err();
     assert!(unknown.to_string().contains("found 5"), "{unknown}");

@@ -224,18 +224,11 @@ fn a_second_sibling_raises_acceptance() {
 #[test]
 fn block_verification_emits_the_targets_distribution_and_accepts_no_fewer_drafts() {
     let filtered = Parameters { temperature: 0.9, top_k: 2, ..PLAIN };
-    for (drafts, target, drafter) in
-        [(2, PLAIN, PLAIN), (3, filtered, PLAIN), (2, PLAIN, filtered)]
+    for (drafts, target, drafter) in [(2, PLAIN, PLAIN), (3, filtered, PLAIN), (2, PLAIN, filtered)]
     {
         let parents: Vec<i32> = (-1..drafts).collect();
-        let world = World {
-            parents,
-            vocabulary: 3,
-            target,
-            drafter,
-            ids: Ids::Identity,
-            rule: BLOCK,
-        };
+        let world =
+            World { parents, vocabulary: 3, target, drafter, ids: Ids::Identity, rule: BLOCK };
         let chain = |round: fn(&dyn Backend, &Call, &Request) -> Vec<(Vec<i32>, f64)>| {
             move |backend: &dyn Backend, call: &Call, request: &Request| {
                 let request = Request { parents: Vec::new(), ..request.clone() };
@@ -584,7 +577,8 @@ fn a_malformed_tree_makes_its_own_sequence_invalid_and_no_other() {
 #[test]
 fn rules_for_chains_refuse_trees() {
     use speculators::verify::{Stream, verify, workspace_bytes};
-    let none = speculators::verify::Column { span: speculators::tensor::Span::new(0, 0), stride: 0 };
+    let none =
+        speculators::verify::Column { span: speculators::tensor::Span::new(0, 0), stride: 0 };
     let logits = speculators::tensor::Matrix {
         address: 0,
         dtype: speculators::tensor::Dtype::F32,
@@ -692,8 +686,7 @@ fn numbers_of_a_block_belong_to_its_round() {
     for position in 0..200 {
         let request = |root: i32, drafts: usize| {
             let target: Vec<f32> = [0.4_f32, 0.6].iter().map(|p| p.ln()).collect();
-            let mut request =
-                Request::new(vec![target; drafts + 1], vec![0; drafts], PLAIN);
+            let mut request = Request::new(vec![target; drafts + 1], vec![0; drafts], PLAIN);
             request.draft_logits = vec![flat.clone(); drafts];
             (request.seed, request.position) = (5, root);
             decide(backend(), &Call::by(BLOCK), &[request]).remove(0).accepted

@@ -291,7 +291,7 @@ fn leniency(given: &spec_leniency, drafts: usize) -> Result<Leniency> {
             "leniency.{what}: expected more than 0 and at most 1, or 0 for {default}, found {found}"
         ))),
     };
-    if !(given.tolerance >= 0.0) {
+    if given.tolerance.is_nan() || given.tolerance < 0.0 {
         return Err(Error::invalid(format!(
             "leniency.tolerance: expected 0 or more, found {}",
             given.tolerance

@@ -2,7 +2,7 @@
 
 use super::greedy::Greedy;
 use crate::backend::verify::{
-    Child, ChainRule, Decision, PrefixWeight, Rule, RuleKind, TargetChain, TargetRow,
+    ChainRule, Child, Decision, PrefixWeight, Rule, RuleKind, TargetChain, TargetRow,
 };
 
 /// Tests prefixes of the chain rather than drafts: the longest one that passes is accepted, though
@@ -39,8 +39,11 @@ impl ChainRule for Block {
             if weight == PrefixWeight::Fraction(0) {
                 break;
             }
-            let passes =
-                if draft == drafts { chain.passes_whole(weight) } else { chain.passes(draft, weight) };
+            let passes = if draft == drafts {
+                chain.passes_whole(weight)
+            } else {
+                chain.passes(draft, weight)
+            };
             if passes {
                 (accepted, kept) = (draft, weight);
             }

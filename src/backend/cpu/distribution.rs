@@ -467,7 +467,8 @@ impl<'a> Reader<'a> {
         let kth = if k < self.row.len { self.kth_largest(k, largest) } else { None };
         // SAFETY: the contract of `new`; callers name places of the row.
         let logit = unsafe { self.row.logit(place) };
-        (logit > f32::NEG_INFINITY && kth.is_none_or(|kth| logit >= kth)).then_some((logit, largest))
+        (logit > f32::NEG_INFINITY && kth.is_none_or(|kth| logit >= kth))
+            .then_some((logit, largest))
     }
 
     /// The sum of `weight * log2(weight)`, with [`log2_digits`] of 16 digits in units of 2^-16.

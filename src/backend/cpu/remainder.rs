@@ -110,9 +110,8 @@ impl Remainder<'_> {
     pub fn excess(&self, weight: PrefixWeight) -> (u128, u128) {
         let (our_sum, their_sum) = (u128::from(self.our_sum), u128::from(self.their_sum));
         let pairs = self.ours.iter().zip(self.theirs.iter());
-        let excess = pairs.map(|(&ours, &theirs)| {
-            excess((weighted(ours, weight), our_sum), (theirs, their_sum))
-        });
+        let excess = pairs
+            .map(|(&ours, &theirs)| excess((weighted(ours, weight), our_sum), (theirs, their_sum)));
         (excess.sum(), our_sum * their_sum)
     }
 

@@ -176,6 +176,8 @@ kernels! {
     VerifyArgmax: "verify", "verify_argmax", 256, Small;
     /// Decides sequences of all kinds.
     VerifyRows: "verify", "verify_rows", 512, Large;
+    /// Decides sequences by rules that test more than one draft at a row.
+    VerifyPath: "verify_path", "verify_path", 512, Large;
 }
 
 /// Which kernel a [`Kernel`] is.

@@ -350,8 +350,8 @@ impl Backend for CudaBackend {
         Fault::from_number(number).map(|fault| (fault, sequence as usize))
     }
 
-    fn verify_workspace(&self, batch: &VerifyBatch, _: &dyn Rule) -> usize {
-        verify::workspace_bytes(&self.teams, batch)
+    fn verify_workspace(&self, batch: &VerifyBatch, rule: &dyn Rule) -> usize {
+        verify::workspace_bytes(&self.teams, batch, rule.kind())
     }
 
     fn verify(

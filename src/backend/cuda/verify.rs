@@ -1,10 +1,10 @@
-//! The launch code of `kernels/verify.cu`: two launches for each verification, one that reads the
-//! host's arrays and one that decides.
+//! The launch code of `kernels/verify.cu` and `kernels/verify_path.cu`: two launches for each
+//! verification, one that reads the host's arrays and one that decides.
 
 use super::launch::{Arguments, Kernel, Kernels, Launch};
 use crate::backend::Stream;
 use crate::backend::phases::Column;
-use crate::backend::verify::{RuleKind, SamplingArrays, VerifyBatch};
+use crate::backend::verify::{RuleKind, SamplingArrays, Siblings, VerifyBatch};
 use crate::error::{Error, Result};
 use crate::tensor::{Carver, Dtype, Matrix, Span};
 use bytemuck::NoUninit;
@@ -18,7 +18,7 @@ const MOST_MEMBERS: usize = 32;
 /// A block of fewer tiles is not worth a place at the meetings.
 const LEAST_TILES: usize = 8;
 
-/// Threads of a block that decides sequences of all kinds.
+/// Threads of a block that decides sequences of all kinds, of both kernels.
 const ROWS_THREADS: u32 = 512;
 
 /// Threads of a block that decides greedy sequences; each warp has a tile at a time.
@@ -34,6 +34,10 @@ const PLAN_THREADS: u32 = 256;
 const BOARD_BYTES: usize = 64 + 1024 * 4 + 1024 * 8;
 const SEQUENCE_BYTES: usize = 64;
 const EMISSION_BYTES: usize = 8;
+/// Bytes of the kernels' `Family`.
+const FAMILY_BYTES: usize = 12;
+/// Bytes of the weights of a tile by p and by q.
+const TILE_WEIGHTS: usize = TILE * 2 * size_of::<u64>();
 
 /// Blocks that run at the same time if each has so much shared memory.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +49,32 @@ struct Residence {
 /// How rows are shared out between the blocks of a device.
 #[derive(Clone, Debug)]
 pub struct Teams {
+    rows: KernelTeams,
+    path: KernelTeams,
+}
+
+impl Teams {
+    /// What the device has. Not for steps.
+    pub fn new(kernels: &Kernels) -> Result<Self> {
+        Ok(Self {
+            rows: KernelTeams::new(kernels, Kernel::VerifyRows)?,
+            path: KernelTeams::new(kernels, Kernel::VerifyPath)?,
+        })
+    }
+
+    /// The same with so many blocks for each row. Copies are, for a kernel that keeps weights, these
+    /// in shared memory.
+    pub fn of(self, blocks: u32, slice_is_copied: bool) -> Self {
+        Self {
+            rows: self.rows.of(blocks, slice_is_copied),
+            path: self.path.of(blocks, slice_is_copied),
+        }
+    }
+}
+
+/// How rows are shared out between the blocks of a kernel.
+#[derive(Clone, Debug)]
+struct KernelTeams {
     /// With more blocks and less shared memory first.
     residences: Vec<Residence>,
     /// Blocks for each row and whether they copy it, instead of what suits.
@@ -61,10 +91,9 @@ struct Shape {
     slice_is_copied: bool,
 }
 
-impl Teams {
+impl KernelTeams {
     /// What the device has. Not for steps.
-    pub fn new(kernels: &Kernels) -> Result<Self> {
-        let kernel = Kernel::VerifyRows;
+    fn new(kernels: &Kernels, kernel: Kernel) -> Result<Self> {
         let most = kernels.dynamic_shared(kernel);
         let blocks = |shared| kernels.resident_blocks(kernel, ROWS_THREADS, shared);
         let (one, many) = (blocks(most)?, blocks(0)?);
@@ -90,7 +119,7 @@ impl Teams {
     }
 
     /// The same with so many blocks for each row.
-    pub fn of(self, blocks: u32, slice_is_copied: bool) -> Self {
+    fn of(self, blocks: u32, slice_is_copied: bool) -> Self {
         let most = self.most_blocks().min(MOST_MEMBERS);
         let blocks = (blocks as usize).clamp(1, most);
         Self { fixed: Some((blocks, slice_is_copied)), ..self }
@@ -127,7 +156,7 @@ impl Teams {
     /// Room for the shape of any batch of at most such sizes and logits of any type: it does not
     /// grow when a size shrinks.
     fn room(&self, sizes: &Sizes) -> Room {
-        let sizes = Sizes { tile_bytes: TILE * size_of::<f32>(), ..*sizes };
+        let sizes = sizes.of_any_dtype();
         // The first way that fits is taken. With larger sizes the first of all needs more blocks, up
         // to where it fits no more and others may need as many as there can be.
         let first = self.residences.first();
@@ -136,11 +165,16 @@ impl Teams {
         let members = most.max(self.fixed.map_or(1, |(team_size, _)| team_size));
         let (rows, blocks) = (sizes.rows, self.most_blocks());
         let teams = rows.min(blocks);
+        // Weights lie in the workspace where no team has the shared memory for them.
+        let fits = |residence| sizes.least_members(residence, true).is_some();
+        let is_fixed = self.fixed.is_some_and(|(_, copies)| !copies);
+        let fits = self.residences.iter().any(fits) && !is_fixed;
+        let weight_teams = if fits { 0 } else { teams };
         if members == 1 {
-            return Room { teams, boards: 0, meeting_teams: 0 };
+            return Room { teams, boards: 0, meeting_teams: 0, weight_teams };
         }
         let boards = rows.saturating_mul(members).min(blocks);
-        Room { teams, boards, meeting_teams: rows.min(blocks / 2) }
+        Room { teams, boards, meeting_teams: rows.min(blocks / 2), weight_teams }
     }
 }
 
@@ -152,6 +186,13 @@ struct Room {
     boards: usize,
     /// Teams of several.
     meeting_teams: usize,
+    /// Teams whose weights or copies have no place in shared memory.
+    weight_teams: usize,
+}
+
+impl Room {
+    /// No room at all.
+    const NONE: Self = Self { teams: 0, boards: 0, meeting_teams: 0, weight_teams: 0 };
 }
 
 /// What shapes depend on.
@@ -161,17 +202,45 @@ struct Sizes {
     rows: usize,
     tiles: usize,
     draft_tiles: usize,
-    tile_bytes: usize,
+    tile_bytes: TileBytes,
+}
+
+/// What is kept of a tile in shared memory, if all of it is.
+#[derive(Clone, Copy, Debug)]
+enum TileBytes {
+    /// A copy of its logits, of so many bytes.
+    Copy(usize),
+    /// The weights by p and by q.
+    Weights,
 }
 
 impl Sizes {
-    fn of(batch: &VerifyBatch) -> Self {
+    /// For `verify_rows`.
+    fn of_rows(batch: &VerifyBatch) -> Self {
         Self {
             rows: batch.num_sequences.saturating_mul(batch.max_drafts + 1).max(1),
             tiles: batch.logits.columns.div_ceil(TILE),
             draft_tiles: batch.draft.map_or(0, |draft| draft.logits.columns.div_ceil(TILE)),
-            tile_bytes: TILE * batch.logits.dtype.size(),
+            tile_bytes: TileBytes::Copy(TILE * batch.logits.dtype.size()),
         }
+    }
+
+    /// For `verify_path`.
+    fn of_path(batch: &VerifyBatch, rule: RuleKind) -> Self {
+        let sizes = Self { tile_bytes: TileBytes::Weights, ..Self::of_rows(batch) };
+        if rule == RuleKind::Block {
+            return Self { rows: batch.num_sequences.max(1), ..sizes };
+        }
+        sizes
+    }
+
+    /// As if logits had the largest type.
+    fn of_any_dtype(&self) -> Self {
+        let tile_bytes = match self.tile_bytes {
+            TileBytes::Copy(_) => TileBytes::Copy(TILE * size_of::<f32>()),
+            TileBytes::Weights => TileBytes::Weights,
+        };
+        Self { tile_bytes, ..*self }
     }
 
     /// Bytes of shared memory of a block, as the kernel carves it: what is kept of each tile, and a
@@ -179,8 +248,16 @@ impl Sizes {
     fn shared(&self, team_size: usize, copies: bool) -> usize {
         let (tiles, draft_tiles) =
             (self.tiles.div_ceil(team_size), self.draft_tiles.div_ceil(team_size));
-        let kept = (tiles * 28 + draft_tiles * 4).next_multiple_of(16);
-        kept + if copies { tiles * self.tile_bytes + 16 } else { 0 }
+        match self.tile_bytes {
+            TileBytes::Copy(bytes) => {
+                let kept = (tiles * 28 + draft_tiles * 4).next_multiple_of(16);
+                kept + if copies { tiles * bytes + 16 } else { 0 }
+            }
+            TileBytes::Weights => {
+                let kept = (tiles * 28 + draft_tiles * 12).next_multiple_of(16);
+                kept + if copies { tiles * TILE_WEIGHTS } else { 0 }
+            }
+        }
     }
 
     /// The smallest team whose blocks have room for their shares, if there is one.
@@ -209,6 +286,8 @@ impl Sizes {
 struct Workspace {
     sequences: u64,
     drafts: u64,
+    families: u64,
+    followed: u64,
     numbers: u64,
     outcomes: u64,
     emissions: u64,
@@ -219,43 +298,70 @@ struct Workspace {
     peaks: u64,
     draft_sums: u64,
     overlaps: u64,
+    weights: u64,
+}
+
+/// Whether the rule tests more at a row than `verify_rows` does.
+fn takes_path(batch: &VerifyBatch, rule: RuleKind) -> bool {
+    match rule {
+        RuleKind::Greedy | RuleKind::Follow => false,
+        RuleKind::Rejection(_) => batch.parents.is_some(),
+        _ => true,
+    }
+}
+
+/// Whether the largest logits are all that matters.
+fn is_all_greedy(batch: &VerifyBatch, rule: RuleKind) -> bool {
+    let asks_more = matches!(rule, RuleKind::Relaxed | RuleKind::Synthetic);
+    rule == RuleKind::Greedy || batch.sampling.temperature.is_none() && !asks_more
 }
 
 impl Workspace {
-    /// For any batch of at most such sizes, however its rows are shared out: the pieces must not
-    /// grow when a size shrinks.
-    fn carve(carver: &mut Carver, teams: &Teams, batch: &VerifyBatch) -> Self {
-        let sizes = Sizes::of(batch);
+    /// For any batch of at most such sizes by this rule, however its rows are shared out: the pieces
+    /// must not grow when a size shrinks, or a tree is a chain.
+    fn carve(carver: &mut Carver, teams: &Teams, batch: &VerifyBatch, rule: RuleKind) -> Self {
+        let sizes = Sizes::of_rows(batch);
         let (sequences, rows) = (batch.num_sequences, sizes.rows);
-        let Room { teams, boards, meeting_teams } = teams.room(&sizes);
+        let by_rows = teams.rows.room(&sizes);
+        let by_path = match takes_path(batch, rule) {
+            true => teams.path.room(&Sizes::of_path(batch, rule)),
+            false => Room::NONE,
+        };
         // Without a distribution nothing is added up over the tiles.
-        let overlaps = if sizes.draft_tiles == 0 { 0 } else { teams };
+        let overlaps = if sizes.draft_tiles == 0 { 0 } else { by_rows.teams };
+        let families = if batch.parents.is_some() || takes_path(batch, rule) { rows } else { 0 };
+        let meetings = by_rows.teams.max(by_path.teams);
+        let boards = by_rows.boards.max(by_path.boards);
+        let meeting_teams = by_rows.meeting_teams.max(by_path.meeting_teams);
         let mut piece =
             |count: usize, bytes: usize| carver.span::<u8>(count.saturating_mul(bytes)).address();
         Self {
             sequences: piece(sequences, SEQUENCE_BYTES),
             drafts: piece(sequences.saturating_mul(batch.max_drafts), size_of::<i32>()),
+            families: piece(families, FAMILY_BYTES),
+            followed: piece(families, size_of::<u32>()),
             numbers: piece(rows, 2 * size_of::<u64>()),
             outcomes: piece(rows, size_of::<u64>()),
             emissions: piece(sequences, EMISSION_BYTES),
             arrivals: piece(sequences, size_of::<u32>()),
             records: piece(1, size_of::<u32>()),
-            meetings: piece(teams, size_of::<u32>()),
+            meetings: piece(meetings, size_of::<u32>()),
             boards: piece(boards, 2 * BOARD_BYTES),
             peaks: piece(meeting_teams, 2 * size_of::<f32>() * sizes.tiles.max(sizes.draft_tiles)),
-            draft_sums: piece(teams, size_of::<u64>() * sizes.draft_tiles),
+            draft_sums: piece(by_rows.teams, size_of::<u64>() * sizes.draft_tiles),
             overlaps: piece(overlaps, size_of::<u128>() * sizes.tiles),
+            weights: piece(by_path.weight_teams, TILE_WEIGHTS.saturating_mul(sizes.tiles)),
         }
     }
 }
 
-/// Bytes of workspace that a verification needs; the rule does not matter.
-pub fn workspace_bytes(teams: &Teams, batch: &VerifyBatch) -> usize {
+/// Bytes of workspace that a verification needs.
+pub fn workspace_bytes(teams: &Teams, batch: &VerifyBatch, rule: RuleKind) -> usize {
     if batch.num_sequences == 0 {
         return 0;
     }
     let mut carver = Carver::counting();
-    Workspace::carve(&mut carver, teams, batch);
+    Workspace::carve(&mut carver, teams, batch, rule);
     carver.used()
 }
 
@@ -277,10 +383,14 @@ struct VerifyArguments {
     draft_sampling: SamplingAddresses,
     uniforms: u64,
     stop_tokens: u64,
+    parents: u64,
+    acceptance: u64,
     decisions: u64,
     counters: u64,
     sequences: u64,
     drafts: u64,
+    families: u64,
+    followed: u64,
     numbers: u64,
     outcomes: u64,
     emissions: u64,
@@ -291,6 +401,7 @@ struct VerifyArguments {
     peaks: u64,
     draft_sums: u64,
     overlaps: u64,
+    weights: u64,
     rows: u64,
     row_stride: u64,
     draft_rows: u64,
@@ -299,6 +410,8 @@ struct VerifyArguments {
     draft_tokens_stride: u64,
     position_stride: u64,
     decision_stride: u64,
+    parents_stride: u64,
+    log2_alpha: i64,
     num_sequences: u32,
     max_drafts: u32,
     vocabulary: u32,
@@ -314,10 +427,16 @@ struct VerifyArguments {
     has_distribution: u32,
     slice_is_copied: u32,
     splits: u32,
+    is_lossy: u32,
+    top_n: i32,
+    tolerance: f32,
+    epsilon: f32,
+    threshold_single: f32,
+    threshold_accumulated: f32,
     unused: u32,
 }
 
-// SAFETY: the struct of kernels/verify.cu.
+// SAFETY: the struct of kernels/verify.cuh.
 unsafe impl Arguments for VerifyArguments {}
 
 /// The arrays of parameters; 0 is absent.
@@ -357,8 +476,13 @@ fn rule_number(rule: RuleKind) -> u32 {
     match rule {
         RuleKind::Greedy => 0,
         RuleKind::Follow => 1,
-        RuleKind::Rejection(_) => 2,
-        _ => unreachable!(),
+        RuleKind::Rejection(Siblings::Independent) => 2,
+        RuleKind::Rejection(Siblings::Distinct) => 3,
+        RuleKind::Block => 4,
+        RuleKind::Typical => 5,
+        RuleKind::Threshold => 6,
+        RuleKind::Relaxed => 7,
+        RuleKind::Synthetic => 8,
     }
 }
 
@@ -393,10 +517,12 @@ impl Launcher<'_> {
             return Ok(());
         }
         let mut carver = Carver::of_block(workspace.address());
-        let pieces = Workspace::carve(&mut carver, self.teams, batch);
+        let pieces = Workspace::carve(&mut carver, self.teams, batch, rule);
         let mut arguments = arguments(batch, rule, &pieces);
-        let (kernel, shape) = if rule == RuleKind::Greedy || batch.sampling.temperature.is_none() {
+        let (kernel, shape) = if is_all_greedy(batch, rule) {
             (Kernel::VerifyArgmax, self.argmax(batch, &mut arguments)?)
+        } else if takes_path(batch, rule) {
+            (Kernel::VerifyPath, self.path(batch, rule, &mut arguments)?)
         } else {
             (Kernel::VerifyRows, self.rows(batch, &mut arguments)?)
         };
@@ -416,7 +542,7 @@ impl Launcher<'_> {
 
     /// Several blocks for each row, one after the other.
     fn argmax(&self, batch: &VerifyBatch, arguments: &mut VerifyArguments) -> Result<Launch> {
-        let sizes = Sizes::of(batch);
+        let sizes = Sizes::of_rows(batch);
         let tiles_at_a_time = (ARGMAX_THREADS / 32) as usize;
         let wanted = (self.multiprocessors as usize * ARGMAX_BLOCKS).div_ceil(sizes.rows);
         let splits = wanted.min(sizes.tiles.div_ceil(tiles_at_a_time));
@@ -433,16 +559,35 @@ impl Launcher<'_> {
 
     /// Teams of blocks, which have one row after the other.
     fn rows(&self, batch: &VerifyBatch, arguments: &mut VerifyArguments) -> Result<Launch> {
-        let shape = self.teams.shape(&Sizes::of(batch))?;
-        arguments.teams = shape.teams as u32;
-        arguments.team_size = shape.team_size as u32;
+        let shape = self.teams.rows.shape(&Sizes::of_rows(batch))?;
         arguments.slice_is_copied = shape.slice_is_copied.into();
-        Ok(Launch {
-            grid: [(shape.teams * shape.team_size) as u32, 1, 1],
-            threads: ROWS_THREADS,
-            shared: shape.shared as u32,
-            cooperative: shape.team_size > 1,
-        })
+        Ok(launch(&shape, arguments))
+    }
+
+    /// Teams of blocks, which have one row or chain after the other.
+    fn path(
+        &self,
+        batch: &VerifyBatch,
+        rule: RuleKind,
+        arguments: &mut VerifyArguments,
+    ) -> Result<Launch> {
+        let shape = self.teams.path.shape(&Sizes::of_path(batch, rule))?;
+        if shape.slice_is_copied {
+            arguments.weights = 0;
+        }
+        Ok(launch(&shape, arguments))
+    }
+}
+
+/// The launch of so many teams.
+fn launch(shape: &Shape, arguments: &mut VerifyArguments) -> Launch {
+    arguments.teams = shape.teams as u32;
+    arguments.team_size = shape.team_size as u32;
+    Launch {
+        grid: [(shape.teams * shape.team_size) as u32, 1, 1],
+        threads: ROWS_THREADS,
+        shared: shape.shared as u32,
+        cooperative: shape.team_size > 1,
     }
 }
 
@@ -455,6 +600,11 @@ fn arguments(batch: &VerifyBatch, rule: RuleKind, pieces: &Workspace) -> VerifyA
     // Without a distribution its sizes are not looked at.
     let candidates = draft.map_or(&batch.logits, |draft| &draft.logits);
     let draft_sampling = draft.and_then(|draft| draft.sampling).unwrap_or(batch.sampling);
+    let marks = takes_path(batch, rule) && !is_all_greedy(batch, rule) && rule != RuleKind::Block;
+    let has_families = batch.parents.is_some() || marks;
+    // Of a chain's one draft at a row it does not matter how siblings were drawn.
+    let is_chain = batch.parents.is_none() && matches!(rule, RuleKind::Rejection(_));
+    let number = if is_chain { 2 } else { rule_number(rule) };
     VerifyArguments {
         logits: batch.logits.address,
         draft_logits: candidates.address,
@@ -470,10 +620,14 @@ fn arguments(batch: &VerifyBatch, rule: RuleKind, pieces: &Workspace) -> VerifyA
         draft_sampling: SamplingAddresses::of(&draft_sampling),
         uniforms: address(batch.uniforms),
         stop_tokens: batch.stop_tokens.address(),
+        parents: batch.parents.map_or(0, |parents| parents.span.address()),
+        acceptance: address(batch.leniency.acceptance),
         decisions: decisions.address(),
         counters: address(batch.counters),
         sequences: pieces.sequences,
         drafts: pieces.drafts,
+        families: if has_families { pieces.families } else { 0 },
+        followed: if marks { pieces.followed } else { 0 },
         numbers: pieces.numbers,
         outcomes: pieces.outcomes,
         emissions: pieces.emissions,
@@ -484,6 +638,7 @@ fn arguments(batch: &VerifyBatch, rule: RuleKind, pieces: &Workspace) -> VerifyA
         peaks: pieces.peaks,
         draft_sums: pieces.draft_sums,
         overlaps: pieces.overlaps,
+        weights: pieces.weights,
         rows: batch.logits.rows as u64,
         row_stride: row_bytes(&batch.logits),
         draft_rows: candidates.rows as u64,
@@ -492,6 +647,8 @@ fn arguments(batch: &VerifyBatch, rule: RuleKind, pieces: &Workspace) -> VerifyA
         draft_tokens_stride: draft_tokens_stride as u64,
         position_stride: position_stride as u64,
         decision_stride: decision_stride as u64,
+        parents_stride: batch.parents.map_or(0, |parents| parents.stride) as u64,
+        log2_alpha: batch.leniency.log2_alpha,
         num_sequences: batch.num_sequences as u32,
         max_drafts: batch.max_drafts as u32,
         vocabulary: batch.logits.columns as u32,
@@ -501,12 +658,18 @@ fn arguments(batch: &VerifyBatch, rule: RuleKind, pieces: &Workspace) -> VerifyA
         draft_rows_per_sequence: draft.map_or(0, |draft| draft.rows_per_sequence) as u32,
         num_stop_tokens: batch.stop_tokens.len() as u32,
         padding: batch.padding,
-        rule: rule_number(rule),
+        rule: number,
         teams: 0,
         team_size: 1,
         has_distribution: draft.is_some().into(),
         slice_is_copied: 0,
         splits: 1,
+        is_lossy: rule.is_lossy().into(),
+        top_n: batch.leniency.top_n,
+        tolerance: batch.leniency.tolerance,
+        epsilon: batch.leniency.epsilon,
+        threshold_single: batch.leniency.threshold_single,
+        threshold_accumulated: batch.leniency.threshold_accumulated,
         unused: 0,
     }
 }
@@ -516,7 +679,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn teams() -> impl Strategy<Value = Teams> {
+    fn teams() -> impl Strategy<Value = KernelTeams> {
         let residence = |blocks, shared| Residence { blocks, shared };
         let residences = (1_usize..300, 1_usize..300, 4096_usize..200_000, 0_usize..200_000)
             .prop_map(move |(one, more, most, less)| {
@@ -528,7 +691,7 @@ mod tests {
             });
         let fixed = prop::option::weighted(0.3, (1_usize..=MOST_MEMBERS, any::<bool>()));
         (residences, fixed).prop_map(|(residences, fixed)| {
-            let teams = Teams { residences, fixed: None };
+            let teams = KernelTeams { residences, fixed: None };
             match fixed {
                 Some((blocks, copies)) => teams.of(blocks as u32, copies),
                 None => teams,
@@ -538,7 +701,8 @@ mod tests {
 
     fn sizes() -> impl Strategy<Value = Sizes> {
         let tiles = || prop_oneof![1_usize..40, 1_usize..1000];
-        let bytes = prop_oneof![Just(2 * TILE), Just(4 * TILE)];
+        let copy = prop_oneof![Just(2 * TILE), Just(4 * TILE)].prop_map(TileBytes::Copy);
+        let bytes = prop_oneof![3 => copy, 1 => Just(TileBytes::Weights)];
         let rows = prop_oneof![1_usize..20, 1_usize..2000];
         (rows, tiles(), prop_oneof![Just(0), tiles()], bytes).prop_map(
             |(rows, tiles, draft_tiles, tile_bytes)| Sizes { rows, tiles, draft_tiles, tile_bytes },
@@ -558,12 +722,18 @@ mod tests {
                 rows: small.rows.min(large.rows),
                 tiles: small.tiles.min(large.tiles),
                 draft_tiles: small.draft_tiles.min(large.draft_tiles),
-                ..small
+                tile_bytes: match (small.tile_bytes, large.tile_bytes) {
+                    (TileBytes::Copy(bytes), TileBytes::Copy(_)) => TileBytes::Copy(bytes),
+                    _ => large.tile_bytes,
+                },
             };
             let room = teams.room(&large);
             for sizes in [small, large] {
                 let Ok(shape) = teams.shape(&sizes) else { continue };
                 prop_assert!(shape.teams <= room.teams);
+                if !shape.slice_is_copied && matches!(sizes.tile_bytes, TileBytes::Weights) {
+                    prop_assert!(shape.teams <= room.weight_teams, "{shape:?} in {room:?}");
+                }
                 if shape.team_size > 1 {
                     prop_assert!(shape.teams <= room.meeting_teams, "{shape:?} in {room:?}");
                     prop_assert!(shape.teams * shape.team_size <= room.boards, "{shape:?} in {room:?}");
@@ -575,8 +745,9 @@ mod tests {
     #[test]
     fn blocks_that_work_alone_need_no_boards() {
         let residences = vec![Residence { blocks: 264, shared: 100_000 }];
-        let teams = Teams { residences, fixed: None };
-        let sizes = Sizes { rows: 20, tiles: 4, draft_tiles: 4, tile_bytes: 2 * TILE };
+        let teams = KernelTeams { residences, fixed: None };
+        let sizes =
+            Sizes { rows: 20, tiles: 4, draft_tiles: 4, tile_bytes: TileBytes::Copy(2 * TILE) };
         assert_eq!(teams.room(&sizes).boards, 0);
     }
 }

@@ -73,6 +73,8 @@ impl TargetChain for Chain<'_> {
 
     fn passes(&mut self, node: usize, weight: PrefixWeight) -> bool {
         let number = self.number(node);
+        // Whether there is a candidate is told of each row on the way.
+        self.at(node, |row| row.sum());
         match self.remainder(node) {
             Some(all) => is_below_chance(number, all.excess(weight), weight),
             // As if the chain ended here.

@@ -37,7 +37,16 @@ enum Left<'a> {
 impl<'a> Node<'a> {
     /// A node of this depth.
     pub fn new(bench: Bench<'a>, sequence: &'a Sequence<'a>, node: usize, depth: usize) -> Self {
-        Self { bench, sequence, node, depth, has_candidate: true, p: None, q: None, left: Left::All }
+        Self {
+            bench,
+            sequence,
+            node,
+            depth,
+            has_candidate: true,
+            p: None,
+            q: None,
+            left: Left::All,
+        }
     }
 
     fn target(&self) -> Reader<'a> {

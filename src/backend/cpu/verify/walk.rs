@@ -91,9 +91,9 @@ impl Walk<'_> {
     /// As for [`walk`].
     unsafe fn begin(&mut self) {
         for node in 0..self.visits.len() {
-            // SAFETY: as this function's contract.
             let (parent, token) = match node {
                 0 => (0, -1),
+                // SAFETY: as this function's contract.
                 _ => unsafe { (self.sequence.parent(node), self.sequence.draft(node)) },
             };
             let depth = if node == 0 { 0 } else { self.visits[parent].depth + 1 };
