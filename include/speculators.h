@@ -274,7 +274,7 @@ typedef struct spec_session spec_session;
 /**
  * `spec_verify_args.rule`: typical acceptance (Medusa; Cai et al., 2024), not lossless: drafts are
  * followed whose probability p is at least min(epsilon, alpha exp(-H)), H being the entropy of p.
- * Of several paths the longest is taken, of equally long ones the one that takes the first sibling.
+ * Of several paths the longest is taken, of equally long ones that of the first sibling.
  */
 #define SPEC_RULE_TYPICAL 16
 
@@ -966,8 +966,8 @@ typedef struct spec_verify_args {
   /**
    * `[B, 2 * (K + 1)]` in [0, 1): the random numbers to use instead of the seeded ones;
    * element 2 i tests draft i, counted from 0, element 2 i + 1 draws the token that is emitted
-   * below node i, which in a chain is the one after i accepted drafts. Elements beyond `2 * (num_drafts + 1)` and those of
-   * greedy sequences are not looked at. NULL: seeded.
+   * below node i, which in a chain is the one after i accepted drafts. Elements beyond `2 *
+   * (num_drafts + 1)` and those of greedy sequences are not looked at. NULL: seeded.
    */
   const double *uniforms;
   /**
@@ -991,8 +991,8 @@ typedef struct spec_verify_args {
   int32_t *decisions;
   /**
    * `[3 + K]` uint64, added to: rounds, drafts, emitted tokens, then for i
-   * from 1 to K the rounds in which i drafts or more were accepted. Sequences that emitted nothing do
-   * not count; of the others, all of `num_drafts` do. Calls with another K may add to the
+   * from 1 to K the rounds in which i drafts or more were accepted. Sequences that emitted nothing
+   * do not count; of the others, all of `num_drafts` do. Calls with another K may add to the
    * same array. NULL: not wanted. Not shared between concurrent calls.
    */
   uint64_t *counters;
@@ -1428,14 +1428,15 @@ void spec_session_release(spec_session *session);
 /**
  * Says how many bytes of workspace `spec_verify` needs.
  *
- * Of `args` only the flags, the rule, `num_sequences`, `max_drafts`, whether there is a `tree`, and
- * the shapes of `logits` and `draft` are looked at: the data and the arrays may be NULL. `size` is not NULL. The answer is 0
- * for 0 sequences. It depends on V, on C where there is a `draft`, and on how many threads (CPU) or
- * blocks (CUDA) work at a time; on CUDA on the number of sequences and K, too, and for short rows
- * or few of them it is far less than for many long ones. It depends neither on the rows that there
- * are nor on the type of the logits, and is enough for any batch on this context with as many
- * sequences, K, V and C or fewer by the same rule; with `draft` it is enough without it, and with a
- * `tree` for chains, too. Errors: INVALID_ARGUMENT, UNSUPPORTED.
+ * Of `args` only the flags, the rule, `num_sequences`, `max_drafts`, whether there is a `tree`,
+ * and the shapes of `logits` and `draft` are looked at: the data and the arrays may be NULL.
+ * `size` is not NULL. The answer is 0 for 0 sequences. It depends on the rule, on V, on C where
+ * there is a `draft`, on K, and on how many threads (CPU) or blocks (CUDA) work at a time; on CUDA
+ * on the number of sequences, too, and for short rows or few of them it is far less than for many
+ * long ones. It depends neither on the rows that there are nor on the type of the logits, and is
+ * enough for any batch on this context with as many sequences, K, V and C or fewer by the same
+ * rule; with `draft` it is enough without it, and with a `tree` for chains, too. Errors:
+ * INVALID_ARGUMENT, UNSUPPORTED.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.
  */
@@ -1450,10 +1451,10 @@ spec_status spec_verify_workspace_size(const spec_context *context,
  * For each sequence one decision record is written: drafts accepted, tokens emitted, the next
  * root and its position, the tokens, and the path that `spec_draft` commits. Drafts are accepted
  * from the root on while the rule keeps them; then one more token is emitted, the replacement of
- * rejected drafts or, after the last one of a path, the bonus token. In a `tree` drafts are accepted
- * along one path; where siblings are equal, the longest one. Logits are taken as they are: `sampling`
- * says how tokens are drawn from them. Only the rows that a decision needs are read (CPU), or all
- * rows of the sequences that take part (CUDA).
+ * rejected drafts or, after the last one of a path, the bonus token. In a `tree` drafts are
+ * accepted along one path; where siblings are equal, the longest one. Logits are taken as they
+ * are: `sampling` says how tokens are drawn from them. Only the rows that a decision needs are
+ * read (CPU), or all rows of the sequences that take part (CUDA).
  *
  * Every draw is one number through the inverse of the cumulative distribution in the order of
  * the ids, and weights are integers: equal logits and numbers give equal decisions for any number

@@ -958,7 +958,42 @@ fn wrong_arguments_are_refused_by_verification() {
         ..distribution(&verification.logits)
     };
     (scattered.logits.shape[0], scattered.logits.strides) = (1 << 30, [VOCABULARY as i64, 1, 0, 0]);
+    let mut parents = [-1_i32; 2 * (DRAFTS as usize + 1)];
+    let tree = |parents: *mut i32, stride| spec_tree { parents, stride, ..Versioned::blank() };
+    let no_parents = tree(null_mut(), 0);
+    let odd_parents = tree(parents.as_mut_ptr().wrapping_byte_add(2), 0);
+    let short_trees = tree(parents.as_mut_ptr(), DRAFTS);
+    let fine_tree = tree(parents.as_mut_ptr(), 0);
+    let lenient = |change: &dyn Fn(&mut spec_leniency)| {
+        let mut leniency: spec_leniency = Versioned::blank();
+        change(&mut leniency);
+        leniency
+    };
+    let wrong_leniencies = [
+        lenient(&|leniency| leniency.tolerance = -0.1),
+        lenient(&|leniency| leniency.tolerance = f32::NAN),
+        lenient(&|leniency| leniency.epsilon = 1.5),
+        lenient(&|leniency| leniency.alpha = -1.0),
+        lenient(&|leniency| leniency.threshold_single = f32::NAN),
+        lenient(&|leniency| leniency.threshold_accumulated = f32::INFINITY),
+        lenient(&|leniency| leniency.top_n = -1),
+        lenient(&|leniency| {
+            leniency.acceptance = std::ptr::dangling::<f32>().wrapping_byte_add(1);
+        }),
+    ];
+    for (index, leniency) in wrong_leniencies.iter().enumerate() {
+        let outcome = verification.run(&context, &|args| args.leniency = &raw const *leniency);
+        assert_refused(outcome, "spec_verify", INVALID, &format!("leniency {index}"));
+    }
     let spoils: &[Spoil<'_>] = &[
+        ("parents that are not there", INVALID, &|args| args.tree = &raw const no_parents),
+        ("odd parents", INVALID, &|args| args.tree = &raw const odd_parents),
+        ("short trees", INVALID, &|args| args.tree = &raw const short_trees),
+        ("a tree with a rule for chains", UNSUPPORTED, &|args| {
+            args.tree = &raw const fine_tree;
+            args.rule = SPEC_RULE_BLOCK;
+        }),
+        ("a lossy rule without leave", INVALID, &|args| args.rule = SPEC_RULE_TYPICAL),
         ("unknown flags", UNSUPPORTED, &|args| args.flags = 1 << 20),
         ("negative num_sequences", INVALID, &|args| args.num_sequences = -1),
         ("negative max_drafts", INVALID, &|args| args.max_drafts = -1),
@@ -976,7 +1011,6 @@ fn wrong_arguments_are_refused_by_verification() {
         ("no workspace", INVALID, &|args| args.workspace = null_mut()),
         ("no room", INVALID, &|args| args.workspace_size = 0),
         ("odd workspace", INVALID, &|args| args.workspace = args.workspace.wrapping_byte_add(8)),
-        ("a tree", UNSUPPORTED, &|args| args.tree = dangling()),
         ("a narrow distribution", INVALID, &|args| args.draft = &raw const narrow),
         ("more ids than there are addresses", INVALID, &|args| args.draft = &raw const scattered),
     ];

@@ -648,7 +648,7 @@ pub const SPEC_RULE_REJECTION_DISTINCT: i32 = 3;
 pub const SPEC_RULE_BLOCK: i32 = 4;
 /// `spec_verify_args.rule`: typical acceptance (Medusa; Cai et al., 2024), not lossless: drafts are
 /// followed whose probability p is at least min(epsilon, alpha exp(-H)), H being the entropy of p.
-/// Of several paths the longest is taken, of equally long ones the one that takes the first sibling.
+/// Of several paths the longest is taken, of equally long ones that of the first sibling.
 pub const SPEC_RULE_TYPICAL: i32 = 16;
 /// `spec_verify_args.rule`: thresholds, not lossless unless both are 1: with one number for all
 /// siblings, a draft is followed if p is at least `threshold_single`, or if the number is below the
@@ -784,8 +784,8 @@ pub struct spec_verify_args {
     pub tree: *const spec_tree,
     /// `[B, 2 * (K + 1)]` in [0, 1): the random numbers to use instead of the seeded ones;
     /// element 2 i tests draft i, counted from 0, element 2 i + 1 draws the token that is emitted
-    /// below node i, which in a chain is the one after i accepted drafts. Elements beyond `2 * (num_drafts + 1)` and those of
-    /// greedy sequences are not looked at. NULL: seeded.
+    /// below node i, which in a chain is the one after i accepted drafts. Elements beyond `2 *
+    /// (num_drafts + 1)` and those of greedy sequences are not looked at. NULL: seeded.
     pub uniforms: *const f64,
     /// `[num_stop_tokens]`: emission ends after any of these, which is emitted itself. NULL
     /// only if there are none.
@@ -801,8 +801,8 @@ pub struct spec_verify_args {
     /// to 0.
     pub decisions: *mut i32,
     /// `[3 + K]` uint64, added to: rounds, drafts, emitted tokens, then for i
-    /// from 1 to K the rounds in which i drafts or more were accepted. Sequences that emitted nothing do
-    /// not count; of the others, all of `num_drafts` do. Calls with another K may add to the
+    /// from 1 to K the rounds in which i drafts or more were accepted. Sequences that emitted nothing
+    /// do not count; of the others, all of `num_drafts` do. Calls with another K may add to the
     /// same array. NULL: not wanted. Not shared between concurrent calls.
     pub counters: *mut u64,
     /// Scratch of at least the bytes that `spec_verify_workspace_size` says, aligned to 64,

@@ -21,14 +21,15 @@ const VOCABULARY_END: usize = 1 << 21;
 
 /// Says how many bytes of workspace `spec_verify` needs.
 ///
-/// Of `args` only the flags, the rule, `num_sequences`, `max_drafts`, whether there is a `tree`, and
-/// the shapes of `logits` and `draft` are looked at: the data and the arrays may be NULL. `size` is not NULL. The answer is 0
-/// for 0 sequences. It depends on V, on C where there is a `draft`, and on how many threads (CPU) or
-/// blocks (CUDA) work at a time; on CUDA on the number of sequences and K, too, and for short rows
-/// or few of them it is far less than for many long ones. It depends neither on the rows that there
-/// are nor on the type of the logits, and is enough for any batch on this context with as many
-/// sequences, K, V and C or fewer by the same rule; with `draft` it is enough without it, and with a
-/// `tree` for chains, too. Errors: INVALID_ARGUMENT, UNSUPPORTED.
+/// Of `args` only the flags, the rule, `num_sequences`, `max_drafts`, whether there is a `tree`,
+/// and the shapes of `logits` and `draft` are looked at: the data and the arrays may be NULL.
+/// `size` is not NULL. The answer is 0 for 0 sequences. It depends on the rule, on V, on C where
+/// there is a `draft`, on K, and on how many threads (CPU) or blocks (CUDA) work at a time; on CUDA
+/// on the number of sequences, too, and for short rows or few of them it is far less than for many
+/// long ones. It depends neither on the rows that there are nor on the type of the logits, and is
+/// enough for any batch on this context with as many sequences, K, V and C or fewer by the same
+/// rule; with `draft` it is enough without it, and with a `tree` for chains, too. Errors:
+/// INVALID_ARGUMENT, UNSUPPORTED.
 ///
 /// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]
@@ -59,10 +60,10 @@ pub unsafe extern "C" fn spec_verify_workspace_size(
 /// For each sequence one decision record is written: drafts accepted, tokens emitted, the next
 /// root and its position, the tokens, and the path that `spec_draft` commits. Drafts are accepted
 /// from the root on while the rule keeps them; then one more token is emitted, the replacement of
-/// rejected drafts or, after the last one of a path, the bonus token. In a `tree` drafts are accepted
-/// along one path; where siblings are equal, the longest one. Logits are taken as they are: `sampling`
-/// says how tokens are drawn from them. Only the rows that a decision needs are read (CPU), or all
-/// rows of the sequences that take part (CUDA).
+/// rejected drafts or, after the last one of a path, the bonus token. In a `tree` drafts are
+/// accepted along one path; where siblings are equal, the longest one. Logits are taken as they
+/// are: `sampling` says how tokens are drawn from them. Only the rows that a decision needs are
+/// read (CPU), or all rows of the sequences that take part (CUDA).
 ///
 /// Every draw is one number through the inverse of the cumulative distribution in the order of
 /// the ids, and weights are integers: equal logits and numbers give equal decisions for any number
