@@ -12,4 +12,5 @@ pub mod model;
 pub mod sampling;
 pub mod session;
 pub mod tensor;
+pub mod tree;
 pub mod verify;

@@ -7,16 +7,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module and the modules that it may use. What is missing in a row is forbidden.
-const MAY_USE: [(&str, &[&str]); 11] = [
-    ("capi", &["checkpoint", "context", "error", "model", "session", "tensor", "verify"]),
-    ("session", &["backend", "context", "drafter", "error", "model", "tensor"]),
-    ("drafter", &["backend", "error", "model", "sampling", "tensor"]),
+const MAY_USE: [(&str, &[&str]); 12] = [
+    ("capi", &["checkpoint", "context", "error", "model", "session", "tensor", "tree", "verify"]),
+    ("session", &["backend", "context", "drafter", "error", "model", "tensor", "tree"]),
+    ("drafter", &["backend", "error", "model", "sampling", "tensor", "tree"]),
     ("model", &["backend", "checkpoint", "context", "error", "tensor"]),
-    ("verify", &["backend", "error", "sampling", "tensor"]),
+    ("verify", &["backend", "error", "sampling", "tensor", "tree"]),
     ("checkpoint", &["error", "tensor"]),
     ("context", &["backend", "error", "tensor"]),
-    ("backend", &["error", "sampling", "tensor"]),
+    ("backend", &["error", "sampling", "tensor", "tree"]),
     ("sampling", &["error", "tensor"]),
+    ("tree", &["error", "tensor"]),
     ("tensor", &["error"]),
     ("error", &[]),
 ];
