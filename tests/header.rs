@@ -5,8 +5,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The files of `src/capi` with items for hosts, in the order in which a reader wants them.
-const SOURCES: [&str; 8] =
-    ["version", "types", "context", "checkpoint", "model", "session", "verify", "draft"];
+const SOURCES: [&str; 10] = [
+    "version",
+    "types",
+    "context",
+    "checkpoint",
+    "model",
+    "session",
+    "verify",
+    "draft",
+    "tree",
+    "compact",
+];
 
 /// The files of `src/capi` that only serve the others.
 const PRIVATE_SOURCES: [&str; 3] = ["boundary", "mod", "tensors"];

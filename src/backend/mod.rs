@@ -10,6 +10,7 @@ pub mod verify;
 
 use crate::error::Result;
 use crate::tensor::{Dtype, Matrix, Span};
+use crate::tree::{CompactRows, MaskTrees};
 use block_heads::{Convolve, RateDrafts, Refine, SelectCandidates, StepMarkov, WalkCandidates};
 use experts::MixExperts;
 use phases::{
@@ -224,6 +225,12 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
         rule: &dyn Rule,
         workspace: Span<u8>,
     ) -> Result<()>;
+
+    /// Tells of trees: links, positions, paths, masks.
+    fn mask_trees(&self, stream: Stream, phase: &MaskTrees) -> Result<()>;
+
+    /// Moves the rows of accepted nodes behind their root.
+    fn compact_rows(&self, stream: Stream, phase: &CompactRows<'_>) -> Result<()>;
 
     /// Copies rows of `from`, in the order of `ids`, to `to` (same type and width). Blocks.
     fn copy_rows(&self, from: &Matrix, ids: &[i32], to: &Matrix) -> Result<()>;

@@ -2,17 +2,10 @@
 //! sizes: a phase reads counts, positions and tables from memory of the device when it runs, so
 //! that nothing of a step has to be known to the host when the phase is enqueued.
 
+pub use crate::tensor::Column;
+
 use super::verify::SamplingArrays;
 use crate::tensor::{Carver, Matrix, Span};
-
-/// One `i32` per sequence, `stride` elements apart: a column of a table of records.
-#[derive(Clone, Copy, Debug)]
-pub struct Column {
-    /// All elements from the first used one to the last.
-    pub span: Span<i32>,
-    /// Elements from one sequence to the next.
-    pub stride: usize,
-}
 
 /// What a host hands to one drafting call.
 #[derive(Clone, Copy, Debug)]

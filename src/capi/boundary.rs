@@ -100,6 +100,8 @@ sized! {
     spec_draft_args: 200,
     spec_verify_args: 240,
     spec_leniency: 40,
+    spec_tree_mask_args: 160,
+    spec_kv_compact_args: 160,
 }
 
 /// Reads a struct that the host built against this or another version of the header.

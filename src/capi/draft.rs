@@ -2,10 +2,10 @@
 
 use super::boundary::{self, borrow, call, within};
 use super::session::spec_session;
-use super::tensors::{self, Home, column, matrix, optional_span, span};
+use super::tensors::{self, Home, column, matrix, optional_column, optional_span, span};
 use super::types::{SPEC_PADDING, spec_draft_args, spec_error, spec_status, spec_tensor};
 use crate::error::{Error, Result};
-use crate::session::{Column, DraftBatch, FEATURES_MAX, Session, Stream};
+use crate::session::{DraftBatch, FEATURES_MAX, Session, Stream};
 use crate::tensor::{Dtype, Matrix};
 use std::ffi::c_void;
 use std::fmt::{Display, Formatter};
@@ -193,23 +193,6 @@ fn check_extras(session: &Session, args: &spec_draft_args) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// An array of rows that may be NULL; its stride says how long the rows are.
-fn optional_column(
-    what: &str,
-    pointer: *const i32,
-    sequences: usize,
-    stride: i32,
-) -> Result<Option<Column>> {
-    if pointer.is_null() {
-        return Ok(None);
-    }
-    // Places in the array are kept as 32-bit numbers.
-    let most = i64::from(i32::MAX - 1) / sequences.max(1) as i64;
-    let width = within(what, stride.into(), 1, most).map_err(|failure| failure.within("stride"))?;
-    let span = span(what, pointer, sequences * width)?;
-    Ok(Some(Column { span, stride: width }))
 }
 
 /// # Safety

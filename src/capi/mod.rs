@@ -7,20 +7,24 @@
 
 mod boundary;
 mod checkpoint;
+mod compact;
 mod context;
 mod draft;
 mod model;
 mod session;
 mod tensors;
+mod tree;
 mod types;
 mod verify;
 mod version;
 
 pub use checkpoint::*;
+pub use compact::*;
 pub use context::*;
 pub use draft::*;
 pub use model::*;
 pub use session::*;
+pub use tree::*;
 pub use types::*;
 pub use verify::*;
 pub use version::*;

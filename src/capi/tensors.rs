@@ -1,5 +1,6 @@
 //! The host's tensors and arrays as checked plain data.
 
+use super::boundary::within;
 use super::types::{
     SPEC_DEVICE_CPU, SPEC_DEVICE_CUDA, SPEC_DEVICE_CUDA_HOST, SPEC_DTYPE_BFLOAT, SPEC_DTYPE_FLOAT,
     spec_row_range, spec_sampling, spec_tensor,
@@ -171,6 +172,23 @@ pub fn column(
     };
     let len = if sequences == 0 || width == 0 { 0 } else { (sequences - 1) * stride + width };
     Ok(Column { span: span(what, pointer, len)?, stride })
+}
+
+/// An array of rows that may be NULL; its stride says how long the rows are.
+pub fn optional_column(
+    what: &str,
+    pointer: *const i32,
+    sequences: usize,
+    stride: i32,
+) -> Result<Option<Column>> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    // Places in the array are kept as 32-bit numbers.
+    let most = i64::from(i32::MAX - 1) / sequences.max(1) as i64;
+    let width = within(what, stride.into(), 1, most).map_err(|failure| failure.within("stride"))?;
+    let span = span(what, pointer, sequences * width)?;
+    Ok(Some(Column { span, stride: width }))
 }
 
 /// The sampling arrays of `sequences` sequences; nothing is greedy.

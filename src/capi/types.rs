@@ -474,16 +474,17 @@ pub struct spec_distribution {
     pub sampling: *const spec_sampling,
 }
 
-/// The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root, a token that is known
-/// already; parents come before their children, and siblings stand in the order in which they are
-/// tested. A chain of K drafts has K + 1 nodes whose parents are -1, 0, 1, ... `spec_verify` reads
-/// `parents` alone.
+/// The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root, the known token, and
+/// the others are drafts; parents come before their children, and siblings stand in the order in
+/// which they are tested. A chain of K drafts has K + 1 nodes whose parents are -1, 0, 1, ...
+/// `spec_tree_mask` fills one in; `spec_verify` reads `parents` alone.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_tree {
     /// sizeof(spec_tree).
     pub struct_size: u32,
-    /// Elements from one sequence to the next; 0: all have the tree of the first.
+    /// Elements from one sequence to the next in each array. 0: all sequences have the tree of the
+    /// first row (inputs only).
     pub stride: i32,
     /// The parent of each node; -1 for the root.
     pub parents: *mut i32,
@@ -493,7 +494,7 @@ pub struct spec_tree {
     pub next_sibling: *mut i32,
     /// Edges from the root.
     pub depth: *mut i32,
-    /// The position of each node.
+    /// The position of each node: that of the root and the depth.
     pub position: *mut i32,
 }
 
@@ -813,4 +814,205 @@ pub struct spec_verify_args {
     pub workspace_size: u64,
     /// What the rule goes by if it is not lossless; the struct in host memory. NULL: the defaults.
     pub leniency: *const spec_leniency,
+}
+
+/// `spec_tree_mask_args.flags`: the columns of a mask are those of a prefix, which every node sees,
+/// and behind them the nodes. Without it they are the nodes alone.
+pub const SPEC_TREE_MASK_PREFIX: u32 = 1;
+/// `spec_tree_mask_args.flags`: each sequence has as many rows in the mask as nodes, and each row as
+/// many columns as prefix and nodes; rows follow each other without a gap, bits too.
+pub const SPEC_TREE_MASK_RAGGED: u32 = 2;
+
+/// `spec_tree_mask_args.mask_form`: a byte for each column, 1 where it is seen, otherwise 0.
+pub const SPEC_MASK_BOOL: i32 = 1;
+/// `spec_tree_mask_args.mask_form`: a number for each column, to be added to its score: 0 where it
+/// is seen, otherwise -inf.
+pub const SPEC_MASK_ADDITIVE: i32 = 2;
+/// `spec_tree_mask_args.mask_form`: a bit for each column, 1 where it is seen, in words of the
+/// processor's byte order: column c of a row is bit c % bits of word c / bits, counted from the
+/// lowest. Bits behind the last column are 0.
+pub const SPEC_MASK_BITS: i32 = 3;
+
+/// `spec_tree_mask_args.sequence_flags`: `num_nodes` is above N; the root's position is negative,
+/// or the last node's could be above 2^31 - 1; the prefix is negative; or prefix and N are above
+/// `mask_columns`, or the rows end behind `mask_size`. All else is as if the sequence had no nodes.
+pub const SPEC_TREE_FLAG_SIZE: i32 = 1;
+/// `spec_tree_mask_args.sequence_flags`: the parent of node 0 is not -1, or that of another node is
+/// not a node before it. Its rows in the mask see themselves alone, and neither a prefix nor each
+/// other; all else is as if the sequence had no nodes.
+pub const SPEC_TREE_FLAG_PARENTS: i32 = 2;
+/// `spec_tree_mask_args.sequence_flags`: there are more leaves than `max_paths`, or one of them is
+/// deeper than `path_length` - 1. Its paths are padding, their number is 0; all else is written.
+pub const SPEC_TREE_FLAG_PATHS: i32 = 4;
+
+/// The arguments of `spec_tree_mask`. B is `num_sequences`, N is `max_nodes`. Arrays are memory of
+/// the context's device (with CUDA, page-locked host memory will do) unless they say otherwise; the
+/// host owns them, and none is kept after the call's work is done. No output overlaps an input or
+/// another output. All outputs may be NULL, which means that they are not wanted.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_tree_mask_args {
+    /// sizeof(spec_tree_mask_args).
+    pub struct_size: u32,
+    /// `SPEC_TREE_MASK_*` flags; 0 without `mask`.
+    pub flags: u32,
+    /// B, from 0 on. With 0 nothing is read or written.
+    pub num_sequences: i32,
+    /// N: the most nodes of a tree with its root, 1 to 1024.
+    pub max_nodes: i32,
+    /// `[B, parents_stride]`, never NULL if B is not 0: the parent of each node, -1 for the root, a
+    /// node before it for every other. What lies beyond num_nodes is not looked at.
+    pub parents: *const i32,
+    /// `[B]`: nodes of each tree, 1 to N; 0 or less: the sequence takes no part. NULL: N for all.
+    pub num_nodes: *const i32,
+    /// `[B]`: the root's position, `position_stride` elements apart, so that it may be NEXT_POSITION
+    /// in decision records. NULL only if neither positions nor a prefix without `prefix_length` are
+    /// wanted.
+    pub position: *const i32,
+    /// `[B]`: columns of the prefix, from 0 on, with `SPEC_TREE_MASK_PREFIX`; otherwise not looked
+    /// at. NULL: the root's position, that is, all tokens before the root.
+    pub prefix_length: *const i32,
+    /// Elements from one sequence to the next in `parents`, at least N; 0: all sequences have the
+    /// tree of the first row.
+    pub parents_stride: i32,
+    /// Elements from one sequence to the next in `position`; 0 is 1.
+    pub position_stride: i32,
+    /// The struct in host memory; its arrays, with a stride of at least N, are written up to N.
+    /// Beyond num_nodes there is -1, 0 in `depth` and `position`. NULL: not wanted.
+    pub tree: *const spec_tree,
+    /// `[B, position64_stride]` int64, written: the same as `tree.position`, for hosts whose
+    /// positions are as wide.
+    pub position64: *mut i64,
+    /// Elements from one sequence to the next in `position64`, at least N; 0 is N.
+    pub position64_stride: i32,
+    /// Paths of a sequence that `paths` has room for, 1 to N; 0 is N.
+    pub max_paths: i32,
+    /// `[B, max_paths, path_length]`, written: the nodes from the root to each leaf, leaves in
+    /// ascending order, padded with -1.
+    pub paths: *mut i32,
+    /// `[B]`, written: leaves, and so paths.
+    pub num_paths: *mut i32,
+    /// Nodes of a path that `paths` has room for, 1 to N; 0 is N.
+    pub path_length: i32,
+    /// One of `SPEC_MASK_*`; 0 without `mask`.
+    pub mask_form: i32,
+    /// Written, elements of `mask_form`, aligned to their size: which rows see which columns. A node
+    /// sees its ancestors and itself. Without `SPEC_TREE_MASK_RAGGED` each sequence has N rows, row
+    /// n begins at element `b * mask_sequence_stride + n * mask_row_stride`, and rows beyond
+    /// num_nodes see themselves alone (column n, or prefix + n; n if the sequence takes no part).
+    pub mask: *mut c_void,
+    /// `SPEC_MASK_ADDITIVE`: `SPEC_DTYPE_FLOAT` or `SPEC_DTYPE_BFLOAT`; otherwise 0.
+    pub mask_dtype_code: u8,
+    /// `SPEC_MASK_ADDITIVE`: bits of a number, 16 or 32; `SPEC_MASK_BITS`: bits of a word, 8, 16, 32
+    /// or 64; otherwise 0.
+    pub mask_dtype_bits: u8,
+    /// 0.
+    pub reserved: u16,
+    /// Columns of a row, at least N, all of which are written: those behind the nodes are not seen.
+    /// With `SPEC_TREE_MASK_PREFIX`, at least the longest prefix and N together; otherwise 0 is N. 0
+    /// with `SPEC_TREE_MASK_RAGGED`.
+    pub mask_columns: i32,
+    /// Elements from one row to the next, at least those of a row; 0 is that. 0 with
+    /// `SPEC_TREE_MASK_RAGGED`.
+    pub mask_row_stride: i64,
+    /// Elements from one sequence to the next, at least those of N rows; 0 is `N *
+    /// mask_row_stride`. 0 with `SPEC_TREE_MASK_RAGGED`.
+    pub mask_sequence_stride: i64,
+    /// Elements at `mask` with `SPEC_TREE_MASK_RAGGED`, 0 to 2^31 - 1; otherwise 0.
+    pub mask_size: i64,
+    /// `[B + 1]`, written with `SPEC_TREE_MASK_RAGGED`, otherwise NULL: the element with which the
+    /// rows of each sequence begin, and where the last ones end, none above `mask_size`. Sequences
+    /// follow each other; each begins with an element of its own.
+    pub mask_begin: *mut i32,
+    /// `[B]`, written: `SPEC_TREE_FLAG_*`, combined; 0 where all is well.
+    pub sequence_flags: *mut i32,
+}
+
+/// `spec_kv_compact_args.layout`: a page is `[page_size, num_heads, head]`.
+pub const SPEC_KV_NHD: i32 = 0;
+/// `spec_kv_compact_args.layout`: a page is `[num_heads, page_size, head]`.
+pub const SPEC_KV_HND: i32 = 1;
+
+/// `spec_kv_compact_args.sequence_flags`: nothing of the sequence was moved or listed, as something
+/// is out of range: `row_count` is not 0 to N, or above `position`; the path does not begin with
+/// node 0, or does not ascend, or has a node that is not below N; or the row of a node is in no page
+/// of the sequence, or in one that is not below `num_pages`.
+pub const SPEC_KV_COMPACT_FLAG_INVALID: i32 = 1;
+
+/// The arguments of `spec_kv_compact`. B is `num_sequences`, N is `max_nodes`, L is `num_layers`.
+/// Arrays are memory of the context's device (with CUDA, page-locked host memory will do) unless
+/// they say otherwise; the host owns them, and none is kept after the call's work is done. No output
+/// overlaps an input or another output.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_kv_compact_args {
+    /// sizeof(spec_kv_compact_args).
+    pub struct_size: u32,
+    /// 0.
+    pub flags: u32,
+    /// B, from 0 on. With 0 nothing is read or written.
+    pub num_sequences: i32,
+    /// N: the most nodes of a tree, and of a path, 1 to 1024: K + 1 for decision records.
+    pub max_nodes: i32,
+    /// `[B]`, never NULL if B is not 0: the position of the next root, `decision_stride` elements
+    /// apart: NEXT_POSITION of a decision record. With p for `position - row_count`, the root that
+    /// the path begins with is at position p, and node n of its tree was run in the row of p + n.
+    pub position: *const i32,
+    /// `[B]`, never NULL if B is not 0: nodes of the path with its root, `decision_stride` elements
+    /// apart: EMITTED of a decision record. 0: the sequence takes no part.
+    pub row_count: *const i32,
+    /// `[B, path_stride]`, never NULL if B is not 0: the nodes of the path, ascending from 0, the
+    /// root: the path of a decision record. No more than `row_count[b]` entries of a row are looked
+    /// at.
+    pub path: *const i32,
+    /// Elements from one sequence to the next in `position` and `row_count` alike; 0 is 1.
+    pub decision_stride: i32,
+    /// Elements from one sequence to the next in `path`, at least 1 if B is not 0.
+    pub path_stride: i32,
+    /// `[B, block_table_stride]`: the pages of each sequence, page j for positions from `j *
+    /// page_size` on. Those of the rows of a tree are different ones, and in no other table of the
+    /// call. NULL: sequence b has page b alone, so that `page_size` is the length of its contiguous
+    /// rows; with a stride of 1, the table holds the slot of each sequence.
+    pub block_table: *const i32,
+    /// Elements from one sequence to the next in `block_table`, at least 1 if that is not NULL.
+    pub block_table_stride: i32,
+    /// Rows of a page, at least 1.
+    pub page_size: i32,
+    /// Pages that there are, at least 1, and at least B if `block_table` is NULL. Pages times rows
+    /// are at most 2^31 - 1.
+    pub num_pages: i32,
+    /// One of `SPEC_KV_*`: what strides of 0 stand for, and which strides are sound.
+    pub layout: i32,
+    /// L: elements of `keys` and `values`, 0 to 4096. 0: nothing is moved, only listed; what follows
+    /// up to `head_stride` is not looked at.
+    pub num_layers: i32,
+    /// Heads of a row, at least 1.
+    pub num_heads: i32,
+    /// Bytes of a head in a row, at least 1: any type of element, any width. Those of all heads of a
+    /// row are at most 2^31 - 1.
+    pub head_bytes: i64,
+    /// `[L]` in host memory, never NULL, nor its elements: where the pages of keys of each layer
+    /// begin, on the device.
+    pub keys: *const *mut c_void,
+    /// `[L]` in host memory: where the pages of values begin, laid out as those of the keys. NULL:
+    /// there are only keys; a host whose values are wider than its keys makes a call for each.
+    pub values: *const *mut c_void,
+    /// Bytes from one page to the next; 0: pages follow each other.
+    pub page_stride: i64,
+    /// Bytes from one row of a page to the next; 0: rows (NHD), or those of a head (HND), follow
+    /// each other.
+    pub row_stride: i64,
+    /// Bytes from one head to the next; 0: heads follow each other.
+    pub head_stride: i64,
+    /// `[B, row_list_stride]`, written: for each node of the path the row that held it, `page *
+    /// page_size` and its place in the page, padded with -1 to N. NULL: not wanted.
+    pub source_rows: *mut i32,
+    /// `[B, row_list_stride]`, written: the row that holds it now, likewise. NULL: not wanted.
+    pub destination_rows: *mut i32,
+    /// Elements from one sequence to the next in both lists, at least N; 0 is N.
+    pub row_list_stride: i32,
+    /// 0.
+    pub reserved: i32,
+    /// `[B]`, written: `SPEC_KV_COMPACT_FLAG_*`; 0 where all is well. NULL: not wanted.
+    pub sequence_flags: *mut i32,
 }

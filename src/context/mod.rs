@@ -7,7 +7,7 @@ pub use memory::{Allocator, Block, MemoryKind};
 
 pub use crate::backend::cpu::{ParallelFor, Threads};
 pub use crate::backend::cuda::{KernelCache, Options as CudaOptions};
-pub use crate::backend::{Description, DeviceType};
+pub use crate::backend::{Description, DeviceType, Stream};
 
 use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, OperatingSystemMemory};
@@ -80,6 +80,17 @@ impl Context {
     /// The device's phases.
     pub fn backend(&self) -> &dyn Backend {
         &*self.backend
+    }
+
+    /// Enqueues phases on a stream of the host, which must be one of the device.
+    pub fn enqueue(
+        &self,
+        stream: Stream,
+        phases: impl FnOnce(&dyn Backend, Stream) -> Result<()>,
+    ) -> Result<()> {
+        self.backend.check_stream(stream)?;
+        let _scope = self.backend.enter()?;
+        phases(&*self.backend, stream)
     }
 
     /// `bytes` bytes of memory of the device, a multiple of [`crate::tensor::ALIGNMENT`] aligned.

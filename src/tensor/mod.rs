@@ -84,6 +84,15 @@ impl<T> Span<T> {
     }
 }
 
+/// One `i32` per sequence, `stride` elements apart: a column of a table of records.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    /// All elements from the first used one to the last.
+    pub span: Span<i32>,
+    /// Elements from one sequence to the next.
+    pub stride: usize,
+}
+
 /// A matrix of floating-point elements: `rows` rows of `columns` contiguous elements,
 /// `row_stride` elements apart. The lifetime rules are those of [`Span`].
 #[derive(Clone, Copy, Debug)]

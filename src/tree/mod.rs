@@ -2,7 +2,14 @@
 //! root, the known token; parents come before their children, and siblings are in the order of
 //! their nodes.
 
+mod compact;
+mod mask;
 mod paths;
 mod topology;
 
+pub use compact::{CompactRows, FLAG_INVALID, Placement, Planes, RowLists};
+pub use mask::{
+    Extent, FLAG_PARENTS, FLAG_PATHS, FLAG_SIZE, LeafPaths, Links, Mask, MaskForm, MaskLayout,
+    MaskTrees,
+};
 pub use topology::{Flaw, Limits, NODES_MAX, Topology};

@@ -2,6 +2,7 @@
 
 mod attention;
 mod block_heads;
+mod compact;
 mod contest;
 mod distribution;
 mod drafting;
@@ -13,6 +14,7 @@ mod remainder;
 mod rows;
 mod simd;
 mod threads;
+mod tree;
 mod vector;
 mod verify;
 
@@ -32,6 +34,7 @@ use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Matrix, Span};
+use crate::tree::{CompactRows, MaskTrees};
 use std::sync::atomic::AtomicI32;
 
 /// Rows that are committed at a time: their intermediate rows stay in cache.
@@ -295,6 +298,18 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         // SAFETY: as above.
         unsafe { verify::verify(&self.pool, self.isa, batch, rule, workspace) };
+        Ok(())
+    }
+
+    fn mask_trees(&self, _: Stream, phase: &MaskTrees) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.mask_all_trees(phase) };
+        Ok(())
+    }
+
+    fn compact_rows(&self, _: Stream, phase: &CompactRows<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.compact_all_rows(phase) };
         Ok(())
     }
 

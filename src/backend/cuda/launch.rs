@@ -34,6 +34,10 @@ macro_rules! kernels {
 kernels! {
     /// Rows of a matrix by their ids, into another matrix.
     CopyRows: "rows", "copy_rows", 256, Small;
+    /// What is told of trees: links, paths and masks.
+    MaskTrees: "tree", "mask_trees", 256, Small;
+    /// Accepted rows to the places behind their root.
+    CompactRows: "compact", "compact_rows", 128, Small;
     /// The layout of a call's rows.
     PlanRows: "plan", "plan_rows", 1024, Small;
     /// The residual stream of the rows that go on drafting.

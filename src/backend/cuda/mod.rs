@@ -4,6 +4,7 @@ mod attention;
 mod block;
 mod block_heads;
 mod cache;
+mod compact;
 mod compilation;
 mod compiler;
 mod device;
@@ -24,6 +25,7 @@ mod project;
 mod propose;
 mod rows;
 mod token;
+mod tree;
 mod verify;
 
 pub use device::Entered;
@@ -41,6 +43,7 @@ use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
 use crate::error::Result;
 use crate::tensor::{Dtype, Matrix, Span};
+use crate::tree::{CompactRows, MaskTrees};
 use device::Device;
 use images::Images;
 use launch::Kernels;
@@ -366,6 +369,16 @@ impl Backend for CudaBackend {
             verify::Launcher { kernels: &self.kernels, teams: &self.teams, multiprocessors };
         // SAFETY: the contract of Backend.
         unsafe { launcher.verify(stream, batch, rule.kind(), workspace) }
+    }
+
+    fn mask_trees(&self, stream: Stream, phase: &MaskTrees) -> Result<()> {
+        // SAFETY: the contract of Backend, here and below.
+        unsafe { tree::mask_trees(&self.kernels, stream, phase) }
+    }
+
+    fn compact_rows(&self, stream: Stream, phase: &CompactRows<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { compact::compact_rows(&self.kernels, stream, phase) }
     }
 
     fn copy_rows(&self, from: &Matrix, ids: &[i32], to: &Matrix) -> Result<()> {
