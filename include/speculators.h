@@ -370,6 +370,68 @@ typedef struct spec_session spec_session;
 #define SPEC_DECISION_FLAG_LOSSY 16
 
 /**
+ * `spec_tree_mask_args.flags`: the columns of a mask are those of a prefix, which every node sees,
+ * and behind them the nodes. Without it they are the nodes alone.
+ */
+#define SPEC_TREE_MASK_PREFIX 1
+
+/**
+ * `spec_tree_mask_args.flags`: each sequence has as many rows in the mask as nodes, and each row as
+ * many columns as prefix and nodes; rows follow each other without a gap, bits too.
+ */
+#define SPEC_TREE_MASK_RAGGED 2
+
+/** `spec_tree_mask_args.mask_form`: a byte for each column, 1 where it is seen, otherwise 0. */
+#define SPEC_MASK_BOOL 1
+
+/**
+ * `spec_tree_mask_args.mask_form`: a number for each column, to be added to its score: 0 where it
+ * is seen, otherwise -inf.
+ */
+#define SPEC_MASK_ADDITIVE 2
+
+/**
+ * `spec_tree_mask_args.mask_form`: a bit for each column, 1 where it is seen, in words of the
+ * processor's byte order: column c of a row is bit c % bits of word c / bits, counted from the
+ * lowest. Bits behind the last column are 0.
+ */
+#define SPEC_MASK_BITS 3
+
+/**
+ * `spec_tree_mask_args.sequence_flags`: `num_nodes` is above N; the root's position is negative,
+ * or the last node's could be above 2^31 - 1; the prefix is negative; or prefix and N are above
+ * `mask_columns`, or the rows end behind `mask_size`. All else is as if the sequence had no nodes.
+ */
+#define SPEC_TREE_FLAG_SIZE 1
+
+/**
+ * `spec_tree_mask_args.sequence_flags`: the parent of node 0 is not -1, or that of another node is
+ * not a node before it. Its rows in the mask see themselves alone, and neither a prefix nor each
+ * other; all else is as if the sequence had no nodes.
+ */
+#define SPEC_TREE_FLAG_PARENTS 2
+
+/**
+ * `spec_tree_mask_args.sequence_flags`: there are more leaves than `max_paths`, or one of them is
+ * deeper than `path_length` - 1. Its paths are padding, their number is 0; all else is written.
+ */
+#define SPEC_TREE_FLAG_PATHS 4
+
+/** `spec_kv_compact_args.layout`: a page is `[page_size, num_heads, head]`. */
+#define SPEC_KV_NHD 0
+
+/** `spec_kv_compact_args.layout`: a page is `[num_heads, page_size, head]`. */
+#define SPEC_KV_HND 1
+
+/**
+ * `spec_kv_compact_args.sequence_flags`: nothing of the sequence was moved or listed, as something
+ * is out of range: `row_count` is not 0 to N, or above `position`; the path does not begin with
+ * node 0, or does not ascend, or has a node that is not below N; or the row of a node is in no page
+ * of the sequence, or in one that is not below `num_pages`.
+ */
+#define SPEC_KV_COMPACT_FLAG_INVALID 1
+
+/**
  * The result of a call: `SPEC_OK` or one of the `SPEC_ERROR_*` codes. Codes are never reused; a
  * host treats a code that it does not know as a failure.
  */
@@ -852,15 +914,18 @@ typedef struct spec_distribution {
 } spec_distribution;
 
 /**
- * The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root, a token that is known
- * already; parents come before their children, and siblings stand in the order in which they are
- * tested. A chain of K drafts has K + 1 nodes whose parents are -1, 0, 1, ... `spec_verify` reads
- * `parents` alone.
+ * The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root, the known token, and
+ * the others are drafts; parents come before their children, and siblings are in the order of
+ * their nodes. `spec_tree_mask` fills one in; `spec_draft` and `spec_verify` of this version
+ * refuse trees as UNSUPPORTED.
  */
 typedef struct spec_tree {
   /** sizeof(spec_tree). */
   uint32_t struct_size;
-  /** Elements from one sequence to the next; 0: all have the tree of the first. */
+  /**
+   * Elements from one sequence to the next in each array. 0: all sequences have the tree of the
+   * first row (inputs only).
+   */
   int32_t stride;
   /** The parent of each node; -1 for the root. */
   int32_t *parents;
@@ -870,7 +935,7 @@ typedef struct spec_tree {
   int32_t *next_sibling;
   /** Edges from the root. */
   int32_t *depth;
-  /** The position of each node. */
+  /** The position of each node: that of the root and the depth. */
   int32_t *position;
 } spec_tree;
 
@@ -1172,6 +1237,215 @@ typedef struct spec_draft_args {
   float *confidence;
 } spec_draft_args;
 
+/**
+ * The arguments of `spec_tree_mask`. B is `num_sequences`, N is `max_nodes`. Arrays are memory of
+ * the context's device (with CUDA, page-locked host memory will do) unless they say otherwise; the
+ * host owns them, and none is kept after the call's work is done. No output overlaps an input or
+ * another output. All outputs may be NULL, which means that they are not wanted.
+ */
+typedef struct spec_tree_mask_args {
+  /** sizeof(spec_tree_mask_args). */
+  uint32_t struct_size;
+  /** `SPEC_TREE_MASK_*` flags; 0 without `mask`. */
+  uint32_t flags;
+  /** B, from 0 on. With 0 nothing is read or written. */
+  int32_t num_sequences;
+  /** N: the most nodes of a tree with its root, 1 to 1024. */
+  int32_t max_nodes;
+  /**
+   * `[B, parents_stride]`, never NULL if B is not 0: the parent of each node, -1 for the root, a
+   * node before it for every other. What lies beyond num_nodes is not looked at.
+   */
+  const int32_t *parents;
+  /** `[B]`: nodes of each tree, 1 to N; 0 or less: the sequence takes no part. NULL: N for all. */
+  const int32_t *num_nodes;
+  /**
+   * `[B]`: the root's position, `position_stride` elements apart, so that it may be NEXT_POSITION
+   * in decision records. NULL only if neither positions nor a prefix without `prefix_length` are
+   * wanted.
+   */
+  const int32_t *position;
+  /**
+   * `[B]`: columns of the prefix, from 0 on, with `SPEC_TREE_MASK_PREFIX`; otherwise not looked
+   * at. NULL: the root's position, that is, all tokens before the root.
+   */
+  const int32_t *prefix_length;
+  /**
+   * Elements from one sequence to the next in `parents`, at least N; 0: all sequences have the
+   * tree of the first row.
+   */
+  int32_t parents_stride;
+  /** Elements from one sequence to the next in `position`; 0 is 1. */
+  int32_t position_stride;
+  /**
+   * The struct in host memory; its arrays, with a stride of at least N, are written up to N.
+   * Beyond num_nodes there is -1, 0 in `depth` and `position`. NULL: not wanted.
+   */
+  const spec_tree *tree;
+  /**
+   * `[B, position64_stride]` int64, written: the same as `tree.position`, for hosts whose
+   * positions are as wide.
+   */
+  int64_t *position64;
+  /** Elements from one sequence to the next in `position64`, at least N; 0 is N. */
+  int32_t position64_stride;
+  /** Paths of a sequence that `paths` has room for, 1 to N; 0 is N. */
+  int32_t max_paths;
+  /**
+   * `[B, max_paths, path_length]`, written: the nodes from the root to each leaf, leaves in
+   * ascending order, padded with -1.
+   */
+  int32_t *paths;
+  /** `[B]`, written: leaves, and so paths. */
+  int32_t *num_paths;
+  /** Nodes of a path that `paths` has room for, 1 to N; 0 is N. */
+  int32_t path_length;
+  /** One of `SPEC_MASK_*`; 0 without `mask`. */
+  int32_t mask_form;
+  /**
+   * Written, elements of `mask_form`, aligned to their size: which rows see which columns. A node
+   * sees its ancestors and itself. Without `SPEC_TREE_MASK_RAGGED` each sequence has N rows, row
+   * n begins at element `b * mask_sequence_stride + n * mask_row_stride`, and rows beyond
+   * num_nodes see themselves alone (column n, or prefix + n; n if the sequence takes no part).
+   */
+  void *mask;
+  /** `SPEC_MASK_ADDITIVE`: `SPEC_DTYPE_FLOAT` or `SPEC_DTYPE_BFLOAT`; otherwise 0. */
+  uint8_t mask_dtype_code;
+  /**
+   * `SPEC_MASK_ADDITIVE`: bits of a number, 16 or 32; `SPEC_MASK_BITS`: bits of a word, 8, 16, 32
+   * or 64; otherwise 0.
+   */
+  uint8_t mask_dtype_bits;
+  /** 0. */
+  uint16_t reserved;
+  /**
+   * Columns of a row, at least N, all of which are written: those behind the nodes are not seen.
+   * With `SPEC_TREE_MASK_PREFIX`, at least the longest prefix and N together; otherwise 0 is N. 0
+   * with `SPEC_TREE_MASK_RAGGED`.
+   */
+  int32_t mask_columns;
+  /**
+   * Elements from one row to the next, at least those of a row; 0 is that. 0 with
+   * `SPEC_TREE_MASK_RAGGED`.
+   */
+  int64_t mask_row_stride;
+  /**
+   * Elements from one sequence to the next, at least those of N rows; 0 is `N *
+   * mask_row_stride`. 0 with `SPEC_TREE_MASK_RAGGED`.
+   */
+  int64_t mask_sequence_stride;
+  /** Elements at `mask` with `SPEC_TREE_MASK_RAGGED`, 0 to 2^31 - 1; otherwise 0. */
+  int64_t mask_size;
+  /**
+   * `[B + 1]`, written with `SPEC_TREE_MASK_RAGGED`, otherwise NULL: the element with which the
+   * rows of each sequence begin, and where the last ones end, none above `mask_size`. Sequences
+   * follow each other; each begins with an element of its own.
+   */
+  int32_t *mask_begin;
+  /** `[B]`, written: `SPEC_TREE_FLAG_*`, combined; 0 where all is well. */
+  int32_t *sequence_flags;
+} spec_tree_mask_args;
+
+/**
+ * The arguments of `spec_kv_compact`. B is `num_sequences`, N is `max_nodes`, L is `num_layers`.
+ * Arrays are memory of the context's device (with CUDA, page-locked host memory will do) unless
+ * they say otherwise; the host owns them, and none is kept after the call's work is done. No output
+ * overlaps an input or another output.
+ */
+typedef struct spec_kv_compact_args {
+  /** sizeof(spec_kv_compact_args). */
+  uint32_t struct_size;
+  /** 0. */
+  uint32_t flags;
+  /** B, from 0 on. With 0 nothing is read or written. */
+  int32_t num_sequences;
+  /** N: the most nodes of a tree, and of a path, 1 to 1024: K + 1 for decision records. */
+  int32_t max_nodes;
+  /**
+   * `[B]`, never NULL if B is not 0: the position of the next root, `decision_stride` elements
+   * apart: NEXT_POSITION of a decision record. With p for `position - row_count`, the root that
+   * the path begins with is at position p, and node n of its tree was run in the row of p + n.
+   */
+  const int32_t *position;
+  /**
+   * `[B]`, never NULL if B is not 0: nodes of the path with its root, `decision_stride` elements
+   * apart: EMITTED of a decision record. 0: the sequence takes no part.
+   */
+  const int32_t *row_count;
+  /**
+   * `[B, path_stride]`, never NULL if B is not 0: the nodes of the path, ascending from 0, the
+   * root: the path of a decision record. No more than `row_count[b]` entries of a row are looked
+   * at.
+   */
+  const int32_t *path;
+  /** Elements from one sequence to the next in `position` and `row_count` alike; 0 is 1. */
+  int32_t decision_stride;
+  /** Elements from one sequence to the next in `path`, at least 1 if B is not 0. */
+  int32_t path_stride;
+  /**
+   * `[B, block_table_stride]`: the pages of each sequence, page j for positions from `j *
+   * page_size` on. Those of the rows of a tree are different ones, and in no other table of the
+   * call. NULL: sequence b has page b alone, so that `page_size` is the length of its contiguous
+   * rows; with a stride of 1, the table holds the slot of each sequence.
+   */
+  const int32_t *block_table;
+  /** Elements from one sequence to the next in `block_table`, at least 1 if that is not NULL. */
+  int32_t block_table_stride;
+  /** Rows of a page, at least 1. */
+  int32_t page_size;
+  /**
+   * Pages that there are, at least 1, and at least B if `block_table` is NULL. Pages times rows
+   * are at most 2^31 - 1.
+   */
+  int32_t num_pages;
+  /** One of `SPEC_KV_*`: what strides of 0 stand for, and which strides are sound. */
+  int32_t layout;
+  /**
+   * L: elements of `keys` and `values`, 0 to 4096. 0: nothing is moved, only listed; what follows
+   * up to `head_stride` is not looked at.
+   */
+  int32_t num_layers;
+  /** Heads of a row, at least 1. */
+  int32_t num_heads;
+  /**
+   * Bytes of a head in a row, at least 1: any type of element, any width. Those of all heads of a
+   * row are at most 2^31 - 1.
+   */
+  int64_t head_bytes;
+  /**
+   * `[L]` in host memory, never NULL, nor its elements: where the pages of keys of each layer
+   * begin, on the device.
+   */
+  void *const *keys;
+  /**
+   * `[L]` in host memory: where the pages of values begin, laid out as those of the keys. NULL:
+   * there are only keys; a host whose values are wider than its keys makes a call for each.
+   */
+  void *const *values;
+  /** Bytes from one page to the next; 0: pages follow each other. */
+  int64_t page_stride;
+  /**
+   * Bytes from one row of a page to the next; 0: rows (NHD), or those of a head (HND), follow
+   * each other.
+   */
+  int64_t row_stride;
+  /** Bytes from one head to the next; 0: heads follow each other. */
+  int64_t head_stride;
+  /**
+   * `[B, row_list_stride]`, written: for each node of the path the row that held it, `page *
+   * page_size` and its place in the page, padded with -1 to N. NULL: not wanted.
+   */
+  int32_t *source_rows;
+  /** `[B, row_list_stride]`, written: the row that holds it now, likewise. NULL: not wanted. */
+  int32_t *destination_rows;
+  /** Elements from one sequence to the next in both lists, at least N; 0 is N. */
+  int32_t row_list_stride;
+  /** 0. */
+  int32_t reserved;
+  /** `[B]`, written: `SPEC_KV_COMPACT_FLAG_*`; 0 where all is well. NULL: not wanted. */
+  int32_t *sequence_flags;
+} spec_kv_compact_args;
+
 /** The call did what it says. */
 #define SPEC_OK 0
 
@@ -1226,7 +1500,8 @@ const char *spec_version(void);
  * Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `dflash`,
  * `dflash2`, `dspark`, `eagle`, `eagle3`, `independent`, `mlp`, `mtp`, `peagle` and `xpress` (the
  * kinds of speculator), `verify.chain` (verification of chains), `draft.sampling` (sampled
- * drafts). `name` ends with NUL; NULL gives 0.
+ * drafts), `tree.mask` (`spec_tree_from_paths` and `spec_tree_mask`), `kv.compact`
+ * (`spec_kv_compact`). `name` ends with NUL; NULL gives 0.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.
  */
@@ -1528,6 +1803,97 @@ spec_status spec_draft(spec_session *session,
                        const spec_draft_args *args,
                        void *stream,
                        spec_error *error);
+
+/**
+ * Makes the parents of a tree's nodes out of a list of paths, as static trees are published: those
+ * of Medusa (Cai et al., 2024, "Medusa: Simple LLM Inference Acceleration Framework with Multiple
+ * Decoding Heads"), EAGLE (Li et al., 2024, "EAGLE: Speculative Sampling Requires Rethinking
+ * Feature Uncertainty") and HASS (Zhang et al., 2024, "Learning Harmonized Representations for
+ * Speculative Sampling").
+ *
+ * `paths` is `[num_paths, max_length]` int32 in host memory, NULL only if that is 0: each row has
+ * the rank of a node among its siblings at each level below the root, from 0 on, padded with -1.
+ * `[1, 0]` is the most probable token below the second most probable one below the root. What a
+ * path begins with is in the tree, too; order and repetition do not matter. Nodes are numbered
+ * from the root, 0, level by level, and in a level by parent, then by rank.
+ *
+ * `parents` and `ranks`, in host memory, have room for `capacity` elements. `parents[n]` is the
+ * parent of node n, -1 for the root. `ranks[n]` is the last element of its path, 0 for the root:
+ * which of the tokens below its parent it is. `ranks` NULL means that they are not wanted: they
+ * have to be 0, 1, ... among siblings then, as parents do not tell of gaps. `parents` NULL with a
+ * `capacity` of 0: only the nodes are counted. `num_nodes`, not NULL, takes the number of nodes
+ * with the root, also if the capacity is too small. Errors: INVALID_ARGUMENT (an entry below -1
+ * or behind padding, gaps without `ranks`, more than 1024 nodes, too small a capacity); then
+ * `parents` and `ranks` have not changed.
+ *
+ * Contract: any thread; does not block; allocates nothing unless it fails; no stream.
+ */
+spec_status spec_tree_from_paths(const int32_t *paths,
+                                 int32_t num_paths,
+                                 int32_t max_length,
+                                 int32_t *parents,
+                                 int32_t *ranks,
+                                 int32_t capacity,
+                                 int32_t *num_nodes,
+                                 spec_error *error);
+
+/**
+ * Tells a host that verifies trees of its own what it needs to run its target over them: the
+ * links of each tree, depths and positions, the paths to the leaves, and the mask of its
+ * attention.
+ *
+ * Whatever output is not NULL is written, all of them from the parents. In a mask a node sees its
+ * ancestors and itself, and, with `SPEC_TREE_MASK_PREFIX`, all columns of the prefix. In SGLang's
+ * terms, `SPEC_MASK_BOOL` is QLEN_ONLY, with the flags PREFIX and RAGGED it is FULL_MASK, and
+ * `SPEC_MASK_BITS` is QLEN_ONLY_BITPACKING; `SPEC_MASK_BITS` in words of 32 is the packed mask of
+ * TensorRT-LLM; in words of 8 with both flags, with `mask_begin`, it is that of FlashInfer.
+ *
+ * What is out of range in the contents of the arrays makes that sequence's outputs padding, says
+ * why in `sequence_flags` and does not affect the others.
+ *
+ * `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED (a flag or field that this
+ * version does not know); then nothing has changed. DEVICE: the device or its driver failed.
+ *
+ * Contract: any thread; the work is done when the call returns (CPU) or enqueued (CUDA); does not
+ * block; allocates nothing unless it fails; on `stream`, which may be capturing (CUDA).
+ */
+spec_status spec_tree_mask(const spec_context *context,
+                           const spec_tree_mask_args *args,
+                           void *stream,
+                           spec_error *error);
+
+/**
+ * Moves the keys and values of accepted nodes, in the host's own KV, to the rows behind their
+ * root, so that the next round finds them where it expects the tokens of a text.
+ *
+ * A host that verifies trees runs its target over all nodes, node n in the row of position root +
+ * n. The accepted path leads through some of them: node `path[i]` is the token of position root +
+ * i, and its row moves there, of each layer and each head, for keys and values alike. Rows that
+ * are in their place are not touched, so that chains cost nothing but the look at their paths.
+ * Arrays are those of decision records: `position`, `row_count` and `path` as `spec_draft` takes
+ * them after `spec_verify` has written them. Rows move in place and in the order of the path,
+ * which ascends.
+ *
+ * A host whose target has recurrent state mirrors what happens here. If it keeps the state behind
+ * each node, that of node `path[row_count - 1]` is the one to go on from, and windows over
+ * tokens, as of convolutions, are those of the last nodes of the path. If it keeps a state and
+ * the inputs of each node in rows, `source_rows` and `destination_rows` say which rows the text
+ * is in, before and after: with an L of 0 nothing moves, and the lists are all that is asked for.
+ *
+ * What is out of range in the contents of the arrays leaves that sequence's rows as they are,
+ * says so in `sequence_flags` and does not affect the others.
+ *
+ * `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED (a flag, layout or field
+ * that this version does not know); then nothing has changed. DEVICE: the device or its driver
+ * failed.
+ *
+ * Contract: any thread; the work is done when the call returns (CPU) or enqueued (CUDA); does not
+ * block; allocates nothing unless it fails; on `stream`, which may be capturing (CUDA).
+ */
+spec_status spec_kv_compact(const spec_context *context,
+                            const spec_kv_compact_args *args,
+                            void *stream,
+                            spec_error *error);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -243,3 +243,64 @@ fn thousands_of_rounds_of_drafting_and_verification_allocate_nothing() {
     assert_eq!(counters[0], (rounds * SEQUENCES) as u64, "rounds");
     assert!(emitted > counters[0], "no draft was ever accepted: {counters:?}");
 }
+
+#[test]
+fn telling_of_trees_and_moving_rows_allocate_nothing() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let context = Context::with_threads(2);
+    // The second tree is none, which takes no more than the first.
+    let parents: Buffer<i32> = vec![-1, 0, 0, 1, -1, 0, 2, 1].into();
+    let decisions: Buffer<i32> = vec![4, 2, 6, 3].into();
+    let path: Buffer<i32> = vec![0, 2, -1, -1, 0, 1, 3, -1].into();
+    let mut mask = Buffer::filled(2 * 4 * 8, 7_u8);
+    let mut paths = Buffer::filled(2 * 4 * 4, 7);
+    let mut rows: Buffer<u8> = (0..64).collect();
+    let base: *mut std::ffi::c_void = rows.as_mut_ptr().cast();
+    let told = spec_tree_mask_args {
+        flags: SPEC_TREE_MASK_PREFIX,
+        num_sequences: 2,
+        max_nodes: 4,
+        parents: parents.as_ptr(),
+        parents_stride: 4,
+        position: decisions.as_ptr(),
+        position_stride: 1,
+        paths: paths.as_mut_ptr(),
+        mask: mask.as_mut_ptr().cast(),
+        mask_form: SPEC_MASK_BOOL,
+        mask_columns: 8,
+        ..Versioned::blank()
+    };
+    let moved = spec_kv_compact_args {
+        num_sequences: 2,
+        max_nodes: 4,
+        position: decisions.as_ptr(),
+        row_count: decisions[1..].as_ptr(),
+        decision_stride: 2,
+        path: path.as_ptr(),
+        path_stride: 4,
+        page_size: 8,
+        num_pages: 2,
+        num_layers: 1,
+        num_heads: 1,
+        head_bytes: 4,
+        keys: &raw const base,
+        ..Versioned::blank()
+    };
+    let stream = context.stream.handle();
+    let step = |_| {
+        // SAFETY: a live handle; all arrays have the documented sizes and outlive the calls.
+        unsafe {
+            assert_eq!(spec_tree_mask(context.handle, &told, stream, null_mut()), SPEC_OK);
+            assert_eq!(spec_kv_compact(context.handle, &moved, stream, null_mut()), SPEC_OK);
+        }
+    };
+    step(0);
+    context.stream.synchronize();
+    // The workers allocate while they start: let them settle.
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(allocations(|| (0..50).for_each(step)), 0);
+    context.stream.synchronize();
+    assert_eq!(paths[..4], [0, 2, -1, -1]);
+    assert_eq!(mask[..8], [1, 1, 1, 1, 1, 0, 0, 0]);
+    assert_eq!(rows[12..16], [16, 17, 18, 19]);
+}

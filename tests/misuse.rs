@@ -13,7 +13,9 @@ use host::draft::{
 use host::matrix::{Dtype, Matrix};
 use host::random::Random;
 use host::verify::VerifyCall;
-use host::{Context, Failure, Model, Session, Versioned, attempt, c_path, session_options};
+use host::{
+    Context, Failure, Model, Session, Versioned, assert_refused, attempt, c_path, session_options,
+};
 use speculators::capi::*;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
@@ -89,15 +91,6 @@ fn pages(sequence: i32) -> Vec<i32> {
     (8 * sequence..8 * sequence + 8).collect()
 }
 
-/// Refused with this status, by a message that begins with the function's name.
-fn assert_refused(outcome: Result<(), Failure>, function: &str, status: spec_status, what: &str) {
-    let failure = outcome.expect_err(what);
-    assert_eq!(failure.status, status, "{what}: {}", failure.message);
-    let prefix = format!("{function}: ");
-    assert!(failure.message.starts_with(&prefix), "{what}: {}", failure.message);
-    assert!(failure.message.len() > prefix.len() + 8, "{what}: {}", failure.message);
-}
-
 const INVALID: spec_status = SPEC_ERROR_INVALID_ARGUMENT;
 const UNSUPPORTED: spec_status = SPEC_ERROR_UNSUPPORTED;
 
@@ -112,9 +105,11 @@ fn every_function_refuses_every_null_that_it_must_not_get() {
     let drafting = fixture.call(0..5);
     let drafting = drafting.prepare(fixture.session.draft_vocabulary).args;
     let verification = spec_verify_args::blank();
+    let (trees, moves) = (spec_tree_mask_args::blank(), spec_kv_compact_args::blank());
     let (mut context_info, mut model_info) = (spec_context_info::blank(), spec_model_info::blank());
     let (mut needs, mut length) = (spec_session_requirements::blank(), 0_u64);
     let mut byte: c_char = 0;
+    let mut nodes = 0_i32;
     let mut new_model = null_mut();
     let mut new_session = null_mut();
     type Call<'a> = (&'a str, Box<dyn FnMut(*mut spec_error) -> spec_status + 'a>);
@@ -161,6 +156,12 @@ fn every_function_refuses_every_null_that_it_must_not_get() {
         spec_verify_workspace_size(null(), &verification, length_place);
         spec_verify_workspace_size(context, null(), length_place);
         spec_verify_workspace_size(context, &verification, null_mut());
+        spec_tree_mask(null(), &trees, null_mut());
+        spec_tree_mask(context, null(), null_mut());
+        spec_kv_compact(null(), &moves, null_mut());
+        spec_kv_compact(context, null(), null_mut());
+        spec_tree_from_paths(null(), 0, 0, null_mut(), null_mut(), 0, null_mut());
+        spec_tree_from_paths(null(), 1, 1, null_mut(), null_mut(), 0, &mut nodes);
     };
     for (index, (function, mut call)) in calls.into_iter().enumerate() {
         let what = format!("call {index}, {function}");
@@ -320,6 +321,24 @@ fn structs_of_other_versions_are_read_by_their_size() {
     let distribution = spec_distribution { logits: draft_logits.tensor(), ..Versioned::blank() };
     sizes(&distribution, "distribution", |draft| {
         verification.run(&fixture.context, &|args| args.draft = draft)
+    });
+    let stream = fixture.context.stream.handle();
+    let links = spec_tree { stride: 1, ..Versioned::blank() };
+    let trees = spec_tree_mask_args { max_nodes: 1, ..Versioned::blank() };
+    let moves =
+        spec_kv_compact_args { max_nodes: 1, page_size: 1, num_pages: 1, ..Versioned::blank() };
+    sizes(&links, "links", |tree| {
+        let args = spec_tree_mask_args { tree, ..trees };
+        // SAFETY: as above, here and below.
+        attempt(|error| unsafe { spec_tree_mask(context, &args, stream, error) })
+    });
+    sizes(&trees, "arguments for trees", |args| {
+        // SAFETY: as above.
+        attempt(|error| unsafe { spec_tree_mask(context, args, stream, error) })
+    });
+    sizes(&moves, "arguments for moves", |args| {
+        // SAFETY: as above.
+        attempt(|error| unsafe { spec_kv_compact(context, args, stream, error) })
     });
 }
 

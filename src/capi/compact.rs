@@ -13,27 +13,29 @@ use crate::tensor::{Column, Span};
 use crate::tree::{CompactRows, FLAG_INVALID, NODES_MAX, Placement, Planes, RowLists};
 use std::ffi::c_void;
 
-/// Moves the keys and values of accepted nodes, in the host's own KV, to the rows behind their root, so
-/// that the next round finds them where it expects the tokens of a text.
+/// Moves the keys and values of accepted nodes, in the host's own KV, to the rows behind their
+/// root, so that the next round finds them where it expects the tokens of a text.
 ///
-/// A host that verifies trees runs its target over all nodes, node n in the row of position root + n.
-/// The accepted path leads through some of them: node `path[i]` is the token of position root + i,
-/// and its row moves there, of each layer and each head, for keys and values alike. Rows that are in
-/// their place are not touched, so that chains cost nothing but the look at their paths. Arrays are
-/// those of decision records: `position`, `row_count` and `path` as `spec_draft` takes them after
-/// `spec_verify` has written them. Rows move in place and in the order of the path, which ascends.
+/// A host that verifies trees runs its target over all nodes, node n in the row of position root +
+/// n. The accepted path leads through some of them: node `path[i]` is the token of position root +
+/// i, and its row moves there, of each layer and each head, for keys and values alike. Rows that
+/// are in their place are not touched, so that chains cost nothing but the look at their paths.
+/// Arrays are those of decision records: `position`, `row_count` and `path` as `spec_draft` takes
+/// them after `spec_verify` has written them. Rows move in place and in the order of the path,
+/// which ascends.
 ///
 /// A host whose target has recurrent state mirrors what happens here. If it keeps the state behind
-/// each node, that of node `path[row_count - 1]` is the one to go on from, and windows over tokens,
-/// as of convolutions, are those of the last nodes of the path. If it keeps a state and the inputs of
-/// each node in rows, `source_rows` and `destination_rows` say which rows the text is in, before and
-/// after: with an L of 0 nothing moves, and the lists are all that is asked for.
+/// each node, that of node `path[row_count - 1]` is the one to go on from, and windows over
+/// tokens, as of convolutions, are those of the last nodes of the path. If it keeps a state and
+/// the inputs of each node in rows, `source_rows` and `destination_rows` say which rows the text
+/// is in, before and after: with an L of 0 nothing moves, and the lists are all that is asked for.
 ///
-/// What is out of range in the contents of the arrays leaves that sequence's rows as they are, says
-/// so in `sequence_flags` and does not affect the others.
+/// What is out of range in the contents of the arrays leaves that sequence's rows as they are,
+/// says so in `sequence_flags` and does not affect the others.
 ///
-/// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED (a flag, layout or field that
-/// this version does not know); then nothing has changed. DEVICE: the device or its driver failed.
+/// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED (a flag, layout or field
+/// that this version does not know); then nothing has changed. DEVICE: the device or its driver
+/// failed.
 ///
 /// Contract: any thread; the work is done when the call returns (CPU) or enqueued (CUDA); does not
 /// block; allocates nothing unless it fails; on `stream`, which may be capturing (CUDA).

@@ -17,24 +17,26 @@ use crate::tree::{
 };
 use std::ffi::c_void;
 
-/// Makes the parents of a tree's nodes out of a list of paths, as static trees are published (Cai et
-/// al., 2024, "Medusa: Simple LLM Inference Acceleration Framework with Multiple Decoding Heads"; Li
-/// et al., 2024, "EAGLE"; Zhang et al., 2024, "HASS").
+/// Makes the parents of a tree's nodes out of a list of paths, as static trees are published: those
+/// of Medusa (Cai et al., 2024, "Medusa: Simple LLM Inference Acceleration Framework with Multiple
+/// Decoding Heads"), EAGLE (Li et al., 2024, "EAGLE: Speculative Sampling Requires Rethinking
+/// Feature Uncertainty") and HASS (Zhang et al., 2024, "Learning Harmonized Representations for
+/// Speculative Sampling").
 ///
-/// `paths` is `[num_paths, max_length]` int32 in host memory, NULL only if that is 0: each row has the
-/// rank of a node among its siblings at each level below the root, from 0 on, padded with -1. `[1,
-/// 0]` is the most probable token below the second most probable one below the root. What a path
-/// begins with is in the tree, too; order and repetition do not matter. Nodes are numbered from the
-/// root, 0, level by level, and in a level by parent, then by rank.
+/// `paths` is `[num_paths, max_length]` int32 in host memory, NULL only if that is 0: each row has
+/// the rank of a node among its siblings at each level below the root, from 0 on, padded with -1.
+/// `[1, 0]` is the most probable token below the second most probable one below the root. What a
+/// path begins with is in the tree, too; order and repetition do not matter. Nodes are numbered
+/// from the root, 0, level by level, and in a level by parent, then by rank.
 ///
 /// `parents` and `ranks`, in host memory, have room for `capacity` elements. `parents[n]` is the
 /// parent of node n, -1 for the root. `ranks[n]` is the last element of its path, 0 for the root:
 /// which of the tokens below its parent it is. `ranks` NULL means that they are not wanted: they
 /// have to be 0, 1, ... among siblings then, as parents do not tell of gaps. `parents` NULL with a
-/// `capacity` of 0: only the nodes are counted. `num_nodes`, not NULL, takes the number of nodes with
-/// the root, also if the capacity is too small. Errors: INVALID_ARGUMENT (an entry below -1 or behind
-/// padding, gaps without `ranks`, more than 1024 nodes, too small a capacity); then `parents` and
-/// `ranks` have not changed.
+/// `capacity` of 0: only the nodes are counted. `num_nodes`, not NULL, takes the number of nodes
+/// with the root, also if the capacity is too small. Errors: INVALID_ARGUMENT (an entry below -1
+/// or behind padding, gaps without `ranks`, more than 1024 nodes, too small a capacity); then
+/// `parents` and `ranks` have not changed.
 ///
 /// Contract: any thread; does not block; allocates nothing unless it fails; no stream.
 #[unsafe(no_mangle)]
@@ -105,8 +107,9 @@ unsafe fn row<'a>(rows: *const i32, index: usize, length: usize) -> &'a [i32] {
     unsafe { std::slice::from_raw_parts(rows.add(index * length), length) }
 }
 
-/// Tells a host that verifies trees of its own what it needs to run its target over them: the links
-/// of each tree, depths and positions, the paths to the leaves, and the mask of its attention.
+/// Tells a host that verifies trees of its own what it needs to run its target over them: the
+/// links of each tree, depths and positions, the paths to the leaves, and the mask of its
+/// attention.
 ///
 /// Whatever output is not NULL is written, all of them from the parents. In a mask a node sees its
 /// ancestors and itself, and, with `SPEC_TREE_MASK_PREFIX`, all columns of the prefix. In SGLang's
@@ -114,8 +117,8 @@ unsafe fn row<'a>(rows: *const i32, index: usize, length: usize) -> &'a [i32] {
 /// `SPEC_MASK_BITS` is QLEN_ONLY_BITPACKING; `SPEC_MASK_BITS` in words of 32 is the packed mask of
 /// TensorRT-LLM; in words of 8 with both flags, with `mask_begin`, it is that of FlashInfer.
 ///
-/// What is out of range in the contents of the arrays makes that sequence's outputs padding, says why
-/// in `sequence_flags` and does not affect the others.
+/// What is out of range in the contents of the arrays makes that sequence's outputs padding, says
+/// why in `sequence_flags` and does not affect the others.
 ///
 /// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT, UNSUPPORTED (a flag or field that this
 /// version does not know); then nothing has changed. DEVICE: the device or its driver failed.

@@ -100,6 +100,15 @@ pub fn attempt(call: impl FnOnce(*mut spec_error) -> spec_status) -> Outcome<()>
     if status == SPEC_OK { Ok(()) } else { Err(Failure { status, message }) }
 }
 
+/// Refused with this status, by a message that begins with the function's name.
+pub fn assert_refused(outcome: Outcome<()>, function: &str, status: spec_status, what: &str) {
+    let failure = outcome.expect_err(what);
+    assert_eq!(failure.status, status, "{what}: {}", failure.message);
+    let prefix = format!("{function}: ");
+    assert!(failure.message.starts_with(&prefix), "{what}: {}", failure.message);
+    assert!(failure.message.len() > prefix.len() + 8, "{what}: {}", failure.message);
+}
+
 /// A path for the API.
 pub fn c_path(path: &Path) -> CString {
     CString::new(path.to_str().expect("a UTF-8 path")).expect("a path without NUL")

@@ -37,7 +37,7 @@ mutants that no test notices.
 ";
 
 /// The test programs, which run kernels in short cases.
-const PROGRAMS: [&str; 3] = ["cuda_products", "cuda_rows", "cuda_verify"];
+const PROGRAMS: [&str; 4] = ["cuda_products", "cuda_rows", "cuda_verify", "tree_topology"];
 
 /// What the command line asks for.
 #[derive(Clone, Debug)]
