@@ -3,7 +3,6 @@
 // not meet.
 #include "device.cuh"
 
-constexpr u32 compact_threads = 128;
 constexpr u32 most_nodes = 1024;
 // Planes of a launch.
 constexpr u32 most_planes = 64;
@@ -17,13 +16,13 @@ struct CompactArguments {
   i32 *source, *destination, *flags;
   u64 position_stride, row_count_stride, path_stride, table_stride, lists_stride;
   u64 page_stride, row_stride, head_stride, head_bytes;
-  u32 num_sequences, max_nodes;
+  u32 max_nodes;
   u32 page_rows, num_pages;
   u32 heads, unit_bytes;
-  u32 num_planes, padding;
+  u32 num_planes;
   u64 planes[most_planes];
 };
-static_assert(sizeof(CompactArguments) == (16 + most_planes) * 8 + 8 * 4,
+static_assert(sizeof(CompactArguments) == (16 + most_planes) * 8 + 6 * 4,
               "as in src/backend/cuda/compact.rs");
 
 // The rows of a path, by their bytes from the beginning of a plane.
@@ -106,27 +105,25 @@ DEVICE void move_unit(u8 *base, const Moves &moves, u32 first, u32 count) {
   }
 }
 
-// The grid: units of a row, planes, sequences.
+// The grid: sequences, planes, and blocks that share the units of a row.
 KERNEL(128, compact_rows, CompactArguments) {
   __shared__ Moves moves;
-  const u32 plane = blockIdx.y;
-  const bool lists = blockIdx.x == 0 && plane == 0;
-  for (u32 sequence = blockIdx.z; sequence < arguments.num_sequences; sequence += gridDim.z) {
-    __syncthreads();  // the sequence before is done with
-    const i32 count = lay_out(arguments, sequence, lists, moves);
-    if (count <= 0 || plane >= arguments.num_planes) continue;
-    __syncthreads();  // the lists are written
-    for (u32 step = threadIdx.x; step < u32(count); step += blockDim.x) {
-      moves.from[step] = row_offset(arguments, i64(moves.from[step]));
-      moves.to[step] = row_offset(arguments, i64(moves.to[step]));
-    }
-    __syncthreads();
-    // Nodes ascend: from the first that is not in its place on, none is.
-    u32 first = 0;
-    while (first < u32(count) && moves.from[first] == moves.to[first]) first++;
-    const u64 head_units = arguments.head_bytes / arguments.unit_bytes;
-    const u64 unit = u64(blockIdx.x) * compact_threads + threadIdx.x;
-    if (unit >= head_units * arguments.heads) continue;
+  const u32 sequence = blockIdx.x, plane = blockIdx.y;
+  const i32 count = lay_out(arguments, sequence, plane == 0 && blockIdx.z == 0, moves);
+  if (count <= 0 || plane >= arguments.num_planes) return;
+  // Each thread those that it has laid out and listed.
+  for (u32 step = threadIdx.x; step < u32(count); step += blockDim.x) {
+    moves.from[step] = row_offset(arguments, i64(moves.from[step]));
+    moves.to[step] = row_offset(arguments, i64(moves.to[step]));
+  }
+  __syncthreads();
+  // Nodes ascend: from the first that is not in its place on, none is.
+  u32 first = 0;
+  while (first < u32(count) && moves.from[first] == moves.to[first]) first++;
+  const u64 head_units = arguments.head_bytes / arguments.unit_bytes;
+  const u64 units = head_units * arguments.heads;
+  for (u64 unit = u64(blockIdx.z) * blockDim.x + threadIdx.x; unit < units;
+       unit += u64(gridDim.z) * blockDim.x) {
     const u64 offset =
         unit / head_units * arguments.head_stride + unit % head_units * arguments.unit_bytes;
     u8 *base = reinterpret_cast<u8 *>(arguments.planes[plane] + offset);

@@ -3,7 +3,6 @@
 // parent comes before its child, so that going up ends at the root.
 #include "device.cuh"
 
-constexpr u32 tree_threads = 256;
 constexpr u32 most_nodes = 1024;
 
 // As in src/tree/mask.rs.
@@ -25,12 +24,13 @@ struct TreeArguments {
   u64 row_stride, sequence_stride;  // of a mask whose rows all have `columns` columns
   u64 columns;
   u64 capacity;  // of a ragged mask, in elements
-  u32 num_sequences, max_nodes;
+  u32 max_nodes;
   u32 path_rows, path_length;
   u32 element_bytes;  // what stands for a column, or a word of bits
   u32 has_bits;
   u32 seen, unseen;  // elements that are not bits
   u32 is_ragged, has_prefix;
+  u32 unused;
 };
 static_assert(sizeof(TreeArguments) == 23 * 8 + 10 * 4, "as in src/backend/cuda/tree.rs");
 
@@ -183,8 +183,8 @@ DEVICE void write_paths(const TreeArguments &arguments, u32 sequence, u32 paths,
   const u32 length = arguments.path_length;
   const u64 elements = u64(arguments.path_rows) * length;
   i32 *to = arguments.paths + sequence * elements;
-  for (u64 i = u64(blockIdx.x) * blockDim.x + threadIdx.x; i < elements;
-       i += u64(gridDim.x) * blockDim.x) {
+  for (u64 i = u64(blockIdx.y) * blockDim.x + threadIdx.x; i < elements;
+       i += u64(gridDim.y) * blockDim.x) {
     const u32 path = u32(i / length);
     to[i] = path < paths ? node_of_path(tree, path, u32(i % length)) : -1;
   }
@@ -202,7 +202,6 @@ DEVICE bool sees(const Sight &sight, const Tree &tree, u64 row, u64 column) {
   if (row >= sight.nodes) return column == sight.prefix + row;
   if (column < sight.prefix) return true;
   const u64 wanted = column - sight.prefix;
-  if (wanted > row) return false;
   i32 node = i32(row);
   while (node > i32(wanted)) node = tree.parents[node];
   return node == i32(wanted);
@@ -247,8 +246,8 @@ DEVICE void write_mask(const TreeArguments &arguments, u8 *to, u64 rows, u64 wid
   const u64 units =
       arguments.has_bits ? (run + word - 1) / word * arguments.element_bytes : run;
   const u64 all = arguments.is_ragged ? units : rows * units;
-  for (u64 i = u64(blockIdx.x) * blockDim.x + threadIdx.x; i < all;
-       i += u64(gridDim.x) * blockDim.x) {
+  for (u64 i = u64(blockIdx.y) * blockDim.x + threadIdx.x; i < all;
+       i += u64(gridDim.y) * blockDim.x) {
     const u64 unit = i % units;
     const u64 first = unit * unit_columns;
     const u32 columns = first < run ? u32(min(u64(unit_columns), run - first)) : 0;
@@ -258,49 +257,47 @@ DEVICE void write_mask(const TreeArguments &arguments, u8 *to, u64 rows, u64 wid
   }
 }
 
-// The blocks of a column of the grid share a sequence.
+// The blocks of a row of the grid share a sequence.
 KERNEL(256, mask_trees, TreeArguments) {
   __shared__ Tree tree;
-  for (u32 sequence = blockIdx.y; sequence < arguments.num_sequences; sequence += gridDim.y) {
-    __syncthreads();  // the sequence before is done with
-    const bool is_first = blockIdx.x == 0;
-    Extent extent = extent_of(arguments, sequence);
-    u64 begin = 0;
-    if (arguments.is_ragged) {
-      begin = ragged_begin(arguments, sequence, tree);
-      const u64 end = begin + ragged_elements(arguments, extent);
-      if (is_first && threadIdx.x == 0 && arguments.mask_begin != nullptr) {
-        arguments.mask_begin[sequence] = i32(min(begin, arguments.capacity));
-        const bool is_last = sequence == arguments.num_sequences - 1;
-        if (is_last) arguments.mask_begin[sequence + 1] = i32(min(end, arguments.capacity));
-      }
-      if (begin != end && end > arguments.capacity) extent = Extent{0, 0, 0, 1};
+  const u32 sequence = blockIdx.x;
+  const bool is_first = blockIdx.y == 0;
+  Extent extent = extent_of(arguments, sequence);
+  u64 begin = 0;
+  if (arguments.is_ragged) {
+    begin = ragged_begin(arguments, sequence, tree);
+    const u64 end = begin + ragged_elements(arguments, extent);
+    if (is_first && threadIdx.x == 0 && arguments.mask_begin != nullptr) {
+      arguments.mask_begin[sequence] = i32(min(begin, arguments.capacity));
+      const bool is_last = sequence == gridDim.x - 1;
+      if (is_last) arguments.mask_begin[sequence + 1] = i32(min(end, arguments.capacity));
     }
-    const bool is_sound = load_parents(arguments, sequence, extent.nodes, tree);
-    const u32 nodes = is_sound ? extent.nodes : 0;
-    const bool has_paths = arguments.paths != nullptr;
-    if (is_first || has_paths) find_links(nodes, tree);
-    const bool fits = !has_paths || (tree.num_leaves <= arguments.path_rows &&
-                                     tree.deepest < arguments.path_length);
-    if (has_paths) write_paths(arguments, sequence, fits ? tree.num_leaves : 0, tree);
-    if (is_first) {
-      write_links(arguments, sequence, extent.position, nodes, tree);
-      if (threadIdx.x == 0) {
-        const u32 flags = (extent.is_wrong ? flag_size : 0) | (is_sound ? 0 : flag_parents) |
-                          (fits ? 0 : flag_paths);
-        store(arguments.num_paths, sequence, fits ? i32(tree.num_leaves) : 0);
-        store(arguments.flags, sequence, i32(flags));
-      }
+    if (begin != end && end > arguments.capacity) extent = Extent{0, 0, 0, 1};
+  }
+  const bool is_sound = load_parents(arguments, sequence, extent.nodes, tree);
+  const u32 nodes = is_sound ? extent.nodes : 0;
+  const bool has_paths = arguments.paths != nullptr;
+  if (is_first || has_paths) find_links(nodes, tree);
+  const bool fits = !has_paths || (tree.num_leaves <= arguments.path_rows &&
+                                   tree.deepest < arguments.path_length);
+  if (has_paths) write_paths(arguments, sequence, fits ? tree.num_leaves : 0, tree);
+  if (is_first) {
+    write_links(arguments, sequence, extent.position, nodes, tree);
+    if (threadIdx.x == 0) {
+      const u32 flags = (extent.is_wrong ? flag_size : 0) | (is_sound ? 0 : flag_parents) |
+                        (fits ? 0 : flag_paths);
+      store(arguments.num_paths, sequence, fits ? i32(tree.num_leaves) : 0);
+      store(arguments.flags, sequence, i32(flags));
     }
-    if (arguments.mask == nullptr) continue;
-    const Sight sight = {extent.prefix, nodes};
-    if (arguments.is_ragged) {
-      u8 *to = arguments.mask + begin * arguments.element_bytes;
-      const u64 width = extent.prefix + extent.nodes;
-      if (width != 0) write_mask(arguments, to, extent.nodes, width, sight, tree);
-    } else {
-      u8 *to = arguments.mask + sequence * arguments.sequence_stride;
-      write_mask(arguments, to, arguments.max_nodes, arguments.columns, sight, tree);
-    }
+  }
+  if (arguments.mask == nullptr) return;
+  const Sight sight = {extent.prefix, nodes};
+  if (arguments.is_ragged) {
+    u8 *to = arguments.mask + begin * arguments.element_bytes;
+    const u64 width = extent.prefix + extent.nodes;
+    if (width != 0) write_mask(arguments, to, extent.nodes, width, sight, tree);
+  } else {
+    u8 *to = arguments.mask + sequence * arguments.sequence_stride;
+    write_mask(arguments, to, arguments.max_nodes, arguments.columns, sight, tree);
   }
 }

@@ -1426,6 +1426,84 @@ fn rows_of_a_small_tree_move_where_they_should() {
 }
 
 #[test]
+fn each_thing_out_of_range_leaves_the_rows_of_its_sequence_alone() {
+    type Spoil<'a> = (&'a str, &'a dyn Fn(&mut CompactCall));
+    let contexts = contexts();
+    let spoils: &[Spoil<'_>] = &[
+        ("a negative count", &|call| call.sequences[0].1 = -1),
+        ("more nodes than a tree has", &|call| call.sequences[0].1 = 7),
+        ("a count above the position", &|call| call.sequences[0].0 = 2),
+        ("a negative position", &|call| call.sequences[0].0 = -1),
+        ("a path without root", &|call| call.sequences[0].2[0] = 1),
+        ("a negative root", &|call| call.sequences[0].2[0] = -1),
+        ("a path that stays", &|call| call.sequences[0].2[2] = 2),
+        ("a path that goes back", &|call| call.sequences[0].2[2] = 1),
+        ("a path that ends early", &|call| call.sequences[0].2[2] = -1),
+        ("a node beyond the tree", &|call| {
+            // Its row is there: rows 3 to 11 are those of the pages.
+            (call.sequences[0].0, call.sequences[0].2[2]) = (6, 6);
+        }),
+        ("a row beyond the pages", &|call| call.sequences[0].0 = 10),
+        ("no page of the source", &|call| table(call)[2] = -1),
+        ("a page of the source beyond all", &|call| table(call)[2] = 6),
+        ("no page of the destination", &|call| {
+            // Nodes 0 and 5 are in the first and the third page, and go to the first and the second.
+            call.sequences[0] = (5, 2, vec![0, 5, -1, -1, -1, -1]);
+            table(call)[1] = -1;
+        }),
+        ("a page of the destination beyond all", &|call| {
+            call.sequences[0] = (5, 2, vec![0, 5, -1, -1, -1, -1]);
+            table(call)[1] = 6;
+        }),
+    ];
+    fn table(call: &mut CompactCall) -> &mut [i32] {
+        &mut call.table.as_mut().expect("a table").0
+    }
+    for (what, spoil) in spoils {
+        let mut call = small_call(1, 4, SPEC_KV_NHD);
+        call.sequences[1] = (3, 3, vec![0, 1, 3, -1, -1, -1]);
+        let good = call.check(&contexts);
+        assert_eq!(good.flags, [0, 0], "{what}, before");
+        spoil(&mut call);
+        let after = call.check(&contexts);
+        assert_eq!(after.flags, [SPEC_KV_COMPACT_FLAG_INVALID, 0], "{what}");
+        assert_eq!(after.source[..6], [-1; 6], "{what}");
+        assert_eq!(after.source[6..], good.source[6..], "{what}: the neighbour");
+    }
+    // Without a table, too: a sequence has its page alone.
+    let alone = |position| {
+        let mut call = CompactCall {
+            table: None,
+            page_size: 12,
+            num_pages: 2,
+            strides: Strides::of(SPEC_KV_NHD, 3, 4, (12, 2), [0; 3]),
+            ..small_call(1, 4, SPEC_KV_NHD)
+        };
+        call.sequences[0].0 = position;
+        call.fill_planes(&mut Random::new(11));
+        call.check(&contexts).flags
+    };
+    assert_eq!(alone(9), [0, 0]);
+    assert_eq!(alone(10), [SPEC_KV_COMPACT_FLAG_INVALID, 0]);
+}
+
+#[test]
+fn wide_rows_move_whole() {
+    let contexts = contexts();
+    for (heads, head_bytes) in [(1, 9001), (3, 3001), (2, 70_000)] {
+        let mut call = CompactCall {
+            heads,
+            head_bytes,
+            strides: Strides::of(SPEC_KV_HND, heads, head_bytes, (4, 6), [1, 0, 0]),
+            has_values: false,
+            ..small_call(1, 1, SPEC_KV_HND)
+        };
+        call.fill_planes(&mut Random::new(12));
+        call.check(&contexts);
+    }
+}
+
+#[test]
 fn any_number_of_layers_moves_in_one_call() {
     let contexts = contexts();
     for layers in [31, 32, 33, 70] {

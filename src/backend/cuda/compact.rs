@@ -13,8 +13,8 @@ const THREADS: usize = 128;
 /// Planes of a launch, as in the kernel.
 const MOST_PLANES: usize = 64;
 
-/// The most sequences that have blocks of their own.
-const MOST_SEQUENCES: usize = 65_535;
+/// The most blocks that share a row.
+const MOST_BLOCKS: usize = 64;
 
 /// `CompactArguments` of the kernel.
 #[derive(Clone, Copy, Debug, NoUninit)]
@@ -36,14 +36,12 @@ struct CompactArguments {
     row_stride: u64,
     head_stride: u64,
     head_bytes: u64,
-    num_sequences: u32,
     max_nodes: u32,
     page_rows: u32,
     num_pages: u32,
     heads: u32,
     unit_bytes: u32,
     num_planes: u32,
-    padding: u32,
     planes: [u64; MOST_PLANES],
 }
 
@@ -94,24 +92,20 @@ pub unsafe fn compact_rows(
             row_stride: planes.row_stride as u64,
             head_stride: planes.head_stride as u64,
             head_bytes: planes.head_bytes as u64,
-            num_sequences: phase.num_sequences as u32,
             max_nodes: phase.max_nodes as u32,
             page_rows: phase.placement.page_rows as u32,
             num_pages: phase.placement.num_pages as u32,
             heads: planes.heads as u32,
             unit_bytes: unit_bytes as u32,
             num_planes: count as u32,
-            padding: 0,
             planes: bases,
         };
         let units = planes.heads * (planes.head_bytes / unit_bytes);
-        let grid = [units.div_ceil(THREADS), count, phase.num_sequences.min(MOST_SEQUENCES)]
-            .map(|blocks| blocks.max(1) as u32);
+        let blocks = units.div_ceil(THREADS).clamp(1, MOST_BLOCKS);
+        let grid = [phase.num_sequences, count.max(1), blocks].map(|blocks| blocks as u32);
         let shape = Launch { grid, threads: THREADS as u32, shared: 0, cooperative: false };
-        if phase.num_sequences > 0 {
-            // SAFETY: this function's contract.
-            unsafe { kernels.launch(Kernel::CompactRows, stream, &shape, &arguments)? };
-        }
+        // SAFETY: this function's contract.
+        unsafe { kernels.launch(Kernel::CompactRows, stream, &shape, &arguments)? };
     }
     Ok(())
 }

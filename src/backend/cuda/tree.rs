@@ -14,9 +14,8 @@ const THREADS: u32 = 256;
 /// Elements of a mask or of paths that are worth a block.
 const BLOCK_ELEMENTS: usize = 8 * THREADS as usize;
 
-/// The most blocks of a sequence, and the most sequences that have blocks of their own.
+/// The most blocks of a sequence.
 const MOST_BLOCKS: usize = 256;
-const MOST_SEQUENCES: usize = 65_535;
 
 /// `TreeArguments` of the kernel.
 #[derive(Clone, Copy, Debug, NoUninit)]
@@ -42,13 +41,13 @@ struct TreeArguments {
     links_stride: u64,
     wide_stride: u64,
     mask_rows: MaskRows,
-    num_sequences: u32,
     max_nodes: u32,
     path_rows: u32,
     path_length: u32,
     mask_elements: MaskElements,
     is_ragged: u32,
     has_prefix: u32,
+    unused: u32,
 }
 
 // SAFETY: the struct of kernels/tree.cu.
@@ -150,7 +149,6 @@ pub unsafe fn mask_trees(kernels: &Kernels, stream: Stream, phase: &MaskTrees) -
         links_stride: links.stride as u64,
         wide_stride: phase.wide_position.map_or(0, |(_, stride)| stride as u64),
         mask_rows: phase.mask.as_ref().map_or(MaskRows::zeroed(), MaskRows::of),
-        num_sequences: phase.num_sequences as u32,
         max_nodes: phase.max_nodes as u32,
         path_rows: phase.paths.map_or(0, |paths| paths.rows as u32),
         path_length: phase.paths.map_or(0, |paths| paths.length as u32),
@@ -162,10 +160,10 @@ pub unsafe fn mask_trees(kernels: &Kernels, stream: Stream, phase: &MaskTrees) -
             .is_some_and(|mask| matches!(mask.layout, MaskLayout::Ragged { .. }))
             .into(),
         has_prefix: phase.mask.is_some_and(|mask| mask.has_prefix).into(),
+        unused: 0,
     };
     let blocks = elements(phase).div_ceil(BLOCK_ELEMENTS).clamp(1, MOST_BLOCKS);
-    let sequences = phase.num_sequences.min(MOST_SEQUENCES);
-    let grid = [blocks as u32, sequences as u32, 1];
+    let grid = [phase.num_sequences as u32, blocks as u32, 1];
     let shape = Launch { grid, threads: THREADS, shared: 0, cooperative: false };
     // SAFETY: this function's contract.
     unsafe { kernels.launch(Kernel::MaskTrees, stream, &shape, &arguments) }
