@@ -915,9 +915,9 @@ typedef struct spec_distribution {
 
 /**
  * The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root, the known token, and
- * the others are drafts; parents come before their children, and siblings are in the order of
- * their nodes. `spec_tree_mask` fills one in; `spec_draft` and `spec_verify` of this version
- * refuse trees as UNSUPPORTED.
+ * the others are drafts; parents come before their children, and siblings stand in the order in
+ * which they are tested. A chain of K drafts has K + 1 nodes whose parents are -1, 0, 1, ...
+ * `spec_tree_mask` fills one in; `spec_verify` reads `parents` alone.
  */
 typedef struct spec_tree {
   /** sizeof(spec_tree). */
