@@ -3,7 +3,7 @@
 use super::CpuBackend;
 use super::matmul::{Product, Sink, multiply};
 use super::memory::{elements, elements_mut, place, row, row_mut, store};
-use super::{attention, vector, verify};
+use super::{attention, draw, vector};
 use crate::backend::phases::{
     Activation, AddProjection, BlockInput, Choice, DraftBatch, EmbedTokens, EmbeddingInput,
     FeatureNorm, FuseFeatures, FuseToken, GateUp, Gather, HiddenSource, Linear, MapRows, Norm,
@@ -396,7 +396,7 @@ impl CpuBackend {
             if let Choice::Kept { .. } = phase.choice {
                 let (logits, greedy) =
                     (phase.logits.row_range(index, 1), SamplingArrays::default());
-                let column = verify::draw_draft(self.isa, &logits, &greedy, 0, 0, scratch);
+                let column = draw::draw_draft(self.isa, &logits, &greedy, 0, 0, scratch);
                 *place(phase.rows.token, index) = token_of(column);
                 return;
             }
@@ -438,7 +438,7 @@ impl CpuBackend {
                 store(row(&logits, 0), wanted.address, wanted.dtype);
                 logits = wanted;
             }
-            verify::draw_draft(self.isa, &logits, &batch.sampling, sequence, position, scratch)
+            draw::draw_draft(self.isa, &logits, &batch.sampling, sequence, position, scratch)
         }
     }
 

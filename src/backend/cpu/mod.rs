@@ -6,6 +6,7 @@ mod compact;
 mod contest;
 mod distribution;
 mod drafting;
+mod draw;
 mod experts;
 mod matmul;
 mod memory;
@@ -142,7 +143,7 @@ impl Backend for CpuBackend {
     }
 
     fn proposal_scratch(&self, rows: usize, columns: usize) -> usize {
-        verify::draft_scratch(columns).saturating_mul(rows)
+        draw::draft_scratch(columns).saturating_mul(rows)
     }
 
     fn plan_rows(

@@ -6,16 +6,15 @@ mod node;
 mod sequence;
 mod walk;
 
-use super::distribution::{MOST_PARTS, Reader, Scratch, Split};
+use super::distribution::{MOST_PARTS, Scratch, Split};
 use super::memory::{elements_mut, read};
 use super::remainder;
-use super::rows::{BLOCK, Row};
+use super::rows::BLOCK;
 use super::simd::Isa;
 use super::threads::Pool;
-use crate::backend::verify::{Child, Rule, RuleKind, SamplingArrays, VerifyBatch, record};
-use crate::sampling::{Purpose, uniform};
-use crate::tensor::{ALIGNMENT, Carver, Matrix, Span};
-use sequence::{Part, Sequence, parameters, seed};
+use crate::backend::verify::{Child, Rule, RuleKind, VerifyBatch, record};
+use crate::tensor::{ALIGNMENT, Carver, Span};
+use sequence::{Part, Sequence};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use walk::{Emission, Visit};
 
@@ -63,46 +62,6 @@ pub unsafe fn verify(
     if let Some(counters) = batch.counters {
         // SAFETY: the contract of Backend; all records are written.
         unsafe { add_counters(batch, counters) };
-    }
-}
-
-/// Bytes of scratch that [`draw_draft`] needs for rows of `columns` logits.
-pub fn draft_scratch(columns: usize) -> usize {
-    let mut carver = Carver::counting();
-    Scratch::carve(&mut carver, columns, 1);
-    carver.used()
-}
-
-/// The column that a sequence's next draft is drawn from, given the logits' row 0: the one that
-/// verification would draw from the same logits, but with a number for drafts. The first one
-/// where there is no candidate.
-///
-/// # Safety
-///
-/// The matrix is valid, not written meanwhile, and has a row that is not empty; the sampling
-/// arrays reach the sequence; `scratch` has [`draft_scratch`] bytes, aligned as [`Carver`] says,
-/// used by nothing else.
-pub unsafe fn draw_draft(
-    isa: Isa,
-    logits: &Matrix,
-    sampling: &SamplingArrays,
-    sequence: usize,
-    position: i32,
-    scratch: Span<u8>,
-) -> usize {
-    let scratch = Scratch::carve(&mut Carver::of_block(scratch.address()), logits.columns, 1);
-    let row = Row {
-        address: logits.row_address(0),
-        dtype: logits.dtype,
-        len: logits.columns,
-        token_ids: None,
-    };
-    // SAFETY: as this function's contract.
-    unsafe {
-        let reader = Reader::new(isa, Split::NONE, row, scratch);
-        let number = uniform(seed(sampling, sequence), position as u64, Purpose::Draft, 0);
-        let law = reader.law(&parameters(sampling, sequence));
-        law.map_or(0, |law| reader.draw(&law, number))
     }
 }
 
@@ -222,70 +181,5 @@ unsafe fn add_counters(batch: &VerifyBatch, counters: Span<u64>) {
         counters[1] += drafts as u64;
         counters[2] += emitted;
         counters[3..3 + accepted].iter_mut().for_each(|count| *count += 1);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tensor::Dtype;
-
-    #[repr(align(64))]
-    struct Memory([u8; 20_000]);
-
-    fn draw(isa: Isa, logits: &[f32], temperature: f32, seed: u64, position: i32) -> usize {
-        let mut memory = Memory([0xA5; 20_000]);
-        assert!(draft_scratch(logits.len()) <= memory.0.len());
-        let scratch = Span::new(memory.0.as_mut_ptr() as u64, memory.0.len());
-        let logits = Matrix {
-            address: logits.as_ptr() as u64,
-            dtype: Dtype::F32,
-            rows: 1,
-            columns: logits.len(),
-            row_stride: logits.len(),
-        };
-        let (temperatures, seeds) = ([9.0, temperature], [0, seed]);
-        let sampling = SamplingArrays {
-            temperature: Some(Span::new(temperatures.as_ptr() as u64, 2)),
-            seed: Some(Span::new(seeds.as_ptr() as u64, 2)),
-            ..SamplingArrays::default()
-        };
-        // SAFETY: all memory outlives the call.
-        unsafe { draw_draft(isa, &logits, &sampling, 1, position, scratch) }
-    }
-
-    #[test]
-    fn drafts_are_drawn_by_their_own_numbers_in_the_order_of_the_columns() {
-        let logits: Vec<f32> = (0..300).map(|place| ((place * 7 % 31) as f32).sqrt()).collect();
-        let sum: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
-        for position in 0..200 {
-            let number = uniform(77, position as u64, Purpose::Draft, 0);
-            let target = number as f64 / 2.0_f64.powi(64) * sum;
-            let mut reached = 0.0;
-            let ends: Vec<f64> = logits
-                .iter()
-                .map(|&logit| {
-                    reached += f64::from(logit).exp();
-                    reached
-                })
-                .collect();
-            let expected = ends.iter().position(|&end| target < end).unwrap();
-            // Real numbers decide nothing that rounding could turn.
-            if ends.iter().any(|end| (end - target).abs() < 1e-5 * sum) {
-                continue;
-            }
-            for isa in Isa::available() {
-                assert_eq!(draw(isa, &logits, 1.0, 77, position), expected);
-            }
-        }
-    }
-
-    #[test]
-    fn greedy_drafts_are_the_first_of_the_largest_logits() {
-        for isa in Isa::available() {
-            assert_eq!(draw(isa, &[1.0, f32::NAN, 3.0, 3.0], 0.0, 5, 9), 2);
-            assert_eq!(draw(isa, &[f32::NAN; 3], 0.0, 5, 9), 0);
-            assert_eq!(draw(isa, &[f32::NEG_INFINITY; 3], 1.0, 5, 9), 0);
-        }
     }
 }

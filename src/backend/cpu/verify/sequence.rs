@@ -1,36 +1,10 @@
 //! What a sequence's arrays say, checked.
 
+use super::super::draw::{parameters, seed};
 use super::super::memory::read;
-use crate::backend::verify::{DraftDistribution, Rule, RuleKind, SamplingArrays, VerifyBatch};
+use crate::backend::verify::{DraftDistribution, Rule, RuleKind, VerifyBatch};
 use crate::sampling::{Parameters, Purpose, uniform};
 use crate::tensor::{Matrix, Span};
-
-/// How a sequence's tokens are drawn.
-///
-/// # Safety
-///
-/// The arrays are valid and reach the sequence.
-pub unsafe fn parameters(arrays: &SamplingArrays, sequence: usize) -> Parameters {
-    // SAFETY: as this function's contract.
-    unsafe {
-        Parameters {
-            temperature: arrays.temperature.map_or(0.0, |values| read(values, sequence)),
-            top_k: arrays.top_k.map_or(0, |values| read(values, sequence)),
-            top_p: arrays.top_p.map_or(1.0, |values| read(values, sequence)),
-            min_p: arrays.min_p.map_or(0.0, |values| read(values, sequence)),
-        }
-    }
-}
-
-/// The seed of a sequence.
-///
-/// # Safety
-///
-/// As for [`parameters`].
-pub unsafe fn seed(arrays: &SamplingArrays, sequence: usize) -> u64 {
-    // SAFETY: as this function's contract.
-    arrays.seed.map_or(0, |seeds| unsafe { read(seeds, sequence) })
-}
 
 /// A sequence that takes part, its arrays checked.
 #[derive(Clone, Copy)]
