@@ -872,9 +872,10 @@ typedef struct spec_sampling {
    */
   const float *min_p;
   /**
-   * `[B]` uint64: the seed of the sequence's random numbers, any value. NULL: 0. A draw
-   * depends on the seed, the absolute position of the token and its purpose, on nothing
-   * else.
+   * `[B]` uint64: the seed of the sequence's random numbers, any value. NULL: 0. A number
+   * depends on the seed, the absolute position of the token and its purpose; that of a draft
+   * also on how many drafts of its round lie before it and on its place among its siblings;
+   * on nothing else.
    */
   const uint64_t *seed;
 } spec_sampling;

@@ -397,7 +397,7 @@ KERNEL_RESIDENT(256, 2, walk_candidates, WalkArguments) {
     score_candidates(arguments, slot, u32(before));
     const Row row = tell_candidates(arguments, slot, u64(sequence) * arguments.max_drafts + index);
     const i64 position = i64(slots.draft.position[block]) + 2 + index;
-    const u64 number = number_of(arguments.sampling, sequence, position);
+    const u64 number = number_of(arguments.sampling, sequence, position, index, 0);
     const u32 column =
         draw_column(row, parameters, number, scratch.peaks, scratch.sums, scratch.law);
     if (threadIdx.x == 0) {

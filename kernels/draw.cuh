@@ -23,7 +23,9 @@ DEVICE Parameters parameters_of(const Sampling &sampling, u32 sequence) {
                     element_of(sampling.min_p, sequence, 0.0f)};
 }
 
-// The random number of the proposal for a position.
-DEVICE u64 number_of(const Sampling &sampling, u32 sequence, i64 position) {
-  return uniform(element_of(sampling.seed, sequence, u64(0)), u64(position), for_draft);
+// The random number of the proposal for a position; `draft_lane` of src/sampling/philox.rs says why it
+// depends on the proposals before it in its round and on its siblings.
+DEVICE u64 number_of(const Sampling &sampling, u32 sequence, i64 position, u32 before, u32 rank) {
+  const u64 seed = element_of(sampling.seed, sequence, u64(0));
+  return uniform(seed, u64(position), for_draft, before << 16 | rank);
 }

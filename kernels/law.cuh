@@ -20,7 +20,8 @@ enum Purpose : u32 {
   for_block_acceptance = 3,
 };
 
-// The random number for the token at an absolute position: Philox4x32-10.
+// The random number for the token at an absolute position: Philox4x32-10. Numbers of different lanes are
+// independent.
 DEVICE u64 uniform(u64 seed, u64 position, Purpose purpose, u32 lane = 0) {
   u32 counter[4] = {u32(position), u32(position >> 32), purpose, lane};
   u32 key[2] = {u32(seed), u32(seed >> 32)};

@@ -100,7 +100,7 @@ DEVICE u32 choose(const ProposeArguments &arguments, u32 row, LawScratch<product
                       wanted ? arguments.draft_logits.dtype : u32(dtype_f32), 0, arguments.columns};
   // The row reads the token of the position after its own, and proposes the one after.
   const i64 position = i64(entry(arguments.position, row)) + 2;
-  const u64 number = number_of(arguments.sampling, sequence, position);
+  const u64 number = number_of(arguments.sampling, sequence, position, step_of(arguments, row), 0);
   f32 *peaks = reinterpret_cast<f32 *>(record.sums + tiles_of(arguments.columns));
   return draw_column(logits, parameters, number, peaks, record.sums, scratch);
 }

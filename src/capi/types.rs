@@ -442,9 +442,10 @@ pub struct spec_sampling {
     /// `[B]` float: only tokens at least this fraction as probable as the most probable; 0 or
     /// less: all; above 1 counts as 1. NULL: all.
     pub min_p: *const f32,
-    /// `[B]` uint64: the seed of the sequence's random numbers, any value. NULL: 0. A draw
-    /// depends on the seed, the absolute position of the token and its purpose, on nothing
-    /// else.
+    /// `[B]` uint64: the seed of the sequence's random numbers, any value. NULL: 0. A number
+    /// depends on the seed, the absolute position of the token and its purpose; that of a draft
+    /// also on how many drafts of its round lie before it and on its place among its siblings;
+    /// on nothing else.
     pub seed: *const u64,
 }
 

@@ -9,7 +9,7 @@ pub use law::{
     EXP2, LOWEST_POWER, Parameters, Scale, WEIGHT_BITS, WEIGHT_ONE, fraction, from_order, log2,
     log2_digits, order, probability, top_p_limit, whole,
 };
-pub use philox::{Purpose, uniform};
+pub use philox::{Purpose, draft_lane, uniform};
 
 /// `number * total / 2^64`, rounded down: the point of `0 .. total` that a uniform number stands
 /// for, exact for any total below 2^127.

@@ -24,6 +24,14 @@ pub fn uniform(seed: u64, position: u64, purpose: Purpose, lane: u32) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
+/// The lane of a draft's number: how many drafts of its round stand before it on its path, and how many
+/// siblings. A token that is drafted anew at the same position, in another round, has another number, as
+/// rules that decide over several drafts at once need it. Siblings below different parents share theirs:
+/// those of one parent at most are ever looked at.
+pub const fn draft_lane(before: usize, rank: usize) -> u32 {
+    (before as u32) << 16 | rank as u32
+}
+
 fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
     const INCREMENTS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];

@@ -396,7 +396,7 @@ impl CpuBackend {
             if let Choice::Kept { .. } = phase.choice {
                 let (logits, greedy) =
                     (phase.logits.row_range(index, 1), SamplingArrays::default());
-                let column = draw::draw_draft(self.isa, &logits, &greedy, 0, 0, scratch);
+                let column = draw::draw_draft(self.isa, &logits, &greedy, 0, (0, 0), scratch);
                 *place(phase.rows.token, index) = token_of(column);
                 return;
             }
@@ -438,7 +438,8 @@ impl CpuBackend {
                 store(row(&logits, 0), wanted.address, wanted.dtype);
                 logits = wanted;
             }
-            draw::draw_draft(self.isa, &logits, &batch.sampling, sequence, position, scratch)
+            let place = (position, step);
+            draw::draw_draft(self.isa, &logits, &batch.sampling, sequence, place, scratch)
         }
     }
 

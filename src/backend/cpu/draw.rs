@@ -5,7 +5,7 @@ use super::memory::read;
 use super::rows::Row;
 use super::simd::Isa;
 use crate::backend::verify::SamplingArrays;
-use crate::sampling::{Parameters, Purpose, uniform};
+use crate::sampling::{Parameters, Purpose, draft_lane, uniform};
 use crate::tensor::{Carver, Matrix, Span};
 
 /// Bytes of scratch that [`draw_draft`] needs for rows of `columns` logits.
@@ -16,8 +16,8 @@ pub fn draft_scratch(columns: usize) -> usize {
 }
 
 /// The column that a sequence's next draft is drawn from, given the logits' row 0: the one that
-/// verification would draw from the same logits, but with a number for drafts. The first one
-/// where there is no candidate.
+/// verification would draw from the same logits, but with a number for drafts at its position and behind
+/// so many drafts. The first one where there is no candidate.
 ///
 /// # Safety
 ///
@@ -29,7 +29,7 @@ pub unsafe fn draw_draft(
     logits: &Matrix,
     sampling: &SamplingArrays,
     sequence: usize,
-    position: i32,
+    (position, before): (i32, usize),
     scratch: Span<u8>,
 ) -> usize {
     let scratch = Scratch::carve(&mut Carver::of_block(scratch.address()), logits.columns, 1);
@@ -42,7 +42,8 @@ pub unsafe fn draw_draft(
     // SAFETY: as this function's contract.
     unsafe {
         let reader = Reader::new(isa, Split::NONE, row, scratch);
-        let number = uniform(seed(sampling, sequence), position as u64, Purpose::Draft, 0);
+        let (seed, lane) = (seed(sampling, sequence), draft_lane(before, 0));
+        let number = uniform(seed, position as u64, Purpose::Draft, lane);
         let law = reader.law(&parameters(sampling, sequence));
         law.map_or(0, |law| reader.draw(&law, number))
     }
@@ -83,7 +84,7 @@ mod tests {
     #[repr(align(64))]
     struct Memory([u8; 20_000]);
 
-    fn draw(isa: Isa, logits: &[f32], temperature: f32, seed: u64, position: i32) -> usize {
+    fn draw(isa: Isa, logits: &[f32], temperature: f32, seed: u64, place: (i32, usize)) -> usize {
         let mut memory = Memory([0xA5; 20_000]);
         assert!(draft_scratch(logits.len()) <= memory.0.len());
         let scratch = Span::new(memory.0.as_mut_ptr() as u64, memory.0.len());
@@ -101,15 +102,15 @@ mod tests {
             ..SamplingArrays::default()
         };
         // SAFETY: all memory outlives the call.
-        unsafe { draw_draft(isa, &logits, &sampling, 1, position, scratch) }
+        unsafe { draw_draft(isa, &logits, &sampling, 1, place, scratch) }
     }
 
     #[test]
     fn drafts_are_drawn_by_their_own_numbers_in_the_order_of_the_columns() {
         let logits: Vec<f32> = (0..300).map(|place| ((place * 7 % 31) as f32).sqrt()).collect();
         let sum: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
-        for position in 0..200 {
-            let number = uniform(77, position as u64, Purpose::Draft, 0);
+        for position in 0..200_u32 {
+            let number = uniform(77, position as u64, Purpose::Draft, (position % 3) << 16);
             let target = number as f64 / 2.0_f64.powi(64) * sum;
             let mut reached = 0.0;
             let ends: Vec<f64> = logits
@@ -124,8 +125,9 @@ mod tests {
             if ends.iter().any(|end| (end - target).abs() < 1e-5 * sum) {
                 continue;
             }
+            let place = (position as i32, position as usize % 3);
             for isa in Isa::available() {
-                assert_eq!(draw(isa, &logits, 1.0, 77, position), expected);
+                assert_eq!(draw(isa, &logits, 1.0, 77, place), expected);
             }
         }
     }
@@ -133,9 +135,9 @@ mod tests {
     #[test]
     fn greedy_drafts_are_the_first_of_the_largest_logits() {
         for isa in Isa::available() {
-            assert_eq!(draw(isa, &[1.0, f32::NAN, 3.0, 3.0], 0.0, 5, 9), 2);
-            assert_eq!(draw(isa, &[f32::NAN; 3], 0.0, 5, 9), 0);
-            assert_eq!(draw(isa, &[f32::NEG_INFINITY; 3], 1.0, 5, 9), 0);
+            assert_eq!(draw(isa, &[1.0, f32::NAN, 3.0, 3.0], 0.0, 5, (9, 0)), 2);
+            assert_eq!(draw(isa, &[f32::NAN; 3], 0.0, 5, (9, 0)), 0);
+            assert_eq!(draw(isa, &[f32::NEG_INFINITY; 3], 1.0, 5, (9, 0)), 0);
         }
     }
 }
