@@ -224,6 +224,30 @@ typedef struct spec_session spec_session;
 #define SPEC_STAGE_FINAL_NORM 1
 
 /**
+ * `spec_tree_shape.kind`: the tree that `parents` says. The r-th child of a node is the r-th most
+ * probable token below it, as in Medusa and EAGLE (Li et al., 2024, "EAGLE: Speculative Sampling
+ * Requires Rethinking Feature Uncertainty"); of equally probable ones the lowest id comes first.
+ */
+#define SPEC_TREE_STATIC 1
+
+/**
+ * `spec_tree_shape.kind`: EAGLE-2 (Li et al., 2024, "EAGLE-2: Faster Inference of Language Models
+ * with Dynamic Draft Trees"). On each level the `width` nodes that are reached with the largest
+ * probability, as the drafter sees it, are expanded; the `width` most probable tokens below each
+ * are candidates. Of all candidates the best are proposed, as many as `num_drafts` allows, in the
+ * order of their levels; of equal ones parents first. Fewer where there are not so many.
+ */
+#define SPEC_TREE_DYNAMIC 2
+
+/**
+ * `spec_tree_shape.kind`: as STATIC, but the children of a node are drawn as `sampling` says, one
+ * after the other without replacement: each with the earlier siblings' weights taken as 0. Where
+ * no token with a weight is left, the other siblings and what is below them are -1: nothing was
+ * proposed there. Sequences that sample greedily have the tree of STATIC.
+ */
+#define SPEC_TREE_STOCHASTIC 3
+
+/**
  * `flags` of `spec_draft_args` and `spec_verify_args`: `padding` instead of -1 fills unused
  * places among tokens. Paths are always padded with -1.
  */
@@ -817,6 +841,18 @@ typedef struct spec_session_options {
    * NULL.
    */
   uint64_t workspace_size;
+  /**
+   * Trees: the most nodes of a level, of one sequence, that have children, 0 to 256; so many
+   * rows of each sequence pass the drafter at a time. 0: the session drafts chains only. More
+   * only if the kind drafts one token after the other, see `spec_draft_args.tree_shape`.
+   */
+  int32_t max_tree_width;
+  /**
+   * Trees: the most levels below the root, 1 to max_drafts. The workspace has keys and values
+   * of max_tree_width nodes on each level but the last. 0: the smaller of max_drafts and 8; 0
+   * also if max_tree_width is 0.
+   */
+  int32_t max_tree_depth;
 } spec_session_options;
 
 /** What a session with given options takes. */
@@ -916,17 +952,14 @@ typedef struct spec_distribution {
 
 /**
  * The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root, the known token, and
- * the others are drafts; parents come before their children, and siblings stand in the order in
- * which they are tested. A chain of K drafts has K + 1 nodes whose parents are -1, 0, 1, ...
- * `spec_tree_mask` fills one in; `spec_verify` reads `parents` alone.
+ * draft i, counted from 0, is node i + 1; parents come before their children; siblings are in the
+ * order of their nodes, in which they are tested. `spec_draft` writes all arrays that are not
+ * NULL: what max_drafts + 1 nodes say, -1 for those that were not proposed.
  */
 typedef struct spec_tree {
   /** sizeof(spec_tree). */
   uint32_t struct_size;
-  /**
-   * Elements from one sequence to the next in each array. 0: all sequences have the tree of the
-   * first row (inputs only).
-   */
+  /** Elements from one sequence to the next, at least max_drafts + 1. */
   int32_t stride;
   /** The parent of each node; -1 for the root. */
   int32_t *parents;
@@ -936,7 +969,7 @@ typedef struct spec_tree {
   int32_t *next_sibling;
   /** Edges from the root. */
   int32_t *depth;
-  /** The position of each node: that of the root and the depth. */
+  /** The position of each node: that of the root and its depth. */
   int32_t *position;
 } spec_tree;
 
@@ -1074,6 +1107,32 @@ typedef struct spec_verify_args {
   const spec_leniency *leniency;
 } spec_verify_args;
 
+/** What trees `spec_draft` makes, alike for all sequences; in host memory, read in the call. */
+typedef struct spec_tree_shape {
+  /** sizeof(spec_tree_shape). */
+  uint32_t struct_size;
+  /** One of `SPEC_TREE_*`. */
+  int32_t kind;
+  /** N: nodes of a tree, the root among them, 1 to max_drafts of the call + 1. */
+  int32_t num_nodes;
+  /** DYNAMIC: levels below the root, 1 to the session's max_tree_depth. 0 otherwise. */
+  int32_t depth;
+  /**
+   * DYNAMIC: children of a node that are looked at, and nodes of a level that are expanded, 1 to
+   * the session's max_tree_width. 0 otherwise.
+   */
+  int32_t width;
+  /** 0. */
+  int32_t reserved;
+  /**
+   * `[num_nodes]`: -1, then the parent of each node, which comes before it. Nodes are in the
+   * order of their depths, so that the first of them are always a tree. At most max_tree_depth
+   * levels below the root, 256 children of a node, and max_tree_width nodes with children on a
+   * level. NULL for DYNAMIC.
+   */
+  const int32_t *parents;
+} spec_tree_shape;
+
 /**
  * The arguments of `spec_draft`. B is `num_sequences`, R is `num_rows`, H is the drafter's hidden
  * size, V and Vd are the vocabularies of the target and the drafter. Arrays are memory of the
@@ -1190,7 +1249,11 @@ typedef struct spec_draft_args {
   const spec_tensor *embeddings;
   /** How proposals are drawn, each with a number of its own purpose. NULL: greedily. */
   const spec_sampling *sampling;
-  /** NULL: trees are not supported yet. */
+  /**
+   * The struct in host memory; its arrays are written: what trees the proposals are, as far as
+   * num_proposed reaches. Of a sequence that takes no part it is the root alone. Without
+   * `tree_shape` it describes chains. NULL: not wanted.
+   */
   const spec_tree *tree;
   /**
    * `[B, draft_stride]`, written: the proposals, in the target's ids, padded to
@@ -1236,6 +1299,19 @@ typedef struct spec_draft_args {
    * `has_confidence`.
    */
   float *confidence;
+  /**
+   * Trees instead of chains, for kinds that draft one token after the other: `eagle`, `eagle3`,
+   * `mtp`, `independent` and `mlp`, in a session with max_tree_width. Draft i of a sequence is
+   * then node i + 1 of its tree. `num_drafts` cuts the tree to as many drafts, those of the
+   * first nodes (DYNAMIC: the best ones); what else bounds chains (`limit`, max_position,
+   * `most_drafts`) bounds its depth. Row `b * max_drafts + n` of `draft_logits` has the logits
+   * that the children of node n were chosen from; rows of nodes without children are left as
+   * they were; DYNAMIC does not give them (UNSUPPORTED), as its tokens are not drawn. All rows
+   * of a level are one run of the drafter; each sees the context and its own path. Their keys
+   * and values are kept in the workspace, so that the pages need reach no further than
+   * position - 1, or position for `independent` if anything is proposed. NULL: chains.
+   */
+  const spec_tree_shape *tree_shape;
 } spec_draft_args;
 
 /**
@@ -1789,7 +1865,8 @@ spec_status spec_verify(const spec_context *context,
  * those given the tokens drawn before it, so that verification with them is lossless.
  *
  * `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT (also more sequences than slots where
- * `block_table` is NULL), UNSUPPORTED (a flag or field that this version does not know, trees),
+ * `block_table` is NULL), UNSUPPORTED (a flag or field that this version does not know, trees
+ * of a kind or on a device that this version does not draft them with),
  * BUSY; then nothing has changed. DEVICE: the device or its driver failed; what the call had
  * enqueued by then is done or not. What is wrong in the contents of the arrays (rows outside of
  * the call's or more than max_rows or R in all, positions, pages or slots, tokens) takes the

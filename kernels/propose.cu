@@ -35,8 +35,10 @@ struct ProposeArguments {
   u32 keeps_logits;  // even where nothing is drawn from them
   u32 feeds_back_normed;
   u32 most_last_blocks;
+  u32 distance;  // positions from a row to the token that it proposes
+  u32 padding;
 };
-static_assert(sizeof(ProposeArguments) == 848, "as in src/backend/cuda/propose.rs");
+static_assert(sizeof(ProposeArguments) == 856, "as in src/backend/cuda/propose.rs");
 
 // The scratch of a row. The first words are zero between launches.
 struct Record {
@@ -98,8 +100,7 @@ DEVICE u32 choose(const ProposeArguments &arguments, u32 row, LawScratch<product
   const bool wanted = arguments.draft_logits.address != 0;
   const Row logits = {reinterpret_cast<const u8 *>(logits_of(arguments, row)), nullptr,
                       wanted ? arguments.draft_logits.dtype : u32(dtype_f32), 0, arguments.columns};
-  // The row reads the token of the position after its own, and proposes the one after.
-  const i64 position = i64(entry(arguments.position, row)) + 2;
+  const i64 position = i64(entry(arguments.position, row)) + arguments.distance;
   const u64 number = number_of(arguments.sampling, sequence, position, step_of(arguments, row), 0);
   f32 *peaks = reinterpret_cast<f32 *>(record.sums + tiles_of(arguments.columns));
   return draw_column(logits, parameters, number, peaks, record.sums, scratch);

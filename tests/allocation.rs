@@ -6,7 +6,7 @@ mod host;
 use device::buffer::Buffer;
 use device::memory::Memory;
 use host::checkpoint::{MlpShape, Shape};
-use host::draft::{DraftCall, Place, Sampling, SamplingColumns, Text, Turn};
+use host::draft::{DraftCall, Place, Sampling, SamplingColumns, Text, TreeShape, Turn};
 use host::golden;
 use host::matrix::Matrix;
 use host::random::Random;
@@ -129,6 +129,54 @@ fn a_round_of_every_kind_allocates_nothing() {
         let count = allocations(|| session.draft(&prepared.args).expect("a round"));
         assert_eq!(count, 0, "{name}");
         assert!(prepared.drafts().iter().all(|drafts| drafts.tokens.len() == DRAFTS));
+    }
+}
+
+#[test]
+fn trees_of_every_shape_allocate_nothing() {
+    if !device::is_cpu_or_skipped("trees are drafted on the CPU") {
+        return;
+    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let context = Context::with_threads(2);
+    // The workers allocate while they start: let them settle.
+    std::thread::sleep(Duration::from_millis(200));
+    let parents = vec![-1, 0, 0, 0, 1, 1, 2, 4];
+    let shapes = [
+        TreeShape::Static(parents.clone()),
+        TreeShape::Stochastic(parents),
+        TreeShape::Dynamic { nodes: 8, depth: 3, width: 4 },
+    ];
+    let directories = [
+        Shape::default().write("tree-features", 3),
+        Shape::language_model("qwen2").write("tree-tokens", 3),
+        MlpShape::default().write("tree-heads", 3),
+    ];
+    for (directory, shape) in directories.iter().flat_map(|d| shapes.iter().map(move |s| (d, s))) {
+        let model = Model::load(&context, directory, None).expect("a model");
+        let options = spec_session_options {
+            max_sequences: SEQUENCES as i32,
+            max_rows: (SEQUENCES * PROMPT) as i32,
+            max_drafts: 7,
+            max_position: 64,
+            max_tree_width: 4,
+            max_tree_depth: 3,
+            ..session_options()
+        };
+        let session = Session::create(&model, &options).expect("a session");
+        let vocabulary = model.info().vocabulary;
+        let text = Text::random(&mut Random::new(4), PROMPT + 1, vocabulary, &model.widths());
+        let turn = |slot| Turn {
+            sampling: samplings()[slot],
+            ..Turn::new(&text, 0..PROMPT, 7, Place::Slot(slot as i32))
+        };
+        let turns: Vec<Turn<'_>> = (0..SEQUENCES).map(turn).collect();
+        let call = DraftCall { logits: None, ..DraftCall::of(&turns) }.with_trees(shape);
+        let prepared = call.prepare(session.outputs);
+        session.draft(&prepared.args).expect("a first round");
+        let count = allocations(|| session.draft(&prepared.args).expect("a round"));
+        assert_eq!(count, 0, "{shape:?}");
+        assert!(prepared.drafts().iter().all(|drafts| drafts.tokens.len() == 7));
     }
 }
 

@@ -17,8 +17,8 @@ use speculators::backend::block_heads::{
 };
 use speculators::backend::phases::{
     Attend, AttentionHeads, BlockInput, BlockKv, Choice, Column, DraftBatch, EmbeddingInput,
-    KvPool, KvProjection, Linear, MapRows, Mask, Paging, Project, Propose, QueryProjection, Rotary,
-    RowSegments, Rows, StartBlock,
+    KvPool, KvProjection, Linear, MapRows, Mask, OwnKv, Paging, Project, Propose, QueryProjection,
+    Rotary, RowSegments, Rows, StartBlock,
 };
 use speculators::tensor::{Dtype, Matrix, Span};
 
@@ -254,7 +254,10 @@ impl Scene {
             table: place.array(&table),
             page_row: place.array(&firsts),
             layer,
-            block: Some(BlockKv { pages: place.matrix(&block_pages), len: self.blocks.len }),
+            own: Some(OwnKv::Block(BlockKv {
+                pages: place.matrix(&block_pages),
+                len: self.blocks.len,
+            })),
         }
     }
 }
@@ -329,7 +332,7 @@ fn keys_and_values_of_blocks_stay_in_their_own_pages() {
                 scratch: place.scratch(bytes),
             };
             place.run(|backend, stream| backend.project(stream, &phase).unwrap());
-            let block = phase.paging.block.unwrap();
+            let block = phase.paging.block().unwrap();
             (read(&phase.paging.pool.pages), read(&block.pages))
         });
         let what = format!("case {number}: {scene:?}");
@@ -397,6 +400,7 @@ fn the_slots_of_blocks_propose_and_keep_what_they_do_on_the_cpu() {
                 rows: rows.lend(place),
                 step: 0,
                 slots: blocks.num_slots,
+                distance: 2,
                 num_drafts: place.array(&num_drafts),
                 batch,
                 hidden: place.matrix(&hidden),

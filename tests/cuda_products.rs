@@ -578,7 +578,7 @@ impl ProjectCase {
                 table: place.array(&self.table),
                 page_row: place.array(&self.page_row),
                 layer: self.layer,
-                block: None,
+                own: None,
             },
             scratch: place.scratch(bytes),
         };
@@ -860,6 +860,7 @@ impl ProposeCase {
             rows: self.rows.lend(&mut place),
             step: self.step,
             slots: 1,
+            distance: 1 + self.step % 2,
             num_drafts,
             batch,
             hidden: place.matrix(&self.hidden),

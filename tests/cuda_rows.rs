@@ -285,6 +285,7 @@ impl Planner {
             draft: new_rows(&mut place, call.sequences + 1),
             drafting: place.array(&vec![UNPLANNED; call.max_drafts + 1]),
             num_drafts: place.array(&vec![UNPLANNED; call.sequences]),
+            depth: place.array(&[]),
             page_row: place.array(&vec![UNPLANNED; call.sequences]),
             fault: words.span,
         };
@@ -745,7 +746,7 @@ impl Scene {
             table: place.array(&table),
             page_row: place.array(&page_row),
             layer: LAYER,
-            block: None,
+            own: None,
         };
         let column = |value: fn(&Query) -> i32| {
             let mut column: Vec<i32> = self.queries.iter().map(value).collect();

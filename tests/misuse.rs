@@ -508,7 +508,8 @@ fn refuse_wrong_arguments(fixture: &Fixture) {
         ("candidates that the model has not", INVALID, |args| {
             args.draft_candidates = args.draft_tokens;
         }),
-        ("a tree", UNSUPPORTED, |args| args.tree = dangling()),
+        ("an odd tree", INVALID, |args| args.tree = std::ptr::without_provenance(4)),
+        ("an odd shape", INVALID, |args| args.tree_shape = std::ptr::without_provenance(4)),
         ("an odd sampling", INVALID, |args| args.sampling = args.sampling.wrapping_byte_add(2)),
         ("no struct_size", INVALID, |args| args.struct_size = 0),
     ];

@@ -6,6 +6,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod experts;
 pub mod phases;
+pub mod trees;
 pub mod verify;
 
 use crate::error::Result;
@@ -19,6 +20,9 @@ use phases::{
 };
 use std::any::Any;
 use std::ffi::CStr;
+use trees::{
+    BranchRows, DescribeTree, DrawSiblings, ExpandBest, RankCandidates, ScoreChildren, TellLogits,
+};
 use verify::{Rule, VerifyBatch};
 
 /// The kinds of device; the numbers are those of DLPack.
@@ -209,6 +213,27 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// Norm, head and choice of a draft token.
     fn propose(&self, stream: Stream, phase: &Propose<'_>) -> Result<()>;
+
+    /// The logits of a level of given trees, for the host.
+    fn tell_logits(&self, stream: Stream, phase: &TellLogits<'_>) -> Result<()>;
+
+    /// Draws of siblings without replacement.
+    fn draw_siblings(&self, stream: Stream, phase: &DrawSiblings<'_>) -> Result<()>;
+
+    /// The children of a level of given trees, and the rows of the next.
+    fn branch_rows(&self, stream: Stream, phase: &BranchRows<'_>) -> Result<()>;
+
+    /// The candidates below a level of dynamic trees.
+    fn score_children(&self, stream: Stream, phase: &ScoreChildren<'_>) -> Result<()>;
+
+    /// The rows of the next level of dynamic trees.
+    fn expand_best(&self, stream: Stream, phase: &ExpandBest<'_>) -> Result<()>;
+
+    /// The best candidates of dynamic trees.
+    fn rank_candidates(&self, stream: Stream, phase: &RankCandidates<'_>) -> Result<()>;
+
+    /// What the host wants to know of the trees.
+    fn describe_tree(&self, stream: Stream, phase: &DescribeTree<'_>) -> Result<()>;
 
     /// The first fault since the last call of this function, with its sequence. Does not wait for
     /// the device.

@@ -4,6 +4,7 @@
 
 pub use crate::tensor::Column;
 
+use super::trees::{TreeArrays, TreeKv, TreeShape};
 use super::verify::SamplingArrays;
 use crate::tensor::{Carver, Matrix, Span};
 
@@ -47,11 +48,16 @@ pub struct DraftBatch<'a> {
     pub embeddings: Option<Matrix>,
     /// How the proposals are drawn; all absent is greedy.
     pub sampling: SamplingArrays,
+    /// What trees are drafted; `None` is chains.
+    pub shape: Option<TreeShape<'a>>,
+    /// Where the host wants to know the trees.
+    pub tree: Option<TreeArrays>,
     /// The proposals, `[B, stride]`.
     pub draft_tokens: Column,
     /// How many tokens were proposed.
     pub num_proposed: Option<Span<i32>>,
-    /// The logits that the proposals were drawn from, row `b * max_drafts + step`.
+    /// The logits that the proposals were drawn from, row `b * max_drafts + step`; in trees those that the
+    /// children of a node were drawn from, row `b * max_drafts + node`.
     pub draft_logits: Option<Matrix>,
     /// Where drafters choose out of candidates: the ids of their columns, in the same rows.
     pub draft_candidates: Option<Span<i32>>,
@@ -74,7 +80,7 @@ pub struct Limits {
     pub vocabulary: usize,
     /// The number of slots where there is no block table.
     pub num_slots: usize,
-    /// The most tokens that are proposed for a sequence, whatever the call asks for.
+    /// The most tokens that are proposed for a sequence, one behind the other, whatever the call asks for.
     pub most_drafts: usize,
     /// Whether drafts take pages behind those of the committed rows.
     pub drafts_in_pages: bool,
@@ -173,6 +179,8 @@ pub struct Plan {
     pub drafting: Span<i32>,
     /// How many tokens each sequence proposes.
     pub num_drafts: Span<i32>,
+    /// How deep its tree may be, where trees are dynamic.
+    pub depth: Span<i32>,
     /// Where each sequence's pages begin in the table that the call uses.
     pub page_row: Span<i32>,
     /// The first fault since the last poll: its number and its sequence.
@@ -419,8 +427,27 @@ pub struct Paging {
     pub page_row: Span<i32>,
     /// The decoder layer, the first one where a phase has several.
     pub layer: usize,
-    /// Where the keys and values of the rows themselves are, if these are the rows of blocks.
-    pub block: Option<BlockKv>,
+    /// Where the keys and values of the rows themselves are, if they do not enter the pool.
+    pub own: Option<OwnKv>,
+}
+
+impl Paging {
+    /// Those of blocks, if the rows are such.
+    pub fn block(&self) -> Option<BlockKv> {
+        match self.own {
+            Some(OwnKv::Block(block)) => Some(block),
+            _ => None,
+        }
+    }
+}
+
+/// Keys and values of rows that are drafted from and never enter the pool.
+#[derive(Clone, Copy, Debug)]
+pub enum OwnKv {
+    /// Of blocks.
+    Block(BlockKv),
+    /// Of trees.
+    Tree(TreeKv),
 }
 
 /// The keys and values of blocks, which never enter the pool. The rows of a phase are then those of one
@@ -680,6 +707,9 @@ pub struct Propose<'a> {
     pub step: usize,
     /// Rows of each sequence, one after the other, for as many tokens from the step on.
     pub slots: usize,
+    /// Positions from a row to the token that it proposes: 1 where rows read their own tokens, 2 where they
+    /// read that of the next row.
+    pub distance: usize,
     /// How many tokens each sequence proposes: rows beyond that propose nothing.
     pub num_drafts: Span<i32>,
     /// The call.

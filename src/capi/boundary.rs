@@ -97,6 +97,7 @@ sized! {
     spec_sampling: 48,
     spec_distribution: 128,
     spec_tree: 48,
+    spec_tree_shape: 32,
     spec_draft_args: 200,
     spec_verify_args: 240,
     spec_leniency: 40,

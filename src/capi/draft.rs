@@ -3,7 +3,9 @@
 use super::boundary::{self, borrow, call, within};
 use super::session::spec_session;
 use super::tensors::{self, Home, column, matrix, optional_column, optional_span, span};
+use super::tree_shape::{Shape, read_shape, tree_arrays};
 use super::types::{SPEC_PADDING, spec_draft_args, spec_error, spec_status, spec_tensor};
+use crate::context::DeviceType;
 use crate::error::{Error, Result};
 use crate::session::{DraftBatch, FEATURES_MAX, Session, Stream};
 use crate::tensor::{Dtype, Matrix};
@@ -43,7 +45,8 @@ use std::fmt::{Display, Formatter};
 /// those given the tokens drawn before it, so that verification with them is lossless.
 ///
 /// `stream` is NULL on the CPU. Errors: INVALID_ARGUMENT (also more sequences than slots where
-/// `block_table` is NULL), UNSUPPORTED (a flag or field that this version does not know, trees),
+/// `block_table` is NULL), UNSUPPORTED (a flag or field that this version does not know, trees
+/// of a kind or on a device that this version does not draft them with),
 /// BUSY; then nothing has changed. DEVICE: the device or its driver failed; what the call had
 /// enqueued by then is done or not. What is wrong in the contents of the arrays (rows outside of
 /// the call's or more than max_rows or R in all, positions, pages or slots, tokens) takes the
@@ -86,9 +89,6 @@ unsafe fn draft(session: &Session, args: &spec_draft_args, stream: Stream) -> Re
     if args.flags & !SPEC_PADDING != 0 {
         return Err(Error::unsupported(format!("flags: found {:#x}", args.flags)));
     }
-    if !args.tree.is_null() {
-        return Err(Error::unsupported("tree: expected NULL; trees are not supported yet"));
-    }
     check_extras(session, args)?;
     let sequences =
         within("num_sequences", args.num_sequences.into(), 0, limits.max_sequences as i64)?;
@@ -102,7 +102,7 @@ unsafe fn draft(session: &Session, args: &spec_draft_args, stream: Stream) -> Re
     // SAFETY: as this function's contract.
     let features = unsafe { read_features(session, args, rows, &mut features)? };
     // SAFETY: as this function's contract.
-    let (embeddings, draft_logits, sampling) = unsafe {
+    let (embeddings, draft_logits, sampling, shape, tree) = unsafe {
         (
             tensor("embeddings", home, args.embeddings, rows, session.model().hidden_size())?,
             tensor(
@@ -113,8 +113,18 @@ unsafe fn draft(session: &Session, args: &spec_draft_args, stream: Stream) -> Re
                 session.model().draft_columns(),
             )?,
             boundary::read_optional(args.sampling)?,
+            read_shape(session, args.tree_shape, drafts)?,
+            tree_arrays(args.tree, sequences, drafts)?,
         )
     };
+    if matches!(shape, Some(Shape::Dynamic { .. })) && draft_logits.is_some() {
+        return Err(Error::unsupported(
+            "draft_logits: expected NULL with SPEC_TREE_DYNAMIC, whose tokens are not drawn",
+        ));
+    }
+    if tree.is_some() && session.model().context().description().device_type == DeviceType::Cuda {
+        return Err(Error::unsupported("tree: expected NULL on CUDA devices"));
+    }
     let batch = DraftBatch {
         num_sequences: sequences,
         num_rows: rows,
@@ -139,6 +149,8 @@ unsafe fn draft(session: &Session, args: &spec_draft_args, stream: Stream) -> Re
         features,
         embeddings,
         sampling: tensors::sampling(sampling.as_ref(), sequences)?,
+        shape: shape.as_ref().map(Shape::view),
+        tree,
         draft_tokens: column(
             "draft_tokens",
             args.draft_tokens.cast_const(),

@@ -14,6 +14,7 @@ mod model;
 mod session;
 mod tensors;
 mod tree;
+mod tree_shape;
 mod types;
 mod verify;
 mod version;

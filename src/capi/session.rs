@@ -5,10 +5,13 @@ use super::model::spec_model;
 use super::tensors::{self, optional_span};
 use super::types::{spec_error, spec_session_options, spec_session_requirements, spec_status};
 use crate::error::{Error, Result};
-use crate::session::{DRAFTS_MAX, Session, SessionOptions, Stream};
+use crate::session::{CHILDREN_MAX, DRAFTS_MAX, Session, SessionOptions, Stream, TreeLimits};
 use crate::tensor::{ALIGNMENT, Span};
 use std::ffi::c_void;
 use std::sync::Arc;
+
+/// Levels of trees where the host does not say.
+const DEFAULT_TREE_DEPTH: usize = 8;
 
 /// A model at work: its workspace and its KV pages. Used by one thread at a time.
 #[repr(C)]
@@ -36,10 +39,12 @@ fn session_options(options: &spec_session_options) -> Result<SessionOptions> {
         (0, 0) => None,
         (code, bits) => Some(tensors::dtype(&"kv_dtype", code, bits, 1)?),
     };
+    let max_drafts = within("max_drafts", i64::from(options.max_drafts), 1, DRAFTS_MAX as i64)?;
     Ok(SessionOptions {
+        tree: tree_limits(options, max_drafts)?,
         max_sequences: within("max_sequences", i64::from(options.max_sequences), 1, 1 << 16)?,
         max_rows: within("max_rows", i64::from(options.max_rows), 1, 1 << 22)?,
-        max_drafts: within("max_drafts", i64::from(options.max_drafts), 1, DRAFTS_MAX as i64)?,
+        max_drafts,
         max_position: size("max_position", options.max_position, 1)?,
         page_size,
         max_pages: size("max_pages", options.max_pages, 0)?,
@@ -47,6 +52,19 @@ fn session_options(options: &spec_session_options) -> Result<SessionOptions> {
         kv_pool: memory("kv_pool", options.kv_pool, options.kv_pool_size)?,
         workspace: memory("workspace", options.workspace, options.workspace_size)?,
     })
+}
+
+/// What trees the host wants a session for.
+fn tree_limits(options: &spec_session_options, max_drafts: usize) -> Result<Option<TreeLimits>> {
+    let width = i64::from(options.max_tree_width);
+    let width = within("max_tree_width", width, 0, CHILDREN_MAX as i64)?;
+    let deepest = if width == 0 { 0 } else { max_drafts };
+    let depth = i64::from(options.max_tree_depth);
+    let depth = match within("max_tree_depth", depth, 0, deepest as i64)? {
+        0 => max_drafts.min(DEFAULT_TREE_DEPTH),
+        depth => depth,
+    };
+    Ok((width > 0).then_some(TreeLimits { width, depth }))
 }
 
 /// A block of the host's memory.

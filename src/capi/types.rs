@@ -394,6 +394,14 @@ pub struct spec_session_options {
     /// Bytes at `workspace`; at least what the requirements say. Not looked at where that is
     /// NULL.
     pub workspace_size: u64,
+    /// Trees: the most nodes of a level, of one sequence, that have children, 0 to 256; so many
+    /// rows of each sequence pass the drafter at a time. 0: the session drafts chains only. More
+    /// only if the kind drafts one token after the other, see `spec_draft_args.tree_shape`.
+    pub max_tree_width: i32,
+    /// Trees: the most levels below the root, 1 to max_drafts. The workspace has keys and values
+    /// of max_tree_width nodes on each level but the last. 0: the smaller of max_drafts and 8; 0
+    /// also if max_tree_width is 0.
+    pub max_tree_depth: i32,
 }
 
 /// What a session with given options takes.
@@ -476,9 +484,9 @@ pub struct spec_distribution {
 }
 
 /// The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root, the known token, and
-/// the others are drafts; parents come before their children, and siblings stand in the order in
-/// which they are tested. A chain of K drafts has K + 1 nodes whose parents are -1, 0, 1, ...
-/// `spec_tree_mask` fills one in; `spec_verify` reads `parents` alone.
+/// draft i, counted from 0, is node i + 1; parents come before their children, and siblings stand in
+/// the order in which they are tested. A chain of K drafts has K + 1 nodes whose parents are -1, 0,
+/// 1, ... `spec_draft` and `spec_tree_mask` fill one in; `spec_verify` reads `parents` alone.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_tree {
@@ -497,6 +505,46 @@ pub struct spec_tree {
     pub depth: *mut i32,
     /// The position of each node: that of the root and the depth.
     pub position: *mut i32,
+}
+
+/// `spec_tree_shape.kind`: the tree that `parents` says. The r-th child of a node is the r-th most
+/// probable token below it, as in Medusa and EAGLE (Li et al., 2024, "EAGLE: Speculative Sampling
+/// Requires Rethinking Feature Uncertainty"); of equally probable ones the lowest id comes first.
+pub const SPEC_TREE_STATIC: i32 = 1;
+/// `spec_tree_shape.kind`: EAGLE-2 (Li et al., 2024, "EAGLE-2: Faster Inference of Language Models
+/// with Dynamic Draft Trees"). On each level the `width` nodes that are reached with the largest
+/// probability, as the drafter sees it, are expanded; the `width` most probable tokens below each
+/// are candidates. Of all candidates the best are proposed, as many as `num_drafts` allows, in the
+/// order of their levels; of equal ones parents first. Fewer where there are not so many.
+pub const SPEC_TREE_DYNAMIC: i32 = 2;
+/// `spec_tree_shape.kind`: as STATIC, but the children of a node are drawn as `sampling` says, one
+/// after the other without replacement: each with the earlier siblings' weights taken as 0. Where
+/// no token with a weight is left, the other siblings and what is below them are -1: nothing was
+/// proposed there. Sequences that sample greedily have the tree of STATIC.
+pub const SPEC_TREE_STOCHASTIC: i32 = 3;
+
+/// What trees `spec_draft` makes, alike for all sequences; in host memory, read in the call.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_tree_shape {
+    /// sizeof(spec_tree_shape).
+    pub struct_size: u32,
+    /// One of `SPEC_TREE_*`.
+    pub kind: i32,
+    /// N: nodes of a tree, the root among them, 1 to max_drafts of the call + 1.
+    pub num_nodes: i32,
+    /// DYNAMIC: levels below the root, 1 to the session's max_tree_depth. 0 otherwise.
+    pub depth: i32,
+    /// DYNAMIC: children of a node that are looked at, and nodes of a level that are expanded, 1 to
+    /// the session's max_tree_width. 0 otherwise.
+    pub width: i32,
+    /// 0.
+    pub reserved: i32,
+    /// `[num_nodes]`: -1, then the parent of each node, which comes before it. Nodes are in the
+    /// order of their depths, so that the first of them are always a tree. At most max_tree_depth
+    /// levels below the root, 256 children of a node, and max_tree_width nodes with children on a
+    /// level. NULL for DYNAMIC.
+    pub parents: *const i32,
 }
 
 /// `flags` of `spec_draft_args` and `spec_verify_args`: `padding` instead of -1 fills unused
@@ -587,7 +635,9 @@ pub struct spec_draft_args {
     pub embeddings: *const spec_tensor,
     /// How proposals are drawn, each with a number of its own purpose. NULL: greedily.
     pub sampling: *const spec_sampling,
-    /// NULL: trees are not supported yet.
+    /// The struct in host memory; its arrays are written: what trees the proposals are, as far as
+    /// num_proposed reaches. Of a sequence that takes no part it is the root alone. Without
+    /// `tree_shape` it describes chains. NULL: not wanted.
     pub tree: *const spec_tree,
     /// `[B, draft_stride]`, written: the proposals, in the target's ids, padded to
     /// `max_drafts`; what lies beyond is left as it was. NULL only if B or `max_drafts` is 0.
@@ -619,6 +669,17 @@ pub struct spec_draft_args {
     /// the first that `min_confidence` drops. NULL: not wanted; NULL also if the model has no
     /// `has_confidence`.
     pub confidence: *mut f32,
+    /// Trees instead of chains, for kinds that draft one token after the other: `eagle`, `eagle3`,
+    /// `mtp`, `independent` and `mlp`, in a session with max_tree_width. Draft i of a sequence is
+    /// then node i + 1 of its tree. `num_drafts` cuts the tree to as many drafts, those of the
+    /// first nodes (DYNAMIC: the best ones); what else bounds chains (`limit`, max_position,
+    /// `most_drafts`) bounds its depth. Row `b * max_drafts + n` of `draft_logits` has the logits
+    /// that the children of node n were chosen from; rows of nodes without children are left as
+    /// they were; DYNAMIC does not give them (UNSUPPORTED), as its tokens are not drawn. All rows
+    /// of a level are one run of the drafter; each sees the context and its own path. Their keys
+    /// and values are kept in the workspace, so that the pages need reach no further than
+    /// position - 1, or position for `independent` if anything is proposed. NULL: chains.
+    pub tree_shape: *const spec_tree_shape,
 }
 
 /// `flags` of `spec_verify_args`: rules are allowed that are not lossless.

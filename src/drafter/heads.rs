@@ -9,7 +9,7 @@ pub fn draft(call: &Call<'_>, network: &Heads) -> Result<()> {
     call.commit(|_| Ok(()))?;
     for index in 0..call.batch.max_drafts.min(network.most_drafts()) {
         let step = call.step_of(index);
-        network.advance(&step, index)?;
+        network.advance(&step, index, step.scratch.draft_hidden())?;
         network.propose(&step, index)?;
     }
     Ok(())

@@ -3,6 +3,7 @@
 pub mod block;
 pub mod heads;
 pub mod sequential;
+pub mod tree;
 
 use crate::backend::phases::{DraftBatch, Limits, Plan, Rows};
 use crate::backend::{Backend, Stream};
@@ -41,7 +42,7 @@ impl<'a> Call<'a> {
     /// A run of the network on some of the call's rows.
     fn step(&self, rows: Rows) -> Step<'a> {
         let Self { backend, stream, batch, plan, scratch, .. } = *self;
-        Step { backend, stream, batch, plan, scratch, rows, block: None }
+        Step { backend, stream, batch, plan, scratch, rows, own: None }
     }
     /// A run of the network on the rows of the sequences that propose more tokens than this.
     fn step_of(&self, drafted: usize) -> Step<'a> {

@@ -19,7 +19,7 @@ pub fn draft(call: &Call<'_>, network: &Sequential) -> Result<()> {
     network.propose(&first_step, 0)?;
     for index in 1..call.batch.max_drafts {
         let step = call.step_of(index);
-        network.forward(&step)?;
+        network.forward(&step, step.scratch.draft_hidden())?;
         network.propose(&step, index)?;
     }
     Ok(())

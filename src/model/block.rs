@@ -12,7 +12,7 @@ use super::placement::Placement;
 use super::refiner::{Refiner, RefinerScratch};
 use crate::backend::Backend;
 use crate::backend::block_heads::Slots;
-use crate::backend::phases::{BlockInput, BlockKv, Gather, KvPool, Norm, Rows, StartBlock};
+use crate::backend::phases::{BlockInput, BlockKv, Gather, KvPool, Norm, OwnKv, Rows, StartBlock};
 use crate::checkpoint::{self, BlockHead, BlockLength, Speculator};
 use crate::error::Result;
 use crate::tensor::{Carver, Dtype, Matrix};
@@ -263,7 +263,7 @@ impl Block {
         };
         step.backend.start_block(step.stream, &start)?;
         let pages = scratch.pages;
-        let block = Step { rows, block: Some(BlockKv { pages, len }), ..*step };
+        let block = Step { rows, own: Some(OwnKv::Block(BlockKv { pages, len })), ..*step };
         self.decoder.run(&block, 0..self.decoder.num_layers(), scratch.hidden)?;
         let gather = Gather {
             rows: slots,

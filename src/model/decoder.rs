@@ -4,12 +4,13 @@
 use super::block::HeadScratch;
 use super::experts::Experts;
 use super::placement::{Placement, first_rows};
+use super::trees::{TreeLimits, TreeScratch};
 use crate::backend::block_heads::Convolve;
 use crate::backend::experts::ExpertScratch;
 use crate::backend::phases::{
-    Activation, AddProjection, Attend, AttentionHeads, BlockKv, Choice, DraftBatch, EmbedTokens,
+    Activation, AddProjection, Attend, AttentionHeads, Choice, DraftBatch, EmbedTokens,
     EmbeddingInput, GateRows, GateUp, Gather, KvPool, KvProjection, Linear, MAX_HEAD_DIM, MapRows,
-    Mask, Norm, Paging, Plan, Project, Propose, QueryProjection, Rotary, RowSegments, Rows,
+    Mask, Norm, OwnKv, Paging, Plan, Project, Propose, QueryProjection, Rotary, RowSegments, Rows,
 };
 use crate::backend::{Backend, Stream};
 use crate::checkpoint::{self, RowSource, Speculator};
@@ -96,6 +97,16 @@ pub struct RowLimits {
     pub drafts: usize,
     /// Positions that a row sees.
     pub positions: usize,
+    /// Trees of a sequence, if it has any.
+    pub tree: Option<TreeLimits>,
+}
+
+impl RowLimits {
+    /// The most rows that are drafted from at a time, one token after the other.
+    pub(super) fn draft_rows(&self) -> usize {
+        let width = self.tree.map_or(1, |tree| tree.width);
+        self.sequences.saturating_mul(width)
+    }
 }
 
 /// What a session's network works on at a time, besides the rows that it commits.
@@ -112,9 +123,9 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    /// Of networks that run a row of each sequence through one layer after the other.
+    /// Of networks that run a row of each sequence, or some of its tree, through one layer after the other.
     pub(super) fn sequential(limits: &RowLimits) -> Self {
-        let rows = limits.sequences;
+        let rows = limits.draft_rows();
         Self { rows, proposals: rows, width: 0, layers: 1 }
     }
 }
@@ -126,6 +137,8 @@ pub struct Scratch {
     pub pool: KvPool,
     /// What the rows of blocks take besides.
     pub block: Option<BlockScratch>,
+    /// What those of trees take.
+    pub tree: Option<TreeScratch>,
     /// Of the chunk's rows.
     pub(super) hidden: Matrix,
     /// Of the drafting rows: one of a sequence, or the first of its block.
@@ -180,6 +193,11 @@ impl Scratch {
         (0..rows).step_by(chunk).map(move |first| (first, chunk.min(rows - first)))
     }
 
+    /// The hidden state of the drafting rows.
+    pub fn draft_hidden(&self) -> Matrix {
+        self.draft_hidden
+    }
+
     /// What [`Backend::prepare_scratch`] prepares.
     pub fn prepared(&self) -> [Span<u8>; 3] {
         [self.projection_scratch, self.attention_scratch, self.proposal_scratch]
@@ -217,8 +235,8 @@ pub struct Step<'a> {
     pub scratch: &'a Scratch,
     /// The rows of this run.
     pub rows: Rows,
-    /// Where their keys and values are if they are the rows of blocks.
-    pub block: Option<BlockKv>,
+    /// Where their keys and values are if they do not enter the pool.
+    pub own: Option<OwnKv>,
 }
 
 impl Step<'_> {
@@ -226,7 +244,7 @@ impl Step<'_> {
     fn paging(&self, layer: usize) -> Paging {
         let pool = self.scratch.pool;
         let table = self.batch.block_table.map_or(pool.slot_pages, |table| table.span);
-        Paging { pool, table, page_row: self.plan.page_row, layer, block: self.block }
+        Paging { pool, table, page_row: self.plan.page_row, layer, own: self.own }
     }
 
     /// The rows of the sequences that propose more tokens than this.
@@ -351,6 +369,7 @@ impl Decoder {
         Scratch {
             pool,
             block: None,
+            tree: None,
             chunk_rows,
             hidden: hidden_rows,
             draft_hidden,
@@ -368,6 +387,16 @@ impl Decoder {
             attention_scratch: carver.span(scratch),
             proposal_scratch: carver.span(proposal),
         }
+    }
+
+    /// The columns of logits.
+    pub(super) fn draft_vocabulary(&self) -> usize {
+        self.shape.draft_vocabulary
+    }
+
+    /// The target's id of each column; `None` is the identity.
+    pub(super) fn target_ids(&self) -> Option<Span<i32>> {
+        self.target_ids
     }
 
     /// Copies the hidden state of the rows that go on drafting out of the step's committed rows.
@@ -454,7 +483,8 @@ impl Decoder {
         (from, norm): (Matrix, Option<Norm>),
         to: Matrix,
     ) -> Result<()> {
-        let (Some(scratch), Some(block)) = (step.scratch.convolution, step.block) else {
+        let (Some(scratch), Some(OwnKv::Block(block))) = (step.scratch.convolution, step.own)
+        else {
             unreachable!("only layers of blocks have convolutions, and carve gives them memory")
         };
         let (taps, width) = (convolution.taps, convolution.projection.rows / 2);
@@ -640,6 +670,7 @@ impl Decoder {
         Proposal {
             first,
             slots,
+            distance: 2,
             hidden,
             norm: self.norm,
             head: &self.head,
@@ -656,6 +687,7 @@ impl Decoder {
             rows: step.rows,
             step: proposal.first,
             slots: proposal.slots,
+            distance: proposal.distance,
             num_drafts: step.plan.num_drafts,
             batch: *step.batch,
             hidden: proposal.hidden,
@@ -679,6 +711,8 @@ pub(super) struct Proposal<'p> {
     pub(super) first: usize,
     /// Rows of each sequence, one for each token from there on.
     pub(super) slots: usize,
+    /// Positions from a row to the token that it proposes.
+    pub(super) distance: usize,
     /// What the rows have.
     pub(super) hidden: Matrix,
     /// Its norm.

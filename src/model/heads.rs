@@ -3,8 +3,9 @@
 
 use super::decoder::{Decoder, Extent, RowLimits, Scratch, Step};
 use super::placement::Placement;
+use super::trees::TreeScratch;
 use crate::backend::Backend;
-use crate::backend::phases::{KvPool, Norm, StateSource, StepMlp};
+use crate::backend::phases::{Choice, KvPool, Norm, StateSource, StepMlp};
 use crate::checkpoint::{self, Speculator};
 use crate::error::Result;
 use crate::tensor::{Carver, Matrix};
@@ -72,12 +73,14 @@ impl Heads {
     ) -> Scratch {
         // Rows that are only committed pass no phase.
         let limits = RowLimits { commit: 1, ..*limits };
-        self.decoder.carve(carver, backend, pool, &limits, Extent::sequential(&limits))
+        let extent = Extent::sequential(&limits);
+        let mut scratch = self.decoder.carve(carver, backend, pool, &limits, extent);
+        scratch.tree = TreeScratch::carve(carver, &pool, &limits, &self.decoder);
+        scratch
     }
 
-    /// The state of the drafting rows in a step.
-    pub fn advance(&self, step: &Step<'_>, index: usize) -> Result<()> {
-        let state = step.scratch.draft_hidden;
+    /// The state of rows that go on drafting, in a step.
+    pub fn advance(&self, step: &Step<'_>, index: usize, state: Matrix) -> Result<()> {
         let from = match (index, step.batch.features) {
             (0, [feature]) => StateSource::Feature {
                 feature: *feature,
@@ -108,6 +111,15 @@ impl Heads {
         let readout = [at(&self.readouts, index)];
         let mut proposal = self.decoder.proposal(step, index, 1, step.scratch.draft_hidden);
         proposal.head = &readout;
+        self.decoder.propose(step, &proposal)
+    }
+
+    /// Maps rows to logits, which a later phase reads.
+    pub(super) fn map_to_logits(&self, step: &Step<'_>, index: usize, state: Matrix) -> Result<()> {
+        let readout = [at(&self.readouts, index)];
+        let mut proposal = self.decoder.proposal(step, index, 1, state);
+        proposal.head = &readout;
+        proposal.choice = Choice::Kept { with_logits: true };
         self.decoder.propose(step, &proposal)
     }
 }

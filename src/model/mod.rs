@@ -11,6 +11,7 @@ mod markov;
 mod placement;
 mod refiner;
 pub mod sequential;
+pub mod trees;
 
 use crate::backend::Backend;
 use crate::backend::phases::KvPool;
@@ -27,6 +28,7 @@ use sequential::Sequential;
 use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use trees::Stepwise;
 
 /// The most features that a speculator may read.
 pub const FEATURES_MAX: usize = 64;
@@ -117,6 +119,15 @@ impl Network {
         match self {
             Self::Sequential(network) => network.reads_own_tokens(),
             Self::Block(_) | Self::Heads(_) => false,
+        }
+    }
+
+    /// The network, if it can draft trees.
+    pub fn stepwise(&self) -> Option<Stepwise<'_>> {
+        match self {
+            Self::Sequential(network) => Some(Stepwise::Sequential(network)),
+            Self::Heads(network) => Some(Stepwise::Heads(network)),
+            Self::Block(_) => None,
         }
     }
 

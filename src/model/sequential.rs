@@ -9,8 +9,9 @@
 use super::decoder::{Decoder, Extent, Halves, RowLimits, Scratch, Step};
 use super::fusion::FeatureFusion;
 use super::placement::Placement;
+use super::trees::TreeScratch;
 use crate::backend::Backend;
-use crate::backend::phases::{FuseToken, HiddenSource, KvPool, Linear, Norm};
+use crate::backend::phases::{Choice, FuseToken, HiddenSource, KvPool, Linear, Norm};
 use crate::checkpoint::{self, Speculator};
 use crate::error::Result;
 use crate::tensor::{Carver, Matrix};
@@ -62,7 +63,10 @@ impl Sequential {
         pool: KvPool,
         limits: &RowLimits,
     ) -> Scratch {
-        self.decoder.carve(carver, backend, pool, limits, Extent::sequential(limits))
+        let extent = Extent::sequential(limits);
+        let mut scratch = self.decoder.carve(carver, backend, pool, limits, extent);
+        scratch.tree = TreeScratch::carve(carver, &pool, limits, &self.decoder);
+        scratch
     }
 
     /// Commits the step's rows: appends their keys and values in all layers, and keeps the residual
@@ -92,9 +96,8 @@ impl Sequential {
         self.decoder.finish_layer(step, last, step.scratch.draft_hidden)
     }
 
-    /// Runs all layers on the drafting rows.
-    pub fn forward(&self, step: &Step<'_>) -> Result<()> {
-        let hidden = step.scratch.draft_hidden;
+    /// Runs all layers on rows that go on drafting.
+    pub fn forward(&self, step: &Step<'_>, hidden: Matrix) -> Result<()> {
         match &self.entry {
             Entry::Features(_) => {}
             Entry::Token { .. } => self.fuse_token(step, HiddenSource::Rows(hidden), hidden)?,
@@ -107,6 +110,20 @@ impl Sequential {
     pub fn propose(&self, step: &Step<'_>, index: usize) -> Result<()> {
         let mut proposal = self.decoder.proposal(step, index, 1, step.scratch.draft_hidden);
         proposal.feed_back_normed = self.norm_output;
+        proposal.distance = self.distance();
+        self.decoder.propose(step, &proposal)
+    }
+
+    /// Positions from a row to the token that it proposes.
+    pub(super) fn distance(&self) -> usize {
+        if self.reads_own_tokens() { 1 } else { 2 }
+    }
+
+    /// Maps rows to logits, which a later phase reads.
+    pub(super) fn map_to_logits(&self, step: &Step<'_>, hidden: Matrix) -> Result<()> {
+        let mut proposal = self.decoder.proposal(step, 0, 1, hidden);
+        proposal.feed_back_normed = self.norm_output;
+        proposal.choice = Choice::Kept { with_logits: true };
         self.decoder.propose(step, &proposal)
     }
 

@@ -3,9 +3,11 @@
 
 use super::CallLimits;
 use crate::backend::phases::{KvPool, Limits, Plan, Rows};
+use crate::context::DeviceType;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::decoder::{RowLimits, Scratch};
+use crate::model::trees::TreeLimits;
 use crate::tensor::{ALIGNMENT, Carver, Dtype, Matrix, Span};
 
 /// What a session is created for.
@@ -17,6 +19,8 @@ pub struct SessionOptions {
     pub max_rows: usize,
     /// The most tokens proposed for a sequence.
     pub max_drafts: usize,
+    /// Trees, if it drafts any.
+    pub tree: Option<TreeLimits>,
     /// Positions lie below this.
     pub max_position: usize,
     /// Positions of a page.
@@ -77,6 +81,9 @@ impl<'a> Layout<'a> {
                 "max_pages: expected fewer than 2^31 pages, found {num_pages}"
             )));
         }
+        if let Some(tree) = &options.tree {
+            check_trees(model, tree, options.max_sequences)?;
+        }
         let (kv_heads, head_dim) = model.kv_shape();
         let kv_dtype = options.kv_dtype.unwrap_or(model.context().description().kv_dtype);
         let kv_bytes_per_token = 2 * model.num_layers() * kv_heads * head_dim * kv_dtype.size();
@@ -112,6 +119,7 @@ impl<'a> Layout<'a> {
         CallLimits {
             max_sequences: self.options.max_sequences,
             max_drafts: self.options.max_drafts,
+            tree: self.options.tree,
             pages_per_sequence: self.pages_per_sequence,
             slots: self.slots(),
         }
@@ -158,6 +166,7 @@ impl<'a> Layout<'a> {
             draft: Rows::carve(carver, sequences),
             drafting: carver.span(self.options.max_drafts),
             num_drafts: carver.span(sequences),
+            depth: carver.span(if self.options.tree.is_some() { sequences } else { 0 }),
             page_row: carver.span(sequences),
             fault,
         };
@@ -184,9 +193,34 @@ impl<'a> Layout<'a> {
             sequences,
             drafts: self.options.max_drafts,
             positions: self.positions(),
+            tree: self.options.tree,
         };
         let backend = self.model.context().backend();
         let scratch = self.model.network().carve(carver, backend, pool, &limits);
         Workspace { plan, scratch, slot_pages }
     }
+}
+
+/// Refuses trees that the model does not draft, or whose rows could not be numbered.
+fn check_trees(model: &Model, tree: &TreeLimits, max_sequences: usize) -> Result<()> {
+    if model.network().stepwise().is_none() {
+        return Err(Error::unsupported(format!(
+            "max_tree_width: expected 0, as trees are not drafted with {}, found {}",
+            model.kind(),
+            tree.width
+        )));
+    }
+    if model.context().description().device_type == DeviceType::Cuda {
+        return Err(Error::unsupported(format!(
+            "max_tree_width: expected 0, as trees are not drafted on CUDA devices, found {}",
+            tree.width
+        )));
+    }
+    let most = max_sequences.saturating_mul(tree.candidates());
+    if most > i32::MAX as usize {
+        return Err(Error::invalid(format!(
+            "max_tree_width, max_tree_depth: expected fewer than 2^31 candidates in all trees, found {most}"
+        )));
+    }
+    Ok(())
 }

@@ -4,13 +4,15 @@ mod layout;
 
 pub use crate::backend::Stream;
 pub use crate::backend::phases::{Column, DraftBatch};
+pub use crate::backend::trees::{CHILDREN_MAX, TreeArrays, TreeShape};
 pub use crate::backend::verify::SamplingArrays;
+pub use crate::model::trees::TreeLimits;
 pub use layout::{Requirements, SessionOptions};
 
 use crate::backend::phases::{Limits, Plan};
 use crate::backend::{Backend, FaultWords};
 use crate::context::{Block, MemoryKind};
-use crate::drafter::{Call, block, heads, sequential};
+use crate::drafter::{Call, block, heads, sequential, tree};
 use crate::error::{Error, Result, Status};
 use crate::model::decoder::Scratch;
 use crate::model::{Model, Network};
@@ -32,6 +34,8 @@ pub struct CallLimits {
     pub max_sequences: usize,
     /// The most tokens proposed for a sequence.
     pub max_drafts: usize,
+    /// Its trees, if it drafts any.
+    pub tree: Option<TreeLimits>,
     /// The pages that positions below max_position take.
     pub pages_per_sequence: usize,
     /// Contiguous ranges that the pool has room for.
@@ -123,11 +127,16 @@ impl Session {
             plan: &self.plan,
             scratch: &self.scratch,
         };
-        match self.model.network() {
-            Network::Sequential(network) => sequential::draft(&call, network),
-            Network::Block(network) => block::draft(&call, network),
-            Network::Heads(network) => heads::draft(&call, network),
+        let network = self.model.network();
+        if let Some((shape, network)) = batch.shape.as_ref().zip(network.stepwise()) {
+            return tree::draft(&call, &network, shape);
         }
+        match network {
+            Network::Sequential(network) => sequential::draft(&call, network)?,
+            Network::Block(network) => block::draft(&call, network)?,
+            Network::Heads(network) => heads::draft(&call, network)?,
+        }
+        tree::describe(&call)
     }
 
     /// Makes weights, pages and workspace resident; clears the pages.

@@ -3,11 +3,13 @@
 //! their nodes.
 
 mod compact;
+mod inner;
 mod mask;
 mod paths;
 mod topology;
 
 pub use compact::{CompactRows, FLAG_INVALID, Placement, Planes, RowLists};
+pub use inner::Inner;
 pub use mask::{
     Extent, FLAG_PARENTS, FLAG_PATHS, FLAG_SIZE, LeafPaths, Links, Mask, MaskForm, MaskLayout,
     MaskTrees,

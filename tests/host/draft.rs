@@ -124,6 +124,37 @@ impl Table {
     }
 }
 
+/// What trees a call drafts.
+#[derive(Clone, Debug)]
+pub enum TreeShape {
+    Static(Vec<i32>),
+    Dynamic { nodes: i32, depth: i32, width: i32 },
+    Stochastic(Vec<i32>),
+}
+
+impl TreeShape {
+    /// The struct for the call, which points into this shape.
+    pub fn view(&self) -> spec_tree_shape {
+        let of = |kind: i32, parents: &[i32]| spec_tree_shape {
+            kind,
+            num_nodes: parents.len() as i32,
+            parents: parents.as_ptr(),
+            ..Versioned::blank()
+        };
+        match self {
+            Self::Static(parents) => of(SPEC_TREE_STATIC, parents),
+            Self::Stochastic(parents) => of(SPEC_TREE_STOCHASTIC, parents),
+            &Self::Dynamic { nodes, depth, width } => spec_tree_shape {
+                kind: SPEC_TREE_DYNAMIC,
+                num_nodes: nodes,
+                depth,
+                width,
+                ..Versioned::blank()
+            },
+        }
+    }
+}
+
 /// The arrays of one drafting call. A test changes them before it makes the call.
 #[derive(Clone, Debug)]
 pub struct DraftCall {
@@ -148,6 +179,9 @@ pub struct DraftCall {
     pub draft_stride: usize,
     pub padding: Option<i32>,
     pub min_confidence: f32,
+    pub shape: Option<TreeShape>,
+    /// Elements from one sequence's tree to the next, if the call tells the trees.
+    pub tree_stride: Option<usize>,
 }
 
 impl DraftCall {
@@ -194,7 +228,16 @@ impl DraftCall {
             draft_stride: max_drafts as usize,
             padding: None,
             min_confidence: 0.0,
+            shape: None,
+            tree_stride: None,
         }
+    }
+
+    /// The same call for trees, which it tells.
+    pub fn with_trees(mut self, shape: &TreeShape) -> Self {
+        self.shape = Some(shape.clone());
+        self.tree_stride = Some(self.max_drafts as usize + 1);
+        self
     }
 
     /// The structs for the call on the device of this process, with places for what it writes.
@@ -254,6 +297,8 @@ pub struct Prepared<'a> {
     logits: Option<Matrix>,
     candidates: Option<Buffer<i32>>,
     confidence: Option<Buffer<f32>>,
+    /// Parents, first children, next siblings, depths and positions.
+    trees: Vec<Buffer<i32>>,
     /// What `args` points to; boxed, so that it stays where it is.
     _records: Box<Records>,
     _arrays: Loan,
@@ -264,6 +309,8 @@ struct Records {
     embeddings: Option<spec_tensor>,
     sampling: Option<spec_sampling>,
     logits: Option<spec_tensor>,
+    tree: Option<spec_tree>,
+    shape: Option<spec_tree_shape>,
 }
 
 fn record<T>(record: Option<&T>) -> *const T {
@@ -279,11 +326,29 @@ impl<'a> Prepared<'a> {
         let has_candidates = outputs.has_row_candidates && logits.is_some();
         let mut candidates = has_candidates.then(|| Buffer::filled(rows * columns, MARK));
         let mut confidence = outputs.has_confidence.then(|| Buffer::filled(rows, LOGIT_MARK));
+        let stride = call.tree_stride.unwrap_or(0);
+        let array = |_| Buffer::filled(sequences * stride, MARK);
+        let mut trees: Vec<Buffer<i32>> =
+            (0..if call.tree_stride.is_some() { 5 } else { 0 }).map(array).collect();
+        let tree = match &mut trees[..] {
+            [parents, first_child, next_sibling, depth, position] => Some(spec_tree {
+                stride: stride as i32,
+                parents: parents.as_mut_ptr(),
+                first_child: first_child.as_mut_ptr(),
+                next_sibling: next_sibling.as_mut_ptr(),
+                depth: depth.as_mut_ptr(),
+                position: position.as_mut_ptr(),
+                ..Versioned::blank()
+            }),
+            _ => None,
+        };
         let records = Box::new(Records {
             features: call.features.iter().map(|feature| feature.tensor_for(device)).collect(),
             embeddings: call.embeddings.as_ref().map(|matrix| matrix.tensor_for(device)),
             sampling: call.sampling.as_ref().map(SamplingColumns::view),
             logits: logits.as_mut().map(|logits| logits.output_tensor(device)),
+            tree,
+            shape: call.shape.as_ref().map(TreeShape::view),
         });
         let mut drafts = Buffer::filled(sequences * call.draft_stride, MARK);
         let mut proposed = Buffer::filled(sequences, MARK);
@@ -315,6 +380,8 @@ impl<'a> Prepared<'a> {
             features: records.features.as_ptr(),
             embeddings: record(records.embeddings.as_ref()),
             sampling: record(records.sampling.as_ref()),
+            tree: record(records.tree.as_ref()),
+            tree_shape: record(records.shape.as_ref()),
             draft_tokens: drafts.as_mut_ptr(),
             num_proposed: proposed.as_mut_ptr(),
             draft_logits: record(records.logits.as_ref()),
@@ -332,6 +399,7 @@ impl<'a> Prepared<'a> {
             logits,
             candidates,
             confidence,
+            trees,
             _records: records,
             _arrays: arrays,
         }
@@ -343,7 +411,8 @@ impl<'a> Prepared<'a> {
         let mut rows =
             logits.into_iter().flat_map(|logits| (0..logits.rows).map(|row| logits.row(row)));
         let mark = logits.map_or(0.0, |logits| logits.dtype.round(LOGIT_MARK));
-        self.drafts.iter().chain(&self.proposed).all(|&element| element == MARK)
+        let numbers = self.drafts.iter().chain(&self.proposed).chain(self.trees.iter().flatten());
+        numbers.copied().all(|element| element == MARK)
             && rows.all(|row| row.iter().all(|&logit| logit == mark))
     }
 
@@ -362,6 +431,9 @@ impl<'a> Prepared<'a> {
         let padding = self.call.padding.unwrap_or(-1);
         assert!(padded.iter().all(|&token| token == padding), "padding: {row:?}");
         assert!(beyond.iter().all(|&token| token == MARK), "written between rows: {row:?}");
+        if self.call.shape.is_some() {
+            return self.tree_drafts(sequence, tokens);
+        }
         let logits = self.logits.as_ref().map(|logits| {
             let mark = logits.dtype.round(LOGIT_MARK);
             let mut rows = (0..width).map(|step| logits.row(sequence * width + step));
@@ -383,7 +455,101 @@ impl<'a> Prepared<'a> {
             logits: logits.unwrap_or_default(),
             candidates: candidates.collect(),
             confidence: confidence.copied().collect(),
+            tree: self.tree(sequence, tokens.len()),
         }
+    }
+
+    /// The proposals of a sequence whose tree the call tells. Rows of logits that belong to no node with
+    /// children must be untouched.
+    fn tree_drafts(&self, sequence: usize, tokens: &[i32]) -> Drafts {
+        let tree = self.tree(sequence, tokens.len());
+        let width = self.call.max_drafts as usize;
+        let logits = self.logits.iter().flat_map(|logits| {
+            let mark = logits.dtype.round(LOGIT_MARK);
+            let row = |node: usize| {
+                let row = logits.row(sequence * width + node);
+                let is_untouched = row.iter().all(|&logit| logit == mark);
+                let has_children = tree.first_child.get(node).is_some_and(|&child| child != -1);
+                let is_there = node == 0 || tokens.get(node - 1).is_some_and(|&token| token >= 0);
+                assert_eq!(is_untouched, !(has_children && is_there), "row of node {node}");
+                if is_untouched { Vec::new() } else { row }
+            };
+            (0..width).map(row).collect::<Vec<_>>()
+        });
+        Drafts {
+            tokens: tokens.to_vec(),
+            logits: logits.collect(),
+            tree: tree.clone(),
+            ..Drafts::default()
+        }
+    }
+
+    /// What the call tells of a sequence's tree, of which so many drafts are proposed.
+    fn tree(&self, sequence: usize, drafts: usize) -> Tree {
+        let Some(stride) = self.call.tree_stride else { return Tree::default() };
+        let nodes = self.call.max_drafts as usize + 1;
+        let mut arrays = self.trees.iter().map(|array| {
+            let row = &array[sequence * stride..][..stride];
+            assert!(row[drafts + 1..nodes].iter().all(|&element| element == -1), "{row:?}");
+            assert!(row[nodes..].iter().all(|&element| element == MARK), "written between rows");
+            row[..=drafts].to_vec()
+        });
+        let mut next = || arrays.next().expect("five arrays");
+        Tree {
+            parents: next(),
+            first_child: next(),
+            next_sibling: next(),
+            depth: next(),
+            position: next(),
+        }
+    }
+}
+
+/// What a call tells of a tree, for as many nodes as there are.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tree {
+    pub parents: Vec<i32>,
+    pub first_child: Vec<i32>,
+    pub next_sibling: Vec<i32>,
+    pub depth: Vec<i32>,
+    pub position: Vec<i32>,
+}
+
+impl Tree {
+    /// What these parents say of a tree whose root has this position.
+    pub fn of(parents: &[i32], position: i32) -> Self {
+        let children =
+            |node: usize| (0..parents.len()).filter(move |&child| parents[child] == node as i32);
+        let number = |node: Option<usize>| node.map_or(-1, |node| node as i32);
+        let mut depth = vec![0; parents.len()];
+        for node in 1..parents.len() {
+            depth[node] = depth[parents[node] as usize] + 1;
+        }
+        let sibling = |node: usize| {
+            (node + 1..parents.len()).find(|&other| node > 0 && parents[other] == parents[node])
+        };
+        let nodes = 0..parents.len();
+        Self {
+            parents: parents.to_vec(),
+            first_child: nodes.clone().map(|node| number(children(node).next())).collect(),
+            next_sibling: nodes.map(|node| number(sibling(node))).collect(),
+            position: depth.iter().map(|depth| position + depth).collect(),
+            depth,
+        }
+    }
+
+    /// The tree of its first nodes.
+    pub fn first(&self, nodes: usize) -> Self {
+        Self::of(&self.parents[..nodes], self.position[0])
+    }
+
+    /// The nodes from below the root to a node.
+    pub fn path(&self, node: usize) -> Vec<usize> {
+        let above = |&node: &usize| usize::try_from(self.parents[node]).ok();
+        let mut path: Vec<usize> = std::iter::successors(Some(node), above).collect();
+        path.pop();
+        path.reverse();
+        path
     }
 }
 
@@ -397,6 +563,9 @@ pub struct Drafts {
     pub candidates: Vec<Vec<i32>>,
     /// How probably each is accepted, where the drafter tells.
     pub confidence: Vec<f32>,
+    /// The tree, where the call tells it. The logits are then those below each node, empty for a node
+    /// without children.
+    pub tree: Tree,
 }
 
 impl PartialEq for Drafts {
@@ -408,6 +577,7 @@ impl PartialEq for Drafts {
         self.tokens == other.tokens
             && bits(&self.logits) == bits(&other.logits)
             && self.candidates == other.candidates
+            && self.tree == other.tree
             && bits(std::slice::from_ref(&self.confidence))
                 == bits(std::slice::from_ref(&other.confidence))
     }

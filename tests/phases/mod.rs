@@ -357,6 +357,8 @@ pub fn batch(num_sequences: usize, max_drafts: usize) -> DraftBatch<'static> {
         features: &[],
         embeddings: None,
         sampling: SamplingArrays::default(),
+        shape: None,
+        tree: None,
         draft_tokens: none,
         num_proposed: None,
         draft_logits: None,

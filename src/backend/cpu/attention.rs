@@ -10,9 +10,9 @@ use super::simd::{Isa, LANES, Lanes, dispatched};
 use super::threads::Pool;
 use super::vector::exp;
 use crate::backend::phases::{
-    Attend, AttentionHeads, BlockKv, KvPool, MAX_HEAD_DIM, Mask, Paging, Rows,
+    Attend, AttentionHeads, BlockKv, KvPool, MAX_HEAD_DIM, Mask, OwnKv, Paging, Rows,
 };
-use crate::tensor::{Dtype, Span};
+use crate::tensor::{Dtype, Matrix, Span};
 use std::ops::Range;
 
 /// Query heads that share one pass over the keys.
@@ -50,14 +50,20 @@ pub fn scratch_bytes(rows: usize, heads: &AttentionHeads, positions: usize) -> u
     units.saturating_mul(partitions).saturating_mul(partial_len(heads.head_dim) * size_of::<f32>())
 }
 
-/// The block that a row belongs to.
+/// The positions of a row that do not lie in the pool.
 #[derive(Clone, Copy)]
-struct RowBlock {
-    /// The position of its first row.
+struct RowKv<'a> {
+    /// The first of them.
     begin: usize,
-    /// Its first page.
-    first_page: usize,
-    kv: BlockKv,
+    kv: Own<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Own<'a> {
+    /// The block that the row belongs to, with its first page.
+    Block(BlockKv, usize),
+    /// The slots of the nodes from below the root of a tree to the row's own, and the slots' pages.
+    Path(&'a [i32], Matrix),
 }
 
 /// Where keys and values of one sequence's positions are, seen by one of its rows.
@@ -65,17 +71,28 @@ struct RowBlock {
 struct Places<'a> {
     paging: &'a Paging,
     sequence: usize,
-    block: Option<RowBlock>,
+    own: Option<RowKv<'a>>,
 }
 
 impl<'a> Places<'a> {
     fn of(paging: &'a Paging, row: usize, sequence: usize, position: usize) -> Self {
-        let block = paging.block.map(|kv| RowBlock {
-            begin: position - row % kv.len,
-            first_page: row / kv.len * kv.pages_per_block(paging.pool.page_size),
-            kv,
+        let own = paging.own.as_ref().map(|own| match own {
+            OwnKv::Block(kv) => {
+                let first_page = row / kv.len * kv.pages_per_block(paging.pool.page_size);
+                RowKv { begin: position - row % kv.len, kv: Own::Block(*kv, first_page) }
+            }
+            OwnKv::Tree(kv) => {
+                // SAFETY: the phase that laid the row out has written its path.
+                let path = unsafe { elements(kv.paths.slice(row * kv.stride, kv.depth)) };
+                RowKv { begin: position + 1 - kv.depth, kv: Own::Path(path, kv.pages) }
+            }
         });
-        Self { paging, sequence, block }
+        Self { paging, sequence, own }
+    }
+
+    /// The block that the row belongs to, and the position of its first row.
+    fn block(&self) -> Option<(usize, BlockKv)> {
+        self.own.map(|own| own.begin).zip(self.paging.block())
     }
 
     /// Where a head's keys or values of a position lie.
@@ -86,11 +103,17 @@ impl<'a> Places<'a> {
     /// The same by a head's number among the heads of keys and values, from the layer's first on.
     fn plane_address(&self, position: usize, plane: usize) -> u64 {
         let KvPool { pages, page_size, num_kv_heads, head_dim, .. } = self.paging.pool;
-        let (pages, page, place, layer) = match self.block {
-            Some(block) if position >= block.begin => {
-                let place = position - block.begin;
-                (block.kv.pages, block.first_page + place / page_size, place % page_size, 0)
-            }
+        let (pages, page, place, layer) = match self.own {
+            Some(own) if position >= own.begin => match own.kv {
+                Own::Block(kv, first_page) => {
+                    let place = position - own.begin;
+                    (kv.pages, first_page + place / page_size, place % page_size, 0)
+                }
+                Own::Path(path, pages) => {
+                    let slot = path[position - own.begin] as usize;
+                    (pages, slot / page_size, slot % page_size, self.paging.layer)
+                }
+            },
             _ => {
                 // SAFETY: plan_rows has filled page_row and checked the pages of all positions of
                 // its rows.
@@ -111,12 +134,13 @@ impl<'a> Places<'a> {
         let next = position + 1;
         // A window that moves with the row may leave the beginning of its block out; one that ends
         // before the block never does.
-        let (window_end, kept) = match self.block {
-            Some(block) if mask.window_from_block => (block.begin, block.begin),
+        let block = self.block();
+        let (window_end, kept) = match block {
+            Some((begin, _)) if mask.window_from_block => (begin, begin),
             _ => (next, position),
         };
-        let end = match self.block {
-            Some(block) if mask.sees_block => block.begin + block.kv.len,
+        let end = match block {
+            Some((begin, kv)) if mask.sees_block => begin + kv.len,
             _ => next,
         };
         let window = mask.window.map_or(0, |window| window_end.saturating_sub(window));
@@ -129,7 +153,7 @@ impl<'a> Places<'a> {
 ///
 /// # Safety
 ///
-/// The contract of [`crate::backend::Backend`]; the row was laid out by `plan_rows` or `start_block`.
+/// The contract of [`crate::backend::Backend`]; the row was laid out by the phase that made it.
 pub unsafe fn append(
     paging: &Paging,
     (row, sequence, position): (usize, usize, usize),
@@ -471,7 +495,6 @@ unsafe fn accumulate<L: Lanes, E: Element>(
 mod tests {
     use super::super::threads::Threads;
     use super::*;
-    use crate::tensor::Matrix;
 
     const HEADS: AttentionHeads = AttentionHeads { num_heads: 20, num_kv_heads: 2, head_dim: 20 };
 
@@ -540,7 +563,7 @@ mod tests {
             };
             let table = Span::new(self.table.as_ptr() as u64, self.table.len());
             let page_row = Span::new(first.as_ptr() as u64, 1);
-            Paging { pool, table, page_row, layer: 1, block: None }
+            Paging { pool, table, page_row, layer: 1, own: None }
         }
 
         fn attend(&mut self, isa: Isa, threads: usize, position: i32, range: Seen) -> Vec<f32> {

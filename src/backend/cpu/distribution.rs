@@ -512,18 +512,31 @@ impl<'a> Reader<'a> {
     /// The place that a number stands for: the first one in order with which the weights exceed
     /// the number's share of their sum. The law is the last one that was asked for.
     pub fn draw(&self, law: &Law, number: u64) -> usize {
-        let mut target = scaled(number, u128::from(law.sum())) as u64;
+        self.draw_apart(law, number, &[]).unwrap_or_else(|| unreachable!("the sum is not 0"))
+    }
+
+    /// The same if the weights of some places, given with these, were 0; `None` where no other has
+    /// a weight.
+    pub fn draw_apart(&self, law: &Law, number: u64, apart: &[(usize, u64)]) -> Option<usize> {
+        let left = law.sum() - apart.iter().map(|&(_, weight)| weight).sum::<u64>();
+        if left == 0 {
+            return None;
+        }
+        let mut target = scaled(number, u128::from(left)) as u64;
         let mut weights = Block([0; BLOCK]);
         for block in 0..self.row.blocks() {
-            let sum = self.block_sum(law, block);
+            let apart = apart.iter().filter(|(place, _)| place / BLOCK == block);
+            let sum =
+                self.block_sum(law, block) - apart.clone().map(|(_, weight)| weight).sum::<u64>();
             if target >= sum {
                 target -= sum;
                 continue;
             }
             self.weights(law, block, &mut weights);
+            apart.for_each(|(place, _)| weights.0[place % BLOCK] = 0);
             for (place, &weight) in weights.0.iter().enumerate() {
                 if target < weight {
-                    return block * BLOCK + place;
+                    return Some(block * BLOCK + place);
                 }
                 target -= weight;
             }

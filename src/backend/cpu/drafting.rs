@@ -407,8 +407,7 @@ impl CpuBackend {
             }
             let logits = phase.logits.row_range(index, 1);
             let position = place(phase.rows.position, index);
-            // The row reads the token of the position after its own, and proposes the one after.
-            let drawn_at = *position + 2;
+            let drawn_at = *position + phase.distance as i32;
             let column = self.draw(&phase.batch, &logits, (sequence, step), drawn_at, scratch);
             let token = token_of(column);
             *place(draft_tokens.span, sequence * draft_tokens.stride + step) = token;

@@ -4,6 +4,7 @@ use super::distribution::{Reader, Scratch, Split};
 use super::memory::read;
 use super::rows::Row;
 use super::simd::Isa;
+use crate::backend::trees::CHILDREN_MAX;
 use crate::backend::verify::SamplingArrays;
 use crate::sampling::{Parameters, Purpose, draft_lane, uniform};
 use crate::tensor::{Carver, Matrix, Span};
@@ -32,6 +33,84 @@ pub unsafe fn draw_draft(
     (position, before): (i32, usize),
     scratch: Span<u8>,
 ) -> usize {
+    // SAFETY: as this function's contract.
+    unsafe {
+        let reader = reader(isa, logits, scratch);
+        let (seed, lane) = (seed(sampling, sequence), draft_lane(before, 0));
+        let number = uniform(seed, position as u64, Purpose::Draft, lane);
+        let law = reader.law(&parameters(sampling, sequence));
+        law.map_or(0, |law| reader.draw(&law, number))
+    }
+}
+
+/// The sum of the weights of the logits' row 0 at temperature 1; `None` where there is no candidate.
+///
+/// # Safety
+///
+/// As for [`draw_draft`].
+pub(super) unsafe fn row_sum(isa: Isa, logits: &Matrix, scratch: Span<u8>) -> Option<u64> {
+    let plain = Parameters { temperature: 1.0, ..Parameters::GREEDY };
+    // SAFETY: as this function's contract.
+    unsafe { reader(isa, logits, scratch) }.law(&plain).map(|law| law.sum())
+}
+
+/// The children of a node, which are drawn one after the other without replacement.
+pub(super) struct Siblings {
+    /// One row.
+    pub(super) logits: Matrix,
+    pub(super) sampling: SamplingArrays,
+    pub(super) sequence: usize,
+    /// Their position.
+    pub(super) position: i32,
+    /// Drafts before them on their path.
+    pub(super) before: usize,
+}
+
+impl Siblings {
+    /// Draws a column for each id; the value becomes -inf where nothing is left to draw. Where
+    /// tokens are not drawn, or there is no candidate at all, ids and values stay what they are. There are
+    /// at most [`CHILDREN_MAX`] ids.
+    ///
+    /// # Safety
+    ///
+    /// As for [`draw_draft`].
+    pub(super) unsafe fn draw(
+        &self,
+        isa: Isa,
+        ids: &mut [i32],
+        values: &mut [f32],
+        scratch: Span<u8>,
+    ) {
+        let mut taken = [(0, 0); CHILDREN_MAX];
+        // SAFETY: as this function's contract.
+        unsafe {
+            let parameters = parameters(&self.sampling, self.sequence);
+            if parameters.is_greedy() {
+                return;
+            }
+            let reader = reader(isa, &self.logits, scratch);
+            let Some(law) = reader.law(&parameters) else { return };
+            let seed = seed(&self.sampling, self.sequence);
+            for (rank, (id, value)) in ids.iter_mut().zip(values).enumerate() {
+                let lane = draft_lane(self.before, rank);
+                let number = uniform(seed, self.position as u64, Purpose::Draft, lane);
+                let column = reader.draw_apart(&law, number, &taken[..rank]);
+                *value = f32::NEG_INFINITY;
+                let Some(column) = column else { continue };
+                taken[rank] = (column, reader.weight(&law, column));
+                *id = column as i32;
+                *value = 0.0;
+            }
+        }
+    }
+}
+
+/// A reader of the logits' row 0.
+///
+/// # Safety
+///
+/// As for [`draw_draft`].
+unsafe fn reader(isa: Isa, logits: &Matrix, scratch: Span<u8>) -> Reader<'static> {
     let scratch = Scratch::carve(&mut Carver::of_block(scratch.address()), logits.columns, 1);
     let row = Row {
         address: logits.row_address(0),
@@ -40,13 +119,7 @@ pub unsafe fn draw_draft(
         token_ids: None,
     };
     // SAFETY: as this function's contract.
-    unsafe {
-        let reader = Reader::new(isa, Split::NONE, row, scratch);
-        let (seed, lane) = (seed(sampling, sequence), draft_lane(before, 0));
-        let number = uniform(seed, position as u64, Purpose::Draft, lane);
-        let law = reader.law(&parameters(sampling, sequence));
-        law.map_or(0, |law| reader.draw(&law, number))
-    }
+    unsafe { Reader::new(isa, Split::NONE, row, scratch) }
 }
 
 /// How a sequence's tokens are drawn.

@@ -16,6 +16,7 @@ mod rows;
 mod simd;
 mod threads;
 mod tree;
+mod trees;
 mod vector;
 mod verify;
 
@@ -30,6 +31,9 @@ use super::experts::MixExperts;
 use super::phases::{
     AddProjection, Attend, AttentionHeads, DraftBatch, EmbedTokens, Fault, FuseFeatures, FuseToken,
     GateRows, GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock, StepMlp,
+};
+use super::trees::{
+    BranchRows, DescribeTree, DrawSiblings, ExpandBest, RankCandidates, ScoreChildren, TellLogits,
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
@@ -275,6 +279,48 @@ impl Backend for CpuBackend {
     fn propose(&self, _: Stream, phase: &Propose<'_>) -> Result<()> {
         // SAFETY: as above.
         unsafe { self.propose_rows(phase) };
+        Ok(())
+    }
+
+    fn tell_logits(&self, _: Stream, phase: &TellLogits<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.tell_rows(phase) };
+        Ok(())
+    }
+
+    fn draw_siblings(&self, _: Stream, phase: &DrawSiblings<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.draw_sibling_rows(phase) };
+        Ok(())
+    }
+
+    fn branch_rows(&self, _: Stream, phase: &BranchRows<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.branch(phase) };
+        Ok(())
+    }
+
+    fn score_children(&self, _: Stream, phase: &ScoreChildren<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.score_rows(phase) };
+        Ok(())
+    }
+
+    fn expand_best(&self, _: Stream, phase: &ExpandBest<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.expand(phase) };
+        Ok(())
+    }
+
+    fn rank_candidates(&self, _: Stream, phase: &RankCandidates<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.rank(phase) };
+        Ok(())
+    }
+
+    fn describe_tree(&self, _: Stream, phase: &DescribeTree<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.describe_trees(phase) };
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! Laying out the rows of a drafting call. Nothing that the host's arrays say is trusted here, and
 //! nothing that passed is checked again later.
 
-use super::memory::{elements, elements_mut, read};
+use super::memory::{elements, elements_mut, place, read};
 use crate::backend::phases::{Column, DraftBatch, Fault, KvPool, Limits, Plan};
+use crate::backend::trees::TreeShape;
 use crate::tensor::Span;
 
 /// Checks a call's arrays, lays out its rows, pads its outputs. Returns how many rows there are.
@@ -120,19 +121,26 @@ impl Planner<'_> {
 
     /// The tokens that the sequence proposes if all is well.
     unsafe fn drafts(&self, b: usize, position: usize) -> usize {
-        let max_drafts = self.batch.max_drafts.min(self.limits.most_drafts) as i64;
+        let (batch, limits) = (self.batch, self.limits);
         // SAFETY: as for `sequence`.
         let (wanted, limit) = unsafe {
-            (
-                optional(self.batch.num_drafts, b, max_drafts),
-                optional(self.batch.limit, b, i64::MAX),
-            )
+            (optional(batch.num_drafts, b, i64::MAX), optional(batch.limit, b, i64::MAX))
         };
         // The last proposal has no row, and the first one none of its own unless rows read their tokens.
-        let rowless = if self.limits.reads_own_tokens { 0 } else { 1 };
-        let room = (self.limits.max_position - position + rowless) as i64;
-        let drafts = wanted.min(limit.saturating_sub(1)).min(max_drafts).min(room);
-        drafts.max(0) as usize
+        let rowless = if limits.reads_own_tokens { 0 } else { 1 };
+        let room = limits.max_position - position + rowless;
+        let behind = limit.saturating_sub(1).clamp(0, room.min(limits.most_drafts) as i64) as usize;
+        let drafts = match &batch.shape {
+            None => behind,
+            Some(shape) => {
+                if let TreeShape::Dynamic { depth, .. } = shape {
+                    // SAFETY: as for `sequence`.
+                    unsafe { *place(self.plan.depth, b) = behind.min(*depth) as i32 };
+                }
+                shape.drafts_within(behind)
+            }
+        };
+        drafts.min(batch.max_drafts).min(wanted.max(0) as usize)
     }
 
     /// The host's row of a sequence's row to commit.
@@ -187,10 +195,13 @@ impl Planner<'_> {
         // SAFETY: as for `sequence`; the range is checked before it is read.
         unsafe {
             let (first, len) = self.pages(rows.sequence)?;
+            // The rows of trees do not enter the pool.
+            let chained = if self.batch.shape.is_some() { 1 } else { usize::MAX };
+            let drafts = rows.drafts.min(chained);
             let behind = match (self.limits.drafts_in_pages, self.limits.reads_own_tokens) {
                 (false, _) => 0,
-                (true, false) => rows.drafts.max(1) - 1,
-                (true, true) => rows.drafts,
+                (true, false) => drafts.max(1) - 1,
+                (true, true) => drafts,
             };
             let last = (rows.position + behind - 1) / self.pool.page_size;
             if last >= len {

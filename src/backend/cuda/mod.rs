@@ -39,9 +39,12 @@ use super::phases::{
     AddProjection, Attend, AttentionHeads, DraftBatch, EmbedTokens, Fault, FuseFeatures, FuseToken,
     GateRows, GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock, StepMlp,
 };
+use super::trees::{
+    BranchRows, DescribeTree, DrawSiblings, ExpandBest, RankCandidates, ScoreChildren, TellLogits,
+};
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Matrix, Span};
 use crate::tree::{CompactRows, MaskTrees};
 use device::Device;
@@ -347,6 +350,34 @@ impl Backend for CudaBackend {
         unsafe { propose::propose(&self.kernels, stream, phase) }
     }
 
+    fn tell_logits(&self, _: Stream, _: &TellLogits<'_>) -> Result<()> {
+        no_trees()
+    }
+
+    fn draw_siblings(&self, _: Stream, _: &DrawSiblings<'_>) -> Result<()> {
+        no_trees()
+    }
+
+    fn branch_rows(&self, _: Stream, _: &BranchRows<'_>) -> Result<()> {
+        no_trees()
+    }
+
+    fn score_children(&self, _: Stream, _: &ScoreChildren<'_>) -> Result<()> {
+        no_trees()
+    }
+
+    fn expand_best(&self, _: Stream, _: &ExpandBest<'_>) -> Result<()> {
+        no_trees()
+    }
+
+    fn rank_candidates(&self, _: Stream, _: &RankCandidates<'_>) -> Result<()> {
+        no_trees()
+    }
+
+    fn describe_tree(&self, _: Stream, _: &DescribeTree<'_>) -> Result<()> {
+        no_trees()
+    }
+
     fn take_fault(&self, words: &FaultWords) -> Option<(Fault, usize)> {
         let words: &PinnedMemory = words.owner.downcast_ref()?;
         let [number, sequence] = memory::halves(words.words()[0].swap(0, Ordering::AcqRel));
@@ -392,6 +423,11 @@ impl Backend for CudaBackend {
             })
         })
     }
+}
+
+/// What is refused before anything is enqueued.
+fn no_trees() -> Result<()> {
+    Err(Error::unsupported("trees: not drafted on CUDA devices by this version"))
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub struct PagingArgument {
 impl From<&Paging> for PagingArgument {
     fn from(paging: &Paging) -> Self {
         let page_size = paging.pool.page_size;
-        let block = paging.block;
+        let block = paging.block();
         Self {
             pages: (&paging.pool.pages).into(),
             block_pages: MatrixArgument::of(block.as_ref().map(|block| &block.pages)),

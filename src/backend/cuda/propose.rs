@@ -44,6 +44,8 @@ struct ProposeArguments {
     keeps_logits: u32,
     feeds_back_normed: u32,
     most_last_blocks: u32,
+    distance: u32,
+    padding: u32,
 }
 
 // SAFETY: the struct of kernels/propose.cu.
@@ -114,6 +116,8 @@ pub unsafe fn propose(kernels: &Kernels, stream: Stream, phase: &Propose<'_>) ->
         keeps_logits: (phase.choice == Choice::Kept { with_logits: true }).into(),
         feeds_back_normed: phase.feed_back_normed.into(),
         most_last_blocks: most_last_blocks(kernels),
+        distance: phase.distance as u32,
+        padding: 0,
     };
     let others = std::iter::once(&phase.hidden)
         .chain(phase.norm.iter().filter_map(|norm| norm.weight.as_ref()));

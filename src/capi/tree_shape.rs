@@ -1,0 +1,148 @@
+//! Which trees a drafting call makes, and where they are told.
+
+use super::boundary::{self, reserved, within};
+use super::tensors::{optional_span, span};
+use super::types::{
+    SPEC_TREE_DYNAMIC, SPEC_TREE_STATIC, SPEC_TREE_STOCHASTIC, spec_tree, spec_tree_shape,
+};
+use crate::error::{Error, Result};
+use crate::session::{CHILDREN_MAX, Session, TreeArrays, TreeLimits, TreeShape};
+use crate::tree::{Inner, Limits, Topology};
+
+/// The shape of a call's trees, checked.
+#[expect(clippy::large_enum_variant, reason = "steps allocate nothing")]
+pub enum Shape {
+    Fixed { topology: Topology, is_drawn: bool },
+    Dynamic { nodes: usize, depth: usize, width: usize },
+}
+
+impl Shape {
+    pub fn view(&self) -> TreeShape<'_> {
+        match *self {
+            Self::Fixed { ref topology, is_drawn } => TreeShape::Fixed { topology, is_drawn },
+            Self::Dynamic { nodes, depth, width } => TreeShape::Dynamic { nodes, depth, width },
+        }
+    }
+}
+
+/// Reads the shape of the trees of a call that proposes at most `drafts` tokens for a sequence.
+///
+/// # Safety
+///
+/// `shape` is NULL or points to a struct as documented.
+pub unsafe fn read_shape(
+    session: &Session,
+    shape: *const spec_tree_shape,
+    drafts: usize,
+) -> Result<Option<Shape>> {
+    // SAFETY: as this function's contract.
+    let Some(shape) = (unsafe { boundary::read_optional(shape)? }) else { return Ok(None) };
+    let in_shape = |failure: Error| failure.within("tree_shape");
+    let limits = tree_limits(session)?;
+    reserved("tree_shape.reserved", shape.reserved.into())?;
+    let is_dynamic = match shape.kind {
+        SPEC_TREE_DYNAMIC => true,
+        SPEC_TREE_STATIC | SPEC_TREE_STOCHASTIC => false,
+        found => {
+            return Err(Error::invalid(format!("tree_shape.kind: expected 1 to 3, found {found}")));
+        }
+    };
+    let nodes = within("num_nodes", shape.num_nodes.into(), 1, drafts as i64 + 1);
+    let nodes = nodes.map_err(in_shape)?;
+    if is_dynamic {
+        return dynamic(&shape, &limits, nodes).map(Some).map_err(in_shape);
+    }
+    // SAFETY: as this function's contract.
+    unsafe { fixed(&shape, &limits, nodes) }.map(Some).map_err(in_shape)
+}
+
+fn tree_limits(session: &Session) -> Result<TreeLimits> {
+    let model = session.model();
+    if model.network().stepwise().is_none() {
+        return Err(Error::unsupported(format!(
+            "tree_shape: expected NULL, as trees are not drafted with {}",
+            model.kind()
+        )));
+    }
+    session.limits().tree.ok_or_else(|| {
+        Error::invalid("tree_shape: expected NULL, as the session's max_tree_width is 0")
+    })
+}
+
+/// What EAGLE-2 is asked for.
+fn dynamic(shape: &spec_tree_shape, limits: &TreeLimits, nodes: usize) -> Result<Shape> {
+    if !shape.parents.is_null() {
+        return Err(Error::invalid(format!(
+            "parents: expected NULL for SPEC_TREE_DYNAMIC, found {:p}",
+            shape.parents
+        )));
+    }
+    let depth = within("depth", shape.depth.into(), 1, limits.depth as i64)?;
+    let width = within("width", shape.width.into(), 1, limits.width as i64)?;
+    let most = TreeLimits { width, depth }.candidates() + 1;
+    within("num_nodes", nodes as i64, 1, most as i64)?;
+    Ok(Shape::Dynamic { nodes, depth, width })
+}
+
+/// # Safety
+///
+/// As for [`read_shape`].
+unsafe fn fixed(shape: &spec_tree_shape, limits: &TreeLimits, nodes: usize) -> Result<Shape> {
+    for (what, value) in [("depth", shape.depth), ("width", shape.width)] {
+        within(what, value.into(), 0, 0)?;
+    }
+    span("parents", shape.parents, nodes)?;
+    // SAFETY: num_nodes elements, by the documented contract; the pointer is aligned.
+    let parents = unsafe { std::slice::from_raw_parts(shape.parents, nodes) };
+    let in_parents = |failure: Error| failure.within("parents");
+    let most = Limits { nodes, depth: limits.depth, children: CHILDREN_MAX };
+    let topology =
+        Topology::from_parents(parents, &most).map_err(|flaw| in_parents(flaw.into()))?;
+    if !topology.is_by_level() {
+        let depth = topology.depth();
+        let node = (1..nodes).find(|&node| depth[node] < depth[node - 1]).unwrap_or(0);
+        return Err(Error::invalid(format!(
+            "parents: expected nodes in the order of their depths, found node {node} of depth {} behind one of depth {}",
+            depth[node],
+            depth[node - 1]
+        )));
+    }
+    let widest = Inner::of(&topology).widest();
+    if widest > limits.width {
+        return Err(Error::invalid(format!(
+            "parents: expected at most {} nodes with children on a level (the session's max_tree_width), found {widest}",
+            limits.width
+        )));
+    }
+    Ok(Shape::Fixed { topology, is_drawn: shape.kind == SPEC_TREE_STOCHASTIC })
+}
+
+/// Where the trees of a call are told.
+///
+/// # Safety
+///
+/// `tree` is NULL or points to a struct as documented.
+pub unsafe fn tree_arrays(
+    tree: *const spec_tree,
+    sequences: usize,
+    drafts: usize,
+) -> Result<Option<TreeArrays>> {
+    // SAFETY: as this function's contract.
+    let Some(tree) = (unsafe { boundary::read_optional(tree)? }) else { return Ok(None) };
+    let nodes = drafts + 1;
+    // Places in the arrays are kept as 32-bit numbers.
+    let most = i64::from(i32::MAX - 1) / sequences.max(1) as i64;
+    let stride = within("tree.stride", tree.stride.into(), nodes as i64, most)?;
+    let len = sequences.saturating_sub(1) * stride + nodes;
+    let array = |what: &str, pointer: *mut i32| {
+        optional_span(what, pointer.cast_const(), len).map_err(|failure| failure.within("tree"))
+    };
+    Ok(Some(TreeArrays {
+        stride,
+        parents: array("parents", tree.parents)?,
+        first_child: array("first_child", tree.first_child)?,
+        next_sibling: array("next_sibling", tree.next_sibling)?,
+        depth: array("depth", tree.depth)?,
+        position: array("position", tree.position)?,
+    }))
+}
