@@ -41,7 +41,7 @@ struct AttentionArguments {
   u32 tile_bytes;    // of shared memory
   u32 has_vectors;   // whether rows can be loaded in vectors
 };
-static_assert(sizeof(AttentionArguments) == 248, "as in src/backend/cuda/attention.rs");
+static_assert(sizeof(AttentionArguments) == 264, "as in src/backend/cuda/attention.rs");
 
 DEVICE f32 infinity() { return __uint_as_float(0x7f800000); }
 
@@ -59,13 +59,13 @@ DEVICE Mask mask_of(const AttentionArguments &arguments, const RowPages &pages, 
   const bool from_block = arguments.window_from_block;
   const u32 next = position + 1;
   const u32 end =
-      arguments.sees_block ? pages.block_begin + arguments.paging.block_len : next;
+      arguments.sees_block ? pages.own_begin + arguments.paging.block_len : next;
   const u32 context =
       arguments.context_begin != nullptr ? u32(max(arguments.context_begin[sequence], 0)) : 0;
   // A window that moves with the row may leave the beginning of its block out; one that ends before
   // the block never does.
-  const u32 window_end = from_block ? pages.block_begin : next;
-  const u32 kept = from_block ? pages.block_begin : position;
+  const u32 window_end = from_block ? pages.own_begin : next;
+  const u32 kept = from_block ? pages.own_begin : position;
   const u32 window = window_end - min(window_end, arguments.window);
   return Mask{min(max(context, window), kept), end};
 }

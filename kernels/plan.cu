@@ -64,9 +64,13 @@ struct PlanArguments {
   u32 has_embeddings;
   u32 drafts_in_pages;  // whether drafts take pages behind those of the committed rows
   u32 reads_own_tokens;  // rows go with their own tokens, and next tokens have rows
-  u32 padding;
+  u32 tree_nodes;  // 0: chains are drafted
+  u32 tree_depth;  // of dynamic trees; 0: the shape is given
+  u32 most_depth;  // of the kind
+  i32 *depth;      // how deep the tree of each sequence may be, written where trees are dynamic
+  const i32 *within;  // how many drafts of the given shape lie no deeper than each depth
 };
-static_assert(sizeof(PlanArguments) == 360, "as in src/backend/cuda/plan.rs");
+static_assert(sizeof(PlanArguments) == 384, "as in src/backend/cuda/plan.rs");
 
 // The sequences of a tile. What is found wrong with a row or a page of a sequence is kept as the number
 // of the row and the fault in the lowest bits, so that the smallest is the first.
@@ -161,12 +165,22 @@ DEVICE PageRow page_row(const PlanArguments &arguments, u32 b) {
 }
 
 // The tokens that a sequence proposes if all is well.
-DEVICE u32 drafts_of(const PlanArguments &arguments, i32 wanted, i64 limit, u32 position) {
+DEVICE u32 drafts_of(const PlanArguments &arguments, u32 b, i32 wanted, i64 limit, u32 position) {
   // The last proposal has no row, and the first one none of its own unless rows read their tokens.
   const i64 rowless = arguments.reads_own_tokens ? 0 : 1;
   const i64 room = i64(arguments.max_position) - position + rowless;
-  const i64 drafts = min(min(i64(wanted), limit - 1), min(i64(arguments.most_drafts), room));
-  return u32(max(drafts, i64(0)));
+  i64 drafts = min(limit - 1, room);
+  if (arguments.tree_nodes != 0) {
+    // What bounds chains bounds the depth of trees.
+    const u32 depth = u32(max(min(drafts, i64(arguments.most_depth)), i64(0)));
+    if (arguments.tree_depth == 0) {
+      drafts = arguments.within[min(depth, arguments.tree_nodes - 1)];
+    } else {
+      drafts = depth != 0 ? arguments.tree_nodes - 1 : 0;
+      arguments.depth[b] = i32(min(depth, arguments.tree_depth));
+    }
+  }
+  return u32(max(min(drafts, min(i64(wanted), i64(arguments.most_drafts))), i64(0)));
 }
 
 // Reads what the arrays say of a sequence, its rows and pages excepted, which are noted in the tile.
@@ -199,9 +213,11 @@ DEVICE Sequence read_sequence(const PlanArguments &arguments, u32 b, Tile &tile)
     sequence.fault = fault_rows;
     return sequence;
   }
-  sequence.drafts = drafts_of(arguments, wanted, limit, u32(position));
+  sequence.drafts = drafts_of(arguments, b, wanted, limit, u32(position));
   sequence.next_row = arguments.reads_own_tokens != 0 && sequence.drafts != 0 ? 1 : 0;
-  const u32 drafted = max(sequence.drafts, 1u) - 1 + sequence.next_row;
+  // The rows of trees do not enter the pool.
+  const u32 chained = arguments.tree_nodes != 0 ? 0 : max(sequence.drafts, 1u) - 1;
+  const u32 drafted = chained + sequence.next_row;
   const u32 last_position = u32(position) + (arguments.drafts_in_pages ? drafted : 0) - 1;
   const u32 first_page = u32(begin) / arguments.page_size;
   const u32 last_page = last_position / arguments.page_size;

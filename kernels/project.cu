@@ -50,7 +50,7 @@ struct ProjectArguments {
   u32 most_last_blocks;
 };
 static_assert(sizeof(HeadMap) == 104, "as in src/backend/cuda/project.rs");
-static_assert(sizeof(ProjectArguments) == 2744, "as in src/backend/cuda/project.rs");
+static_assert(sizeof(ProjectArguments) == 2760, "as in src/backend/cuda/project.rs");
 
 // ---- The input -----------------------------------------------------------------------------------
 

@@ -134,9 +134,6 @@ fn a_round_of_every_kind_allocates_nothing() {
 
 #[test]
 fn trees_of_every_shape_allocate_nothing() {
-    if !device::is_cpu_or_skipped("trees are drafted on the CPU") {
-        return;
-    }
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let context = Context::with_threads(2);
     // The workers allocate while they start: let them settle.

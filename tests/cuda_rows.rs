@@ -286,6 +286,7 @@ impl Planner {
             drafting: place.array(&vec![UNPLANNED; call.max_drafts + 1]),
             num_drafts: place.array(&vec![UNPLANNED; call.sequences]),
             depth: place.array(&[]),
+            shape: place.array(&[]),
             page_row: place.array(&vec![UNPLANNED; call.sequences]),
             fault: words.span,
         };

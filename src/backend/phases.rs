@@ -181,6 +181,9 @@ pub struct Plan {
     pub num_drafts: Span<i32>,
     /// How deep its tree may be, where trees are dynamic.
     pub depth: Span<i32>,
+    /// What a device keeps of the shape of a call's trees: [`super::trees::SHAPE_TABLES`] numbers of each
+    /// node.
+    pub shape: Span<i32>,
     /// Where each sequence's pages begin in the table that the call uses.
     pub page_row: Span<i32>,
     /// The first fault since the last poll: its number and its sequence.
@@ -438,6 +441,22 @@ impl Paging {
             Some(OwnKv::Block(block)) => Some(block),
             _ => None,
         }
+    }
+
+    /// Those of trees, if the rows are such.
+    pub fn tree(&self) -> Option<TreeKv> {
+        match self.own {
+            Some(OwnKv::Tree(tree)) => Some(tree),
+            _ => None,
+        }
+    }
+
+    /// The pages that are not of the pool.
+    pub fn own_pages(&self) -> Option<Matrix> {
+        self.own.map(|own| match own {
+            OwnKv::Block(block) => block.pages,
+            OwnKv::Tree(tree) => tree.pages,
+        })
     }
 }
 

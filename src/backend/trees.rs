@@ -8,6 +8,9 @@ use crate::tree::{Inner, Topology};
 /// The most children of a node.
 pub const CHILDREN_MAX: usize = 256;
 
+/// How many numbers of each node [`Plan::shape`] has room for.
+pub const SHAPE_TABLES: usize = 7;
+
 /// What trees a call drafts, the same for all sequences.
 #[derive(Clone, Copy, Debug)]
 pub enum TreeShape<'a> {
@@ -270,6 +273,6 @@ pub struct RankCandidates<'a> {
 pub struct DescribeTree<'a> {
     /// The call.
     pub batch: DraftBatch<'a>,
-    /// How many tokens each sequence proposes.
-    pub num_drafts: Span<i32>,
+    /// Its rows.
+    pub plan: Plan,
 }

@@ -5,7 +5,6 @@ use super::session::spec_session;
 use super::tensors::{self, Home, column, matrix, optional_column, optional_span, span};
 use super::tree_shape::{Shape, read_shape, tree_arrays};
 use super::types::{SPEC_PADDING, spec_draft_args, spec_error, spec_status, spec_tensor};
-use crate::context::DeviceType;
 use crate::error::{Error, Result};
 use crate::session::{DraftBatch, FEATURES_MAX, Session, Stream};
 use crate::tensor::{Dtype, Matrix};
@@ -121,9 +120,6 @@ unsafe fn draft(session: &Session, args: &spec_draft_args, stream: Stream) -> Re
         return Err(Error::unsupported(
             "draft_logits: expected NULL with SPEC_TREE_DYNAMIC, whose tokens are not drawn",
         ));
-    }
-    if tree.is_some() && session.model().context().description().device_type == DeviceType::Cuda {
-        return Err(Error::unsupported("tree: expected NULL on CUDA devices"));
     }
     let batch = DraftBatch {
         num_sequences: sequences,

@@ -32,7 +32,7 @@ pub fn describe(call: &Call<'_>) -> Result<()> {
     if call.batch.tree.is_none() {
         return Ok(());
     }
-    let phase = DescribeTree { batch: *call.batch, num_drafts: call.plan.num_drafts };
+    let phase = DescribeTree { batch: *call.batch, plan: *call.plan };
     call.backend.describe_tree(call.stream, &phase)
 }
 

@@ -3,7 +3,7 @@
 
 use super::CallLimits;
 use crate::backend::phases::{KvPool, Limits, Plan, Rows};
-use crate::context::DeviceType;
+use crate::backend::trees::SHAPE_TABLES;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::decoder::{RowLimits, Scratch};
@@ -167,6 +167,10 @@ impl<'a> Layout<'a> {
             drafting: carver.span(self.options.max_drafts),
             num_drafts: carver.span(sequences),
             depth: carver.span(if self.options.tree.is_some() { sequences } else { 0 }),
+            shape: carver.span(match self.options.tree {
+                Some(_) => SHAPE_TABLES * (self.options.max_drafts + 1),
+                None => 0,
+            }),
             page_row: carver.span(sequences),
             fault,
         };
@@ -207,12 +211,6 @@ fn check_trees(model: &Model, tree: &TreeLimits, max_sequences: usize) -> Result
         return Err(Error::unsupported(format!(
             "max_tree_width: expected 0, as trees are not drafted with {}, found {}",
             model.kind(),
-            tree.width
-        )));
-    }
-    if model.context().description().device_type == DeviceType::Cuda {
-        return Err(Error::unsupported(format!(
-            "max_tree_width: expected 0, as trees are not drafted on CUDA devices, found {}",
             tree.width
         )));
     }

@@ -304,7 +304,7 @@ impl CpuBackend {
     }
 
     pub(super) unsafe fn describe_trees(&self, phase: &DescribeTree<'_>) {
-        let DescribeTree { batch, num_drafts } = phase;
+        let DescribeTree { batch, plan } = phase;
         let Some(arrays) = &batch.tree else { return };
         let chain;
         let topology = match &batch.shape {
@@ -318,7 +318,7 @@ impl CpuBackend {
         self.pool.run(batch.num_sequences, &|sequence| {
             // SAFETY: the sequence's own rows, as the contract of Backend says.
             unsafe {
-                let drafts = read(*num_drafts, sequence) as usize;
+                let drafts = read(plan.num_drafts, sequence) as usize;
                 let drafts = drafts.min(topology.num_nodes() - 1);
                 let position = read(batch.position.span, sequence * batch.position.stride);
                 let nodes = batch.max_drafts + 1;

@@ -169,8 +169,8 @@ pub unsafe fn attend(
     let query_floats = vectors * (made_for * elements + 4);
     let shared = 2 * tile_bytes + (query_floats + tile * made_for) * size_of::<f32>();
     let (blocks, chunks) = sharing(phase, facts);
-    let block = phase.paging.block();
-    let is_of_blocks = block.is_some();
+    let is_of_blocks = phase.paging.block().is_some();
+    let own_pages = phase.paging.own_pages();
     let counters = phase.scratch.address();
     let arguments = AttentionArguments {
         rows: (&phase.rows).into(),
@@ -198,7 +198,7 @@ pub unsafe fn attend(
         phases: (THREADS / vectors) as u32,
         tile_bytes: tile_bytes as u32,
         has_vectors: std::iter::once(&pages)
-            .chain(block.as_ref().map(|block| &block.pages))
+            .chain(own_pages.as_ref())
             .all(|pages| has_vectors(pages, head_dim))
             .into(),
     };

@@ -26,6 +26,7 @@ mod propose;
 mod rows;
 mod token;
 mod tree;
+mod trees;
 mod verify;
 
 pub use device::Entered;
@@ -44,7 +45,7 @@ use super::trees::{
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{Dtype, Matrix, Span};
 use crate::tree::{CompactRows, MaskTrees};
 use device::Device;
@@ -350,32 +351,39 @@ impl Backend for CudaBackend {
         unsafe { propose::propose(&self.kernels, stream, phase) }
     }
 
-    fn tell_logits(&self, _: Stream, _: &TellLogits<'_>) -> Result<()> {
-        no_trees()
+    fn tell_logits(&self, stream: Stream, phase: &TellLogits<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { trees::tell_logits(&self.kernels, stream, phase) }
     }
 
-    fn draw_siblings(&self, _: Stream, _: &DrawSiblings<'_>) -> Result<()> {
-        no_trees()
+    fn draw_siblings(&self, stream: Stream, phase: &DrawSiblings<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { trees::draw_siblings(&self.kernels, stream, phase) }
     }
 
-    fn branch_rows(&self, _: Stream, _: &BranchRows<'_>) -> Result<()> {
-        no_trees()
+    fn branch_rows(&self, stream: Stream, phase: &BranchRows<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { trees::branch_rows(&self.kernels, stream, phase) }
     }
 
-    fn score_children(&self, _: Stream, _: &ScoreChildren<'_>) -> Result<()> {
-        no_trees()
+    fn score_children(&self, stream: Stream, phase: &ScoreChildren<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { trees::score_children(&self.kernels, stream, phase) }
     }
 
-    fn expand_best(&self, _: Stream, _: &ExpandBest<'_>) -> Result<()> {
-        no_trees()
+    fn expand_best(&self, stream: Stream, phase: &ExpandBest<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { trees::expand_best(&self.kernels, stream, phase) }
     }
 
-    fn rank_candidates(&self, _: Stream, _: &RankCandidates<'_>) -> Result<()> {
-        no_trees()
+    fn rank_candidates(&self, stream: Stream, phase: &RankCandidates<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { trees::rank_candidates(&self.kernels, stream, phase) }
     }
 
-    fn describe_tree(&self, _: Stream, _: &DescribeTree<'_>) -> Result<()> {
-        no_trees()
+    fn describe_tree(&self, stream: Stream, phase: &DescribeTree<'_>) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { trees::describe_tree(&self.kernels, stream, phase) }
     }
 
     fn take_fault(&self, words: &FaultWords) -> Option<(Fault, usize)> {
@@ -423,11 +431,6 @@ impl Backend for CudaBackend {
             })
         })
     }
-}
-
-/// What is refused before anything is enqueued.
-fn no_trees() -> Result<()> {
-    Err(Error::unsupported("trees: not drafted on CUDA devices by this version"))
 }
 
 #[cfg(test)]

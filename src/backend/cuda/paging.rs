@@ -9,7 +9,7 @@ use bytemuck::NoUninit;
 #[repr(C)]
 pub struct PagingArgument {
     pages: MatrixArgument,
-    block_pages: MatrixArgument,
+    own_pages: MatrixArgument,
     table: u64,
     page_row: u64,
     page_size: u32,
@@ -18,15 +18,18 @@ pub struct PagingArgument {
     head_dim: u32,
     block_len: u32,
     pages_per_block: u32,
+    paths: u64,
+    path_stride: u32,
+    path_len: u32,
 }
 
 impl From<&Paging> for PagingArgument {
     fn from(paging: &Paging) -> Self {
         let page_size = paging.pool.page_size;
-        let block = paging.block();
+        let (block, tree) = (paging.block(), paging.tree());
         Self {
             pages: (&paging.pool.pages).into(),
-            block_pages: MatrixArgument::of(block.as_ref().map(|block| &block.pages)),
+            own_pages: MatrixArgument::of(paging.own_pages().as_ref()),
             table: paging.table.address(),
             page_row: paging.page_row.address(),
             page_size: page_size as u32,
@@ -35,6 +38,9 @@ impl From<&Paging> for PagingArgument {
             head_dim: paging.pool.head_dim as u32,
             block_len: block.map_or(0, |block| block.len as u32),
             pages_per_block: block.map_or(0, |block| block.pages_per_block(page_size) as u32),
+            paths: tree.map_or(0, |tree| tree.paths.address()),
+            path_stride: tree.map_or(0, |tree| tree.stride as u32),
+            path_len: tree.map_or(0, |tree| tree.depth as u32),
         }
     }
 }

@@ -3,8 +3,10 @@
 use super::launch::{Arguments, Kernel, Kernels, Launch};
 use super::products::{RowCountArgument, address_or_zero};
 use super::rows::RowArrays;
+use super::trees;
 use crate::backend::Stream;
 use crate::backend::phases::{self, DraftBatch, Gather, KvPool, Limits, Plan};
+use crate::backend::trees::TreeShape;
 use crate::error::Result;
 use bytemuck::NoUninit;
 
@@ -16,6 +18,9 @@ const FEWEST_THREADS: usize = 128;
 
 /// Pages of a sequence that a thread may check.
 const PAGES_OF_THREAD: usize = 8;
+
+/// More than any tree is deep.
+const MOST_DEPTH: usize = 1 << 16;
 
 /// Threads of a block that copies a row.
 const GATHER_THREADS: u32 = 256;
@@ -78,7 +83,11 @@ struct PlanArguments {
     has_embeddings: u32,
     drafts_in_pages: u32,
     reads_own_tokens: u32,
-    padding: u32,
+    tree_nodes: u32,
+    tree_depth: u32,
+    most_depth: u32,
+    depth: u64,
+    within: u64,
 }
 
 // SAFETY: the struct of kernels/plan.cu.
@@ -98,6 +107,15 @@ pub unsafe fn plan_rows(
     plan: &Plan,
 ) -> Result<usize> {
     let most_rows = limits.max_rows.min(batch.num_rows);
+    let (tree_nodes, tree_depth, most_drafts) = match batch.shape {
+        None => (0, 0, batch.max_drafts.min(limits.most_drafts)),
+        Some(TreeShape::Fixed { topology, .. }) => (topology.num_nodes(), 0, batch.max_drafts),
+        Some(TreeShape::Dynamic { nodes, depth, .. }) => (nodes, depth, batch.max_drafts),
+    };
+    if let Some(TreeShape::Fixed { topology, .. }) = batch.shape {
+        // SAFETY: this function's contract.
+        unsafe { trees::store_shape(kernels, stream, topology, plan)? };
+    }
     let arguments = PlanArguments {
         position: batch.position.into(),
         row_count: batch.row_count.into(),
@@ -124,7 +142,7 @@ pub unsafe fn plan_rows(
         num_rows: batch.num_rows as u32,
         most_rows: most_rows as u32,
         max_drafts: batch.max_drafts as u32,
-        most_drafts: batch.max_drafts.min(limits.most_drafts) as u32,
+        most_drafts: most_drafts as u32,
         max_position: limits.max_position as u32,
         vocabulary: limits.vocabulary as u32,
         num_slots: limits.num_slots as u32,
@@ -135,7 +153,11 @@ pub unsafe fn plan_rows(
         has_embeddings: batch.embeddings.is_some().into(),
         drafts_in_pages: limits.drafts_in_pages.into(),
         reads_own_tokens: limits.reads_own_tokens.into(),
-        padding: 0,
+        tree_nodes: tree_nodes as u32,
+        tree_depth: tree_depth as u32,
+        most_depth: limits.most_drafts.min(MOST_DEPTH) as u32,
+        depth: plan.depth.address(),
+        within: trees::drafts_within(plan).address(),
     };
     // The kernel has a thread for each class of sequences that propose as many tokens.
     let work = [

@@ -63,7 +63,7 @@ const TILE_LOGITS: usize = 256;
 
 /// Bytes of scratch of a row: its largest logit and a group's counters, then a weight and a logit for
 /// each tile.
-fn record_bytes(columns: usize) -> usize {
+pub(super) fn record_bytes(columns: usize) -> usize {
     let tiles = columns.div_ceil(TILE_LOGITS);
     let bytes = (2 * size_of::<u64>())
         .saturating_add(tiles.saturating_mul(size_of::<u64>() + size_of::<f32>()));
