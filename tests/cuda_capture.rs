@@ -8,8 +8,8 @@ use device::buffer::Buffer;
 use device::memory::Memory;
 use device::stream::Stream;
 use device::{Device, driver};
-use host::checkpoint::Shape;
-use host::draft::{DraftCall, Place, Sampling, SamplingColumns, Text, Turn};
+use host::checkpoint::{MlpShape, Shape};
+use host::draft::{DraftCall, Place, Sampling, SamplingColumns, Text, TreeShape, Turn};
 use host::golden;
 use host::matrix::{Dtype, Matrix};
 use host::random::Random;
@@ -808,4 +808,72 @@ fn a_round_of_every_kind_is_captured_in_so_many_launches() {
         }
     }
     assert_eq!(counted, LAUNCHES.len(), "checkpoints that are not there");
+}
+
+/// Launches of a call that drafts trees of 8 nodes on 3 levels below the root: of a given shape, with the most
+/// probable tokens or with siblings that are drawn, and dynamic ones that expand 2 nodes on a level.
+const TREE_LAUNCHES: [(&str, [usize; 3]); 2] =
+    [("features", [33, 36, 35]), ("heads", [23, 26, 25])];
+
+#[test]
+fn trees_are_captured_in_so_many_launches_and_replayed_with_other_arrays() {
+    if !device::is_cuda_or_skipped() {
+        return;
+    }
+    const PROMPT: usize = 9;
+    let parents = vec![-1, 0, 0, 0, 1, 1, 2, 4];
+    let shapes = [
+        TreeShape::Static(parents.clone()),
+        TreeShape::Stochastic(parents),
+        TreeShape::Dynamic { nodes: 8, depth: 3, width: 2 },
+    ];
+    let context = Context::on(Device::Cuda);
+    for (name, expected) in TREE_LAUNCHES {
+        let directory = match name {
+            "heads" => MlpShape::default().write("tree-heads", 3),
+            _ => Shape::default().write("tree-features", 3),
+        };
+        let model = Model::load(&context, &directory, None).expect("a model");
+        let options = spec_session_options {
+            max_sequences: 2,
+            max_rows: 2 * PROMPT as i32,
+            max_drafts: 7,
+            max_position: 64,
+            max_tree_width: 4,
+            max_tree_depth: 3,
+            ..session_options()
+        };
+        let session = Session::create(&model, &options).expect("a session");
+        let vocabulary = model.info().vocabulary;
+        let text = Text::random(&mut Random::new(3), PROMPT + 3, vocabulary, &model.widths());
+        let mut launches = [0; 3];
+        for (shape, launches) in shapes.iter().zip(&mut launches) {
+            let sampling = Sampling { temperature: 0.9, seed: 4, ..Sampling::default() };
+            let call = |sampling: Sampling| {
+                let turns = [0, 1].map(|slot| {
+                    let turn = Turn::new(&text, 0..PROMPT, 7, Place::Slot(slot));
+                    if slot == 0 { turn } else { Turn { sampling, ..turn } }
+                });
+                DraftCall { logits: None, ..DraftCall::of(&turns) }.with_trees(shape)
+            };
+            let call = call(sampling);
+            let mut prepared = call.prepare(session.outputs);
+            let mut num_drafts = Buffer::filled(2, 0);
+            prepared.args.num_drafts = num_drafts.as_ptr();
+            let graph = session.stream.capture(|| {
+                session.enqueue(&prepared.args).expect("a captured call");
+            });
+            *launches = graph.launches;
+            for wanted in [[7, 7], [5, 0], [1, 6], [7, 7]] {
+                num_drafts.copy_from_slice(&wanted);
+                graph.launch(&session.stream);
+                session.stream.synchronize();
+                let called = DraftCall { num_drafts: Some(wanted.to_vec()), ..call.clone() };
+                let called = called.run(&session).expect("a call");
+                assert_eq!(prepared.drafts(), called, "{name}, {shape:?}, {wanted:?}");
+            }
+            session.poll().expect("no fault");
+        }
+        assert_eq!(launches, expected, "{name}");
+    }
 }
