@@ -953,13 +953,16 @@ typedef struct spec_distribution {
 /**
  * The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root, the known token, and
  * draft i, counted from 0, is node i + 1; parents come before their children; siblings are in the
- * order of their nodes, in which they are tested. `spec_draft` writes all arrays that are not
- * NULL: what max_drafts + 1 nodes say, -1 for those that were not proposed.
+ * order of their nodes, in which they are tested. `spec_draft` and `spec_tree_mask` write all
+ * arrays that are not NULL.
  */
 typedef struct spec_tree {
   /** sizeof(spec_tree). */
   uint32_t struct_size;
-  /** Elements from one sequence to the next, at least max_drafts + 1. */
+  /**
+   * Elements from one sequence to the next in each array. 0: all sequences have the tree of the
+   * first row (inputs only).
+   */
   int32_t stride;
   /** The parent of each node; -1 for the root. */
   int32_t *parents;
@@ -969,7 +972,7 @@ typedef struct spec_tree {
   int32_t *next_sibling;
   /** Edges from the root. */
   int32_t *depth;
-  /** The position of each node: that of the root and its depth. */
+  /** The position of each node: that of the root and the depth. */
   int32_t *position;
 } spec_tree;
 
@@ -1250,8 +1253,9 @@ typedef struct spec_draft_args {
   /** How proposals are drawn, each with a number of its own purpose. NULL: greedily. */
   const spec_sampling *sampling;
   /**
-   * The struct in host memory; its arrays are written: what trees the proposals are, as far as
-   * num_proposed reaches. Of a sequence that takes no part it is the root alone. Without
+   * The struct in host memory; its arrays, with a stride of at least max_drafts + 1, are
+   * written up to there: what trees the proposals are. Beyond them there is -1, 0 in `depth`
+   * and `position`. Of a sequence that takes no part it is the root alone. Without
    * `tree_shape` it describes chains. NULL: not wanted.
    */
   const spec_tree *tree;

@@ -113,7 +113,7 @@ fn run(session: &Session, call: &DraftCall) -> Vec<Drafts> {
         embeddings: None,
         sampling: sampling_arrays(call.sampling.as_ref().expect("samplings")),
         shape: None,
-        tree: None,
+        links: None,
         draft_tokens: column(args.draft_tokens, call.draft_stride),
         num_proposed: span(args.num_proposed, sequences),
         draft_candidates: None,

@@ -4,15 +4,18 @@
 pub mod block_heads;
 pub mod cpu;
 pub mod cuda;
+pub mod draft_trees;
 pub mod experts;
 pub mod phases;
-pub mod trees;
 pub mod verify;
 
 use crate::error::Result;
 use crate::tensor::{Dtype, Matrix, Span};
 use crate::tree::{CompactRows, MaskTrees};
 use block_heads::{Convolve, RateDrafts, Refine, SelectCandidates, StepMarkov, WalkCandidates};
+use draft_trees::{
+    BranchRows, DescribeTree, DrawSiblings, ExpandBest, RankCandidates, ScoreChildren, TellLogits,
+};
 use experts::MixExperts;
 use phases::{
     AddProjection, Attend, AttentionHeads, DraftBatch, EmbedTokens, Fault, FuseFeatures, FuseToken,
@@ -20,9 +23,6 @@ use phases::{
 };
 use std::any::Any;
 use std::ffi::CStr;
-use trees::{
-    BranchRows, DescribeTree, DrawSiblings, ExpandBest, RankCandidates, ScoreChildren, TellLogits,
-};
 use verify::{Rule, VerifyBatch};
 
 /// The kinds of device; the numbers are those of DLPack.

@@ -4,9 +4,10 @@
 
 pub use crate::tensor::Column;
 
-use super::trees::{TreeArrays, TreeKv, TreeShape};
+use super::draft_trees::{TreeKv, TreeShape};
 use super::verify::SamplingArrays;
 use crate::tensor::{Carver, Matrix, Span};
+use crate::tree::Links;
 
 /// What a host hands to one drafting call.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +52,7 @@ pub struct DraftBatch<'a> {
     /// What trees are drafted; `None` is chains.
     pub shape: Option<TreeShape<'a>>,
     /// Where the host wants to know the trees.
-    pub tree: Option<TreeArrays>,
+    pub links: Option<Links>,
     /// The proposals, `[B, stride]`.
     pub draft_tokens: Column,
     /// How many tokens were proposed.
@@ -181,7 +182,7 @@ pub struct Plan {
     pub num_drafts: Span<i32>,
     /// How deep its tree may be, where trees are dynamic.
     pub depth: Span<i32>,
-    /// What a device keeps of the shape of a call's trees: [`super::trees::SHAPE_TABLES`] numbers of each
+    /// What a device keeps of the shape of a call's trees: [`super::draft_trees::SHAPE_TABLES`] numbers of each
     /// node.
     pub shape: Span<i32>,
     /// Where each sequence's pages begin in the table that the call uses.

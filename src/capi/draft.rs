@@ -3,7 +3,8 @@
 use super::boundary::{self, borrow, call, within};
 use super::session::spec_session;
 use super::tensors::{self, Home, column, matrix, optional_column, optional_span, span};
-use super::tree_shape::{Shape, read_shape, tree_arrays};
+use super::tree;
+use super::tree_shape::{Shape, read_shape};
 use super::types::{SPEC_PADDING, spec_draft_args, spec_error, spec_status, spec_tensor};
 use crate::error::{Error, Result};
 use crate::session::{DraftBatch, FEATURES_MAX, Session, Stream};
@@ -101,7 +102,7 @@ unsafe fn draft(session: &Session, args: &spec_draft_args, stream: Stream) -> Re
     // SAFETY: as this function's contract.
     let features = unsafe { read_features(session, args, rows, &mut features)? };
     // SAFETY: as this function's contract.
-    let (embeddings, draft_logits, sampling, shape, tree) = unsafe {
+    let (embeddings, draft_logits, sampling, shape, links) = unsafe {
         (
             tensor("embeddings", home, args.embeddings, rows, session.model().hidden_size())?,
             tensor(
@@ -113,7 +114,7 @@ unsafe fn draft(session: &Session, args: &spec_draft_args, stream: Stream) -> Re
             )?,
             boundary::read_optional(args.sampling)?,
             read_shape(session, args.tree_shape, drafts)?,
-            tree_arrays(args.tree, sequences, drafts)?,
+            boundary::read_optional(args.tree)?,
         )
     };
     if matches!(shape, Some(Shape::Dynamic { .. })) && draft_logits.is_some() {
@@ -146,7 +147,7 @@ unsafe fn draft(session: &Session, args: &spec_draft_args, stream: Stream) -> Re
         embeddings,
         sampling: tensors::sampling(sampling.as_ref(), sequences)?,
         shape: shape.as_ref().map(Shape::view),
-        tree,
+        links: links.map(|links| tree::links(&links, sequences, drafts + 1)).transpose()?,
         draft_tokens: column(
             "draft_tokens",
             args.draft_tokens.cast_const(),

@@ -177,6 +177,11 @@ fn phase(args: &spec_tree_mask_args, links: Option<&spec_tree>) -> Result<MaskTr
     Ok(phase)
 }
 
+/// Where the host wants to know its trees of so many nodes.
+pub(super) fn links(links: &spec_tree, sequences: usize, nodes: usize) -> Result<Links> {
+    Sizes { sequences, nodes }.links(links)
+}
+
 /// The sizes of a call.
 #[derive(Clone, Copy)]
 struct Sizes {

@@ -1,12 +1,10 @@
-//! Which trees a drafting call makes, and where they are told.
+//! Which trees a drafting call makes.
 
 use super::boundary::{self, reserved, within};
-use super::tensors::{optional_span, span};
-use super::types::{
-    SPEC_TREE_DYNAMIC, SPEC_TREE_STATIC, SPEC_TREE_STOCHASTIC, spec_tree, spec_tree_shape,
-};
+use super::tensors::span;
+use super::types::{SPEC_TREE_DYNAMIC, SPEC_TREE_STATIC, SPEC_TREE_STOCHASTIC, spec_tree_shape};
 use crate::error::{Error, Result};
-use crate::session::{CHILDREN_MAX, Session, TreeArrays, TreeLimits, TreeShape};
+use crate::session::{CHILDREN_MAX, Session, TreeLimits, TreeShape};
 use crate::tree::{Inner, Limits, Topology};
 
 /// The shape of a call's trees, checked.
@@ -115,34 +113,4 @@ unsafe fn fixed(shape: &spec_tree_shape, limits: &TreeLimits, nodes: usize) -> R
         )));
     }
     Ok(Shape::Fixed { topology, is_drawn: shape.kind == SPEC_TREE_STOCHASTIC })
-}
-
-/// Where the trees of a call are told.
-///
-/// # Safety
-///
-/// `tree` is NULL or points to a struct as documented.
-pub unsafe fn tree_arrays(
-    tree: *const spec_tree,
-    sequences: usize,
-    drafts: usize,
-) -> Result<Option<TreeArrays>> {
-    // SAFETY: as this function's contract.
-    let Some(tree) = (unsafe { boundary::read_optional(tree)? }) else { return Ok(None) };
-    let nodes = drafts + 1;
-    // Places in the arrays are kept as 32-bit numbers.
-    let most = i64::from(i32::MAX - 1) / sequences.max(1) as i64;
-    let stride = within("tree.stride", tree.stride.into(), nodes as i64, most)?;
-    let len = sequences.saturating_sub(1) * stride + nodes;
-    let array = |what: &str, pointer: *mut i32| {
-        optional_span(what, pointer.cast_const(), len).map_err(|failure| failure.within("tree"))
-    };
-    Ok(Some(TreeArrays {
-        stride,
-        parents: array("parents", tree.parents)?,
-        first_child: array("first_child", tree.first_child)?,
-        next_sibling: array("next_sibling", tree.next_sibling)?,
-        depth: array("depth", tree.depth)?,
-        position: array("position", tree.position)?,
-    }))
 }

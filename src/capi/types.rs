@@ -635,8 +635,9 @@ pub struct spec_draft_args {
     pub embeddings: *const spec_tensor,
     /// How proposals are drawn, each with a number of its own purpose. NULL: greedily.
     pub sampling: *const spec_sampling,
-    /// The struct in host memory; its arrays are written: what trees the proposals are, as far as
-    /// num_proposed reaches. Of a sequence that takes no part it is the root alone. Without
+    /// The struct in host memory; its arrays, with a stride of at least max_drafts + 1, are
+    /// written up to there: what trees the proposals are. Beyond them there is -1, 0 in `depth`
+    /// and `position`. Of a sequence that takes no part it is the root alone. Without
     /// `tree_shape` it describes chains. NULL: not wanted.
     pub tree: *const spec_tree,
     /// `[B, draft_stride]`, written: the proposals, in the target's ids, padded to

@@ -2,7 +2,7 @@
 //! one token after the other.
 
 use super::Call;
-use crate::backend::trees::{
+use crate::backend::draft_trees::{
     BranchRows, DescribeTree, DrawSiblings, DynamicLevel, ExpandBest, FixedLevel, RankCandidates,
     ScoreChildren, TellLogits, TreeLevel, TreeShape,
 };
@@ -29,7 +29,7 @@ pub fn draft(call: &Call<'_>, network: &Stepwise<'_>, shape: &TreeShape<'_>) -> 
 
 /// Tells the host the trees of all sequences, if it wants to know them.
 pub fn describe(call: &Call<'_>) -> Result<()> {
-    if call.batch.tree.is_none() {
+    if call.batch.links.is_none() {
         return Ok(());
     }
     let phase = DescribeTree { batch: *call.batch, plan: *call.plan };

@@ -5,8 +5,8 @@ use super::decoder::{Decoder, RowLimits, Step};
 use super::heads::Heads;
 use super::sequential::Sequential;
 use crate::backend::block_heads::SelectCandidates;
+use crate::backend::draft_trees::{CHILDREN_MAX, CandidatePool, ChildTokens, TreeKv, TreeLevel};
 use crate::backend::phases::{Gather, KvPool, OwnKv, Rows};
-use crate::backend::trees::{CHILDREN_MAX, CandidatePool, ChildTokens, TreeKv, TreeLevel};
 use crate::error::Result;
 use crate::tensor::{Carver, Dtype, Matrix, Span};
 

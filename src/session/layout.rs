@@ -2,8 +2,8 @@
 //! to carve.
 
 use super::CallLimits;
+use crate::backend::draft_trees::SHAPE_TABLES;
 use crate::backend::phases::{KvPool, Limits, Plan, Rows};
-use crate::backend::trees::SHAPE_TABLES;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::decoder::{RowLimits, Scratch};

@@ -3,8 +3,8 @@
 mod layout;
 
 pub use crate::backend::Stream;
+pub use crate::backend::draft_trees::{CHILDREN_MAX, TreeShape};
 pub use crate::backend::phases::{Column, DraftBatch};
-pub use crate::backend::trees::{CHILDREN_MAX, TreeArrays, TreeShape};
 pub use crate::backend::verify::SamplingArrays;
 pub use crate::model::trees::TreeLimits;
 pub use layout::{Requirements, SessionOptions};

@@ -488,9 +488,9 @@ impl<'a> Prepared<'a> {
     fn tree(&self, sequence: usize, drafts: usize) -> Tree {
         let Some(stride) = self.call.tree_stride else { return Tree::default() };
         let nodes = self.call.max_drafts as usize + 1;
-        let mut arrays = self.trees.iter().map(|array| {
+        let mut arrays = self.trees.iter().zip([-1, -1, -1, 0, 0]).map(|(array, none)| {
             let row = &array[sequence * stride..][..stride];
-            assert!(row[drafts + 1..nodes].iter().all(|&element| element == -1), "{row:?}");
+            assert!(row[drafts + 1..nodes].iter().all(|&element| element == none), "{row:?}");
             assert!(row[nodes..].iter().all(|&element| element == MARK), "written between rows");
             row[..=drafts].to_vec()
         });

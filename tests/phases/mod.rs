@@ -358,7 +358,7 @@ pub fn batch(num_sequences: usize, max_drafts: usize) -> DraftBatch<'static> {
         embeddings: None,
         sampling: SamplingArrays::default(),
         shape: None,
-        tree: None,
+        links: None,
         draft_tokens: none,
         num_proposed: None,
         draft_logits: None,

@@ -4,7 +4,7 @@ use super::distribution::{Reader, Scratch, Split};
 use super::memory::read;
 use super::rows::Row;
 use super::simd::Isa;
-use crate::backend::trees::CHILDREN_MAX;
+use crate::backend::draft_trees::CHILDREN_MAX;
 use crate::backend::verify::SamplingArrays;
 use crate::sampling::{Parameters, Purpose, draft_lane, uniform};
 use crate::tensor::{Carver, Matrix, Span};

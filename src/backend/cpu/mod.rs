@@ -5,6 +5,7 @@ mod block_heads;
 mod compact;
 mod contest;
 mod distribution;
+mod draft_trees;
 mod drafting;
 mod draw;
 mod experts;
@@ -16,7 +17,6 @@ mod rows;
 mod simd;
 mod threads;
 mod tree;
-mod trees;
 mod vector;
 mod verify;
 
@@ -27,13 +27,13 @@ pub use threads::{ParallelFor, Pool, Threads};
 use super::block_heads::{
     Convolve, RateDrafts, Refine, SelectCandidates, StepMarkov, WalkCandidates,
 };
+use super::draft_trees::{
+    BranchRows, DescribeTree, DrawSiblings, ExpandBest, RankCandidates, ScoreChildren, TellLogits,
+};
 use super::experts::MixExperts;
 use super::phases::{
     AddProjection, Attend, AttentionHeads, DraftBatch, EmbedTokens, Fault, FuseFeatures, FuseToken,
     GateRows, GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock, StepMlp,
-};
-use super::trees::{
-    BranchRows, DescribeTree, DrawSiblings, ExpandBest, RankCandidates, ScoreChildren, TellLogits,
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};

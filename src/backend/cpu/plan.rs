@@ -2,8 +2,8 @@
 //! nothing that passed is checked again later.
 
 use super::memory::{elements, elements_mut, place, read};
+use crate::backend::draft_trees::TreeShape;
 use crate::backend::phases::{Column, DraftBatch, Fault, KvPool, Limits, Plan};
-use crate::backend::trees::TreeShape;
 use crate::tensor::Span;
 
 /// Checks a call's arrays, lays out its rows, pads its outputs. Returns how many rows there are.

@@ -5,8 +5,8 @@ use super::CpuBackend;
 use super::memory::{elements, elements_mut, place, read};
 use crate::tensor::{Dtype, Span};
 use crate::tree::{
-    Extent, FLAG_PARENTS, FLAG_PATHS, FLAG_SIZE, LeafPaths, Limits, Mask, MaskForm, MaskLayout,
-    MaskTrees, Topology,
+    Extent, FLAG_PARENTS, FLAG_PATHS, FLAG_SIZE, LeafPaths, Limits, Links, Mask, MaskForm,
+    MaskLayout, MaskTrees, Topology,
 };
 use std::ops::Range;
 
@@ -32,6 +32,33 @@ impl CpuBackend {
             unsafe { *place(begin, 0) = 0 };
         }
     }
+}
+
+/// Tells the tree of a sequence whose root has this position, in rows of `nodes` elements; `None` where it
+/// has none.
+///
+/// # Safety
+///
+/// The contract of [`crate::backend::Backend`].
+pub(super) unsafe fn write_links(
+    links: &Links,
+    (sequence, nodes): (usize, usize),
+    tree: Option<&Topology>,
+    position: i32,
+) {
+    let write = |to: Option<Span<i32>>, of: fn(&Topology) -> &[i32], none: i32, more: i32| {
+        let Some(to) = to else { return };
+        // SAFETY: as this function's contract.
+        let to = unsafe { elements_mut(to.slice(sequence * links.stride, nodes)) };
+        to.fill(none);
+        let from = tree.map_or(&[][..], of);
+        to.iter_mut().zip(from).for_each(|(to, &from)| *to = from.wrapping_add(more));
+    };
+    write(links.parents, Topology::parents, -1, 0);
+    write(links.first_child, Topology::first_child, -1, 0);
+    write(links.next_sibling, Topology::next_sibling, -1, 0);
+    write(links.depth, Topology::depth, 0, 0);
+    write(links.position, Topology::depth, 0, position);
 }
 
 /// What the arrays say of a sequence. Functions that take one are unsafe for the contract of
@@ -97,22 +124,10 @@ impl<'a> Sequence<'a> {
     }
 
     unsafe fn write_links(&self) {
-        let links = &self.phase.links;
         let tree = self.tree.as_ref();
-        let write = |to: Option<Span<i32>>, of: fn(&Topology) -> &[i32], none: i32, more: i32| {
-            let Some(to) = to else { return };
-            let to = to.slice(self.index * links.stride, self.phase.max_nodes);
-            // SAFETY: the contract of Backend; this sequence's own row.
-            let to = unsafe { elements_mut(to) };
-            to.fill(none);
-            let from = tree.map_or(&[][..], of);
-            to.iter_mut().zip(from).for_each(|(to, &from)| *to = from + more);
-        };
-        write(links.parents, Topology::parents, -1, 0);
-        write(links.first_child, Topology::first_child, -1, 0);
-        write(links.next_sibling, Topology::next_sibling, -1, 0);
-        write(links.depth, Topology::depth, 0, 0);
-        write(links.position, Topology::depth, 0, self.extent.position);
+        let row = (self.index, self.phase.max_nodes);
+        // SAFETY: the contract of Backend; this sequence's own row.
+        unsafe { write_links(&self.phase.links, row, tree, self.extent.position) };
         if let Some((to, stride)) = self.phase.wide_position {
             // SAFETY: as above.
             let to = unsafe { elements_mut(to.slice(self.index * stride, self.phase.max_nodes)) };

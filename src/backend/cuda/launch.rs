@@ -175,21 +175,21 @@ kernels! {
     /// What a refiner adds up over the rows of a block.
     RefinerMix: "block_heads", "refiner_mix", 256, Small;
     /// What follows from the shape of a call's trees.
-    StoreShape: "trees", "store_shape", 1024, Small;
+    StoreShape: "draft_trees", "store_shape", 1024, Small;
     /// The logits of a level of given trees, for the host.
-    TellLogits: "trees", "tell_logits", 256, Small;
+    TellLogits: "draft_trees", "tell_logits", 256, Small;
     /// Draws of siblings without replacement.
-    DrawSiblings: "trees", "draw_siblings", 256, Small;
+    DrawSiblings: "draft_trees", "draw_siblings", 256, Small;
     /// The children of a level of given trees, and the rows of the next.
-    BranchRows: "trees", "branch_rows", 256, Small;
+    BranchRows: "draft_trees", "branch_rows", 256, Small;
     /// The candidates below a level of dynamic trees.
-    ScoreChildren: "trees", "score_children", 256, Small;
+    ScoreChildren: "draft_trees", "score_children", 256, Small;
     /// The rows of the next level of dynamic trees.
-    ExpandBest: "trees", "expand_best", 256, Small;
+    ExpandBest: "draft_trees", "expand_best", 256, Small;
     /// The best candidates of dynamic trees.
-    RankCandidates: "trees", "rank_candidates", 256, Small;
+    RankCandidates: "draft_trees", "rank_candidates", 256, Small;
     /// What the host wants to know of the trees.
-    DescribeTree: "trees", "describe_tree", 256, Small;
+    DescribeTree: "draft_trees", "describe_tree", 256, Small;
     /// Reads and checks the arrays of a verification.
     VerifyPlan: "verify", "verify_plan", 256, Small;
     /// Decides sequences that are all greedy.

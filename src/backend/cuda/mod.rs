@@ -8,6 +8,7 @@ mod compact;
 mod compilation;
 mod compiler;
 mod device;
+mod draft_trees;
 mod draw;
 mod driver;
 mod embedding;
@@ -26,7 +27,6 @@ mod propose;
 mod rows;
 mod token;
 mod tree;
-mod trees;
 mod verify;
 
 pub use device::Entered;
@@ -35,13 +35,13 @@ pub use memory::DeviceMemory;
 use super::block_heads::{
     Convolve, RateDrafts, Refine, SelectCandidates, StepMarkov, WalkCandidates,
 };
+use super::draft_trees::{
+    BranchRows, DescribeTree, DrawSiblings, ExpandBest, RankCandidates, ScoreChildren, TellLogits,
+};
 use super::experts::MixExperts;
 use super::phases::{
     AddProjection, Attend, AttentionHeads, DraftBatch, EmbedTokens, Fault, FuseFeatures, FuseToken,
     GateRows, GateUp, Gather, KvPool, Limits, MapRows, Plan, Project, Propose, StartBlock, StepMlp,
-};
-use super::trees::{
-    BranchRows, DescribeTree, DrawSiblings, ExpandBest, RankCandidates, ScoreChildren, TellLogits,
 };
 use super::verify::{Rule, VerifyBatch};
 use super::{Backend, Description, DeviceType, FaultWords, Scope, Stream};
@@ -353,37 +353,37 @@ impl Backend for CudaBackend {
 
     fn tell_logits(&self, stream: Stream, phase: &TellLogits<'_>) -> Result<()> {
         // SAFETY: as above.
-        unsafe { trees::tell_logits(&self.kernels, stream, phase) }
+        unsafe { draft_trees::tell_logits(&self.kernels, stream, phase) }
     }
 
     fn draw_siblings(&self, stream: Stream, phase: &DrawSiblings<'_>) -> Result<()> {
         // SAFETY: as above.
-        unsafe { trees::draw_siblings(&self.kernels, stream, phase) }
+        unsafe { draft_trees::draw_siblings(&self.kernels, stream, phase) }
     }
 
     fn branch_rows(&self, stream: Stream, phase: &BranchRows<'_>) -> Result<()> {
         // SAFETY: as above.
-        unsafe { trees::branch_rows(&self.kernels, stream, phase) }
+        unsafe { draft_trees::branch_rows(&self.kernels, stream, phase) }
     }
 
     fn score_children(&self, stream: Stream, phase: &ScoreChildren<'_>) -> Result<()> {
         // SAFETY: as above.
-        unsafe { trees::score_children(&self.kernels, stream, phase) }
+        unsafe { draft_trees::score_children(&self.kernels, stream, phase) }
     }
 
     fn expand_best(&self, stream: Stream, phase: &ExpandBest<'_>) -> Result<()> {
         // SAFETY: as above.
-        unsafe { trees::expand_best(&self.kernels, stream, phase) }
+        unsafe { draft_trees::expand_best(&self.kernels, stream, phase) }
     }
 
     fn rank_candidates(&self, stream: Stream, phase: &RankCandidates<'_>) -> Result<()> {
         // SAFETY: as above.
-        unsafe { trees::rank_candidates(&self.kernels, stream, phase) }
+        unsafe { draft_trees::rank_candidates(&self.kernels, stream, phase) }
     }
 
     fn describe_tree(&self, stream: Stream, phase: &DescribeTree<'_>) -> Result<()> {
         // SAFETY: as above.
-        unsafe { trees::describe_tree(&self.kernels, stream, phase) }
+        unsafe { draft_trees::describe_tree(&self.kernels, stream, phase) }
     }
 
     fn take_fault(&self, words: &FaultWords) -> Option<(Fault, usize)> {

@@ -1,12 +1,12 @@
 //! The launch code of `kernels/plan.cu` and `kernels/gather.cu`.
 
+use super::draft_trees;
 use super::launch::{Arguments, Kernel, Kernels, Launch};
 use super::products::{RowCountArgument, address_or_zero};
 use super::rows::RowArrays;
-use super::trees;
 use crate::backend::Stream;
+use crate::backend::draft_trees::TreeShape;
 use crate::backend::phases::{self, DraftBatch, Gather, KvPool, Limits, Plan};
-use crate::backend::trees::TreeShape;
 use crate::error::Result;
 use bytemuck::NoUninit;
 
@@ -114,7 +114,7 @@ pub unsafe fn plan_rows(
     };
     if let Some(TreeShape::Fixed { topology, .. }) = batch.shape {
         // SAFETY: this function's contract.
-        unsafe { trees::store_shape(kernels, stream, topology, plan)? };
+        unsafe { draft_trees::store_shape(kernels, stream, topology, plan)? };
     }
     let arguments = PlanArguments {
         position: batch.position.into(),
@@ -157,7 +157,7 @@ pub unsafe fn plan_rows(
         tree_depth: tree_depth as u32,
         most_depth: limits.most_drafts.min(MOST_DEPTH) as u32,
         depth: plan.depth.address(),
-        within: trees::drafts_within(plan).address(),
+        within: draft_trees::drafts_within(plan).address(),
     };
     // The kernel has a thread for each class of sequences that propose as many tokens.
     let work = [

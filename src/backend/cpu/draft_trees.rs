@@ -5,12 +5,13 @@ use super::block_heads::select_largest;
 use super::drafting::{active, row_scratch};
 use super::draw::{Siblings, row_sum};
 use super::memory::{elements, elements_mut, place, read, row, row_mut, store};
-use crate::backend::trees::{
+use super::tree::write_links;
+use crate::backend::draft_trees::{
     BranchRows, CandidatePool, ChildTokens, DescribeTree, DrawSiblings, ExpandBest, FixedLevel,
-    RankCandidates, ScoreChildren, TellLogits, TreeArrays, TreeLevel, TreeShape,
+    RankCandidates, ScoreChildren, TellLogits, TreeLevel, TreeShape,
 };
+use crate::backend::phases::DraftBatch;
 use crate::sampling::{WEIGHT_BITS, log2};
-use crate::tensor::Span;
 use crate::tree::{Limits, NODES_MAX, Topology};
 use std::cmp::Ordering;
 
@@ -292,20 +293,15 @@ impl CpuBackend {
             if let Some(proposed) = batch.num_proposed {
                 *place(proposed, sequence) = chosen.len() as i32;
             }
-            if let Some(arrays) = &batch.tree {
-                let parents = &parents[..=chosen.len()];
-                let topology = Topology::from_parents(parents, &Limits::LARGEST)
-                    .unwrap_or_else(|_| unreachable!("parents stand before their children"));
-                let position = read(batch.position.span, sequence * batch.position.stride);
-                let nodes = batch.max_drafts + 1;
-                describe(arrays, sequence, (&topology, chosen.len()), position, nodes);
-            }
+            describe(batch, sequence, &parents[..=chosen.len()]);
         }
     }
 
     pub(super) unsafe fn describe_trees(&self, phase: &DescribeTree<'_>) {
         let DescribeTree { batch, plan } = phase;
-        let Some(arrays) = &batch.tree else { return };
+        if batch.links.is_none() {
+            return;
+        }
         let chain;
         let topology = match &batch.shape {
             Some(TreeShape::Fixed { topology, .. }) => *topology,
@@ -318,11 +314,9 @@ impl CpuBackend {
         self.pool.run(batch.num_sequences, &|sequence| {
             // SAFETY: the sequence's own rows, as the contract of Backend says.
             unsafe {
-                let drafts = read(plan.num_drafts, sequence) as usize;
-                let drafts = drafts.min(topology.num_nodes() - 1);
-                let position = read(batch.position.span, sequence * batch.position.stride);
-                let nodes = batch.max_drafts + 1;
-                describe(arrays, sequence, (topology, drafts), position, nodes);
+                let nodes = read(plan.num_drafts, sequence) as usize + 1;
+                let nodes = nodes.min(topology.num_nodes());
+                describe(batch, sequence, &topology.parents()[..nodes]);
             }
         });
     }
@@ -380,32 +374,20 @@ fn choose<'a>(scores: &[f32], order: &'a mut [i32], wanted: usize) -> &'a [i32] 
     chosen
 }
 
-/// Writes what the host wants to know of the first nodes of a tree, and -1 for the others of `nodes`.
+/// Tells the host a tree.
 ///
 /// # Safety
 ///
 /// The contract of [`crate::backend::Backend`].
-unsafe fn describe(
-    arrays: &TreeArrays,
-    sequence: usize,
-    (topology, drafts): (&Topology, usize),
-    position: i32,
-    nodes: usize,
-) {
-    let write = |array: Option<Span<i32>>, element: &dyn Fn(usize) -> i32| {
-        let Some(array) = array else { return };
-        // SAFETY: as this function's contract.
-        let row = unsafe { elements_mut(array.slice(sequence * arrays.stride, nodes)) };
-        for (node, place) in row.iter_mut().enumerate() {
-            *place = if node <= drafts { element(node) } else { -1 };
-        }
-    };
-    let proposed = |node: i32| if node as usize <= drafts { node } else { -1 };
-    write(arrays.parents, &|node| topology.parents()[node]);
-    write(arrays.first_child, &|node| proposed(topology.first_child()[node]));
-    write(arrays.next_sibling, &|node| proposed(topology.next_sibling()[node]));
-    write(arrays.depth, &|node| topology.depth()[node]);
-    write(arrays.position, &|node| position.wrapping_add(topology.depth()[node]));
+unsafe fn describe(batch: &DraftBatch<'_>, sequence: usize, parents: &[i32]) {
+    let Some(links) = &batch.links else { return };
+    let tree = Topology::from_parents(parents, &Limits::LARGEST);
+    let tree = tree.unwrap_or_else(|_| unreachable!("parents stand before their children"));
+    // SAFETY: as this function's contract.
+    unsafe {
+        let position = read(batch.position.span, sequence * batch.position.stride);
+        write_links(links, (sequence, batch.max_drafts + 1), Some(&tree), position);
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-// The phases that draft trees; src/backend/trees.rs says what each of them computes.
+// The phases that draft trees; src/backend/draft_trees.rs says what each of them computes.
 #include "draw.cuh"
 #include "rows.cuh"
 
@@ -17,7 +17,7 @@ struct ShapeArguments {
   u32 stride;  // elements from one table to the next
   u16 parents[most_nodes];
 };
-static_assert(sizeof(ShapeArguments) == 2064, "as in src/backend/cuda/trees.rs");
+static_assert(sizeof(ShapeArguments) == 2064, "as in src/backend/cuda/draft_trees.rs");
 
 // What follows from the parents of a tree by level, one element for each node: tables that lie behind each
 // other.
@@ -97,7 +97,7 @@ struct Level {
   DEVICE u32 trees() const { return count_rows(rows) / width; }
   DEVICE u32 slot(u32 row) const { return row / width * slots + first_slot + row % width; }
 };
-static_assert(sizeof(Level) == 96, "as in src/backend/cuda/trees.rs");
+static_assert(sizeof(Level) == 96, "as in src/backend/cuda/draft_trees.rs");
 
 // Lays out a row of the next level, by one thread.
 DEVICE void continue_row(const Level &level, u32 parent, const Level &next, u32 to, i32 token) {
@@ -124,7 +124,7 @@ struct FixedLevel {
   u32 first_number;  // of the level's nodes
   u32 max_drafts;
 };
-static_assert(sizeof(FixedLevel) == 152, "as in src/backend/cuda/trees.rs");
+static_assert(sizeof(FixedLevel) == 152, "as in src/backend/cuda/draft_trees.rs");
 
 // A row of a level with what is known of its node.
 struct Parent {
@@ -159,14 +159,14 @@ struct ChildTokens {
     return target_ids != nullptr ? target_ids[column] : column;
   }
 };
-static_assert(sizeof(ChildTokens) == 48, "as in src/backend/cuda/trees.rs");
+static_assert(sizeof(ChildTokens) == 48, "as in src/backend/cuda/draft_trees.rs");
 
 struct TellArguments {
   FixedLevel fixed;
   Matrix draft_logits;
   Matrix logits;
 };
-static_assert(sizeof(TellArguments) == 216, "as in src/backend/cuda/trees.rs");
+static_assert(sizeof(TellArguments) == 216, "as in src/backend/cuda/draft_trees.rs");
 
 // The blocks of a row share its columns.
 KERNEL(256, tell_logits, TellArguments) {
@@ -211,7 +211,7 @@ struct DrawArguments {
   u32 distance;  // positions from a row to its children
   u32 padding;
 };
-static_assert(sizeof(DrawArguments) == 296, "as in src/backend/cuda/trees.rs");
+static_assert(sizeof(DrawArguments) == 296, "as in src/backend/cuda/draft_trees.rs");
 
 struct DrawScratch {
   LawScratch<tree_threads> law;
@@ -292,7 +292,7 @@ struct BranchArguments {
   u32 first_grandchild;  // the first node below them
   u32 next_number;       // of the first node with children on the next level
 };
-static_assert(sizeof(BranchArguments) == 312, "as in src/backend/cuda/trees.rs");
+static_assert(sizeof(BranchArguments) == 312, "as in src/backend/cuda/draft_trees.rs");
 
 // Each warp has a row, and looks for its children among the nodes of the next level.
 KERNEL(256, branch_rows, BranchArguments) {
@@ -340,7 +340,7 @@ struct Pool {
   DEVICE u32 first(u32 depth) const { return depth == 1 ? 0 : width + (depth - 2) * width * width; }
   DEVICE u32 len(u32 depth) const { return depth == 1 ? width : width * width; }
 };
-static_assert(sizeof(Pool) == 40, "as in src/backend/cuda/trees.rs");
+static_assert(sizeof(Pool) == 40, "as in src/backend/cuda/draft_trees.rs");
 
 struct ScoreArguments {
   Level level;
@@ -350,7 +350,7 @@ struct ScoreArguments {
   ChildTokens children;
   RowScratch scratch;
 };
-static_assert(sizeof(ScoreArguments) == 240, "as in src/backend/cuda/trees.rs");
+static_assert(sizeof(ScoreArguments) == 240, "as in src/backend/cuda/draft_trees.rs");
 
 // The binary logarithm of a number that is not 0, in units of 2^-32: as src/sampling/law.rs has it.
 DEVICE i64 logarithm(u64 value) {
@@ -415,7 +415,7 @@ struct ExpandArguments {
   Level next;
   Pool pool;
 };
-static_assert(sizeof(ExpandArguments) == 232, "as in src/backend/cuda/trees.rs");
+static_assert(sizeof(ExpandArguments) == 232, "as in src/backend/cuda/draft_trees.rs");
 
 DEVICE u64 block_max_key(u64 key, u64 (&of_warp)[tree_warps]) {
   key = warp_max_key(key);
@@ -458,7 +458,7 @@ KERNEL(256, expand_best, ExpandArguments) {
 }
 
 // Where the host wants to know the trees; what is not wanted is NULL.
-struct TreeArrays {
+struct Links {
   i32 *parents;
   i32 *first_child;
   i32 *next_sibling;
@@ -472,11 +472,11 @@ struct TreeArrays {
     if (parents != nullptr) parents[place] = is_there ? parent : no_node;
     if (first_child != nullptr) first_child[place] = is_there ? child : no_node;
     if (next_sibling != nullptr) next_sibling[place] = is_there ? sibling : no_node;
-    if (depth != nullptr) depth[place] = is_there ? deep : -1;
-    if (position != nullptr) position[place] = is_there ? i32(u32(root) + u32(deep)) : -1;
+    if (depth != nullptr) depth[place] = is_there ? deep : 0;
+    if (position != nullptr) position[place] = is_there ? i32(u32(root) + u32(deep)) : 0;
   }
 };
-static_assert(sizeof(TreeArrays) == 48, "as in src/backend/cuda/trees.rs");
+static_assert(sizeof(Links) == 48, "as in src/backend/cuda/draft_trees.rs");
 
 struct RankArguments {
   Level level;
@@ -487,11 +487,11 @@ struct RankArguments {
   u64 draft_tokens_stride;
   const i32 *position;
   u64 position_stride;
-  TreeArrays tree;
+  Links links;
   u32 max_drafts;
   u32 padding;
 };
-static_assert(sizeof(RankArguments) == 240, "as in src/backend/cuda/trees.rs");
+static_assert(sizeof(RankArguments) == 240, "as in src/backend/cuda/draft_trees.rs");
 
 struct RankScratch {
   u16 parents[most_nodes];
@@ -598,7 +598,7 @@ KERNEL(256, rank_candidates, RankArguments) {
     const bool is_there = node <= drafts;
     const u32 parent = is_there ? scratch.parents[node] : 0, child = is_there ? scratch.first_child[node] : 0;
     const bool has_sibling = is_there && node != 0 && node < drafts && scratch.parents[node + 1] == parent;
-    arguments.tree.write(sequence * arguments.tree.stride + node, is_there,
+    arguments.links.write(sequence * arguments.links.stride + node, is_there,
                          node == 0 ? no_node : i32(parent), child != 0 ? i32(child) : no_node,
                          has_sibling ? i32(node + 1) : no_node,
                          is_there ? i32(scratch.depth[node]) : 0, root);
@@ -618,11 +618,11 @@ struct DescribeArguments {
   const i32 *num_drafts;
   const i32 *position;
   u64 position_stride;
-  TreeArrays tree;
+  Links links;
   u32 max_drafts;
   u32 what;
 };
-static_assert(sizeof(DescribeArguments) == 96, "as in src/backend/cuda/trees.rs");
+static_assert(sizeof(DescribeArguments) == 96, "as in src/backend/cuda/draft_trees.rs");
 
 // Each block has a sequence.
 KERNEL(256, describe_tree, DescribeArguments) {
@@ -638,7 +638,7 @@ KERNEL(256, describe_tree, DescribeArguments) {
       sibling = arguments.shape.next_sibling()[node];
       depth = arguments.shape.depth()[node];
     }
-    arguments.tree.write(sequence * arguments.tree.stride + node, is_there, parent,
+    arguments.links.write(sequence * arguments.links.stride + node, is_there, parent,
                          child <= drafts ? child : no_node, sibling <= drafts ? sibling : no_node,
                          depth, root);
   }

@@ -52,23 +52,6 @@ impl TreeShape<'_> {
     }
 }
 
-/// Where a host wants to know the trees, one row of `stride` elements for each sequence.
-#[derive(Clone, Copy, Debug)]
-pub struct TreeArrays {
-    /// Elements from one sequence to the next.
-    pub stride: usize,
-    /// The parent of each node.
-    pub parents: Option<Span<i32>>,
-    /// Its first child.
-    pub first_child: Option<Span<i32>>,
-    /// The next node with the same parent.
-    pub next_sibling: Option<Span<i32>>,
-    /// Edges from the root.
-    pub depth: Option<Span<i32>>,
-    /// The node's position.
-    pub position: Option<Span<i32>>,
-}
-
 /// The keys and values of the rows of trees, which never enter the pool: each row has a slot. What a row
 /// sees of its tree is its own path, which continues the positions of the context.
 #[derive(Clone, Copy, Debug)]

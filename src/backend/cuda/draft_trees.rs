@@ -1,4 +1,4 @@
-//! The launch code of `kernels/trees.cu`: the phases that draft trees.
+//! The launch code of `kernels/draft_trees.cu`: the phases that draft trees.
 
 use super::draw::SamplingArgument;
 use super::launch::{Arguments, Kernel, Kernels, Launch};
@@ -6,15 +6,14 @@ use super::products::{MatrixArgument, RowCountArgument, THREADS, address_or_zero
 use super::propose;
 use super::rows::RowArrays;
 use crate::backend::Stream;
-use crate::backend::phases::Plan;
-use crate::backend::trees::{
+use crate::backend::draft_trees::{
     BranchRows, CandidatePool, ChildTokens, DescribeTree, DrawSiblings, DynamicLevel, ExpandBest,
-    FixedLevel, RankCandidates, SHAPE_TABLES, ScoreChildren, TellLogits, TreeArrays, TreeLevel,
-    TreeShape,
+    FixedLevel, RankCandidates, SHAPE_TABLES, ScoreChildren, TellLogits, TreeLevel, TreeShape,
 };
+use crate::backend::phases::Plan;
 use crate::error::Result;
 use crate::tensor::{Matrix, Span};
-use crate::tree::{NODES_MAX, Topology};
+use crate::tree::{Links, NODES_MAX, Topology};
 use bytemuck::NoUninit;
 
 /// Warps of a block.
@@ -32,7 +31,7 @@ struct ShapeArguments {
     parents: [u16; NODES_MAX],
 }
 
-// SAFETY: the struct of kernels/trees.cu.
+// SAFETY: the struct of kernels/draft_trees.cu.
 unsafe impl Arguments for ShapeArguments {}
 
 /// Enqueues the writing of what follows from the parents of a tree, for the phases of a call.
@@ -184,7 +183,7 @@ struct TellArguments {
     logits: MatrixArgument,
 }
 
-// SAFETY: the struct of kernels/trees.cu.
+// SAFETY: the struct of kernels/draft_trees.cu.
 unsafe impl Arguments for TellArguments {}
 
 /// Enqueues the phase.
@@ -216,7 +215,7 @@ struct DrawArguments {
     padding: u32,
 }
 
-// SAFETY: the struct of kernels/trees.cu.
+// SAFETY: the struct of kernels/draft_trees.cu.
 unsafe impl Arguments for DrawArguments {}
 
 /// Enqueues the phase.
@@ -255,7 +254,7 @@ struct BranchArguments {
     next_number: u32,
 }
 
-// SAFETY: the struct of kernels/trees.cu.
+// SAFETY: the struct of kernels/draft_trees.cu.
 unsafe impl Arguments for BranchArguments {}
 
 /// Enqueues the phase.
@@ -318,7 +317,7 @@ struct ScoreArguments {
     scratch: ScratchArgument,
 }
 
-// SAFETY: the struct of kernels/trees.cu.
+// SAFETY: the struct of kernels/draft_trees.cu.
 unsafe impl Arguments for ScoreArguments {}
 
 /// Enqueues the phase.
@@ -353,7 +352,7 @@ struct ExpandArguments {
     pool: PoolArgument,
 }
 
-// SAFETY: the struct of kernels/trees.cu.
+// SAFETY: the struct of kernels/draft_trees.cu.
 unsafe impl Arguments for ExpandArguments {}
 
 /// Enqueues the phase.
@@ -370,10 +369,10 @@ pub unsafe fn expand_best(kernels: &Kernels, stream: Stream, phase: &ExpandBest<
     unsafe { kernels.launch(Kernel::ExpandBest, stream, &shape, &arguments) }
 }
 
-/// `TreeArrays` of the kernels.
+/// `Links` of the kernels.
 #[derive(Clone, Copy, Debug, NoUninit)]
 #[repr(C)]
-struct TreeArgument {
+struct LinksArgument {
     parents: u64,
     first_child: u64,
     next_sibling: u64,
@@ -382,17 +381,16 @@ struct TreeArgument {
     stride: u64,
 }
 
-impl From<Option<&TreeArrays>> for TreeArgument {
-    fn from(arrays: Option<&TreeArrays>) -> Self {
-        let of =
-            |array: fn(&TreeArrays) -> Option<Span<i32>>| address_or_zero(arrays.and_then(array));
+impl From<Option<&Links>> for LinksArgument {
+    fn from(links: Option<&Links>) -> Self {
+        let of = |array: fn(&Links) -> Option<Span<i32>>| address_or_zero(links.and_then(array));
         Self {
-            parents: of(|arrays| arrays.parents),
-            first_child: of(|arrays| arrays.first_child),
-            next_sibling: of(|arrays| arrays.next_sibling),
-            depth: of(|arrays| arrays.depth),
-            position: of(|arrays| arrays.position),
-            stride: arrays.map_or(0, |arrays| arrays.stride as u64),
+            parents: of(|links| links.parents),
+            first_child: of(|links| links.first_child),
+            next_sibling: of(|links| links.next_sibling),
+            depth: of(|links| links.depth),
+            position: of(|links| links.position),
+            stride: links.map_or(0, |links| links.stride as u64),
         }
     }
 }
@@ -408,12 +406,12 @@ struct RankArguments {
     draft_tokens_stride: u64,
     position: u64,
     position_stride: u64,
-    tree: TreeArgument,
+    links: LinksArgument,
     max_drafts: u32,
     padding: u32,
 }
 
-// SAFETY: the struct of kernels/trees.cu.
+// SAFETY: the struct of kernels/draft_trees.cu.
 unsafe impl Arguments for RankArguments {}
 
 /// Enqueues the phase.
@@ -436,7 +434,7 @@ pub unsafe fn rank_candidates(
         draft_tokens_stride: batch.draft_tokens.stride as u64,
         position: batch.position.span.address(),
         position_stride: batch.position.stride as u64,
-        tree: batch.tree.as_ref().into(),
+        links: batch.links.as_ref().into(),
         max_drafts: batch.max_drafts as u32,
         padding: 0,
     };
@@ -452,12 +450,12 @@ struct DescribeArguments {
     num_drafts: u64,
     position: u64,
     position_stride: u64,
-    tree: TreeArgument,
+    links: LinksArgument,
     max_drafts: u32,
     what: u32,
 }
 
-// SAFETY: the struct of kernels/trees.cu.
+// SAFETY: the struct of kernels/draft_trees.cu.
 unsafe impl Arguments for DescribeArguments {}
 
 /// Enqueues the phase.
@@ -476,7 +474,7 @@ pub unsafe fn describe_tree(
         num_drafts: plan.num_drafts.address(),
         position: batch.position.span.address(),
         position_stride: batch.position.stride as u64,
-        tree: batch.tree.as_ref().into(),
+        links: batch.links.as_ref().into(),
         max_drafts: batch.max_drafts as u32,
         what: match batch.shape {
             None => 0,

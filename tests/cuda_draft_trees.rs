@@ -13,17 +13,17 @@ use device::backend::{backend, cuda_test};
 use phases::*;
 use random::Random;
 use speculators::backend::block_heads::SelectCandidates;
+use speculators::backend::draft_trees::{
+    BranchRows, CandidatePool, ChildTokens, DescribeTree, DrawSiblings, DynamicLevel, ExpandBest,
+    FixedLevel, RankCandidates, SHAPE_TABLES, ScoreChildren, TellLogits, TreeKv, TreeLevel,
+    TreeShape,
+};
 use speculators::backend::phases::{
     Attend, AttentionHeads, Column, DraftBatch, KvPool, KvProjection, Limits, Linear, Mask, OwnKv,
     Paging, Plan, Project, QueryProjection, Rotary, Rows,
 };
-use speculators::backend::trees::{
-    BranchRows, CandidatePool, ChildTokens, DescribeTree, DrawSiblings, DynamicLevel, ExpandBest,
-    FixedLevel, RankCandidates, SHAPE_TABLES, ScoreChildren, TellLogits, TreeArrays, TreeKv,
-    TreeLevel, TreeShape,
-};
 use speculators::tensor::{Dtype, Matrix, Span};
-use speculators::tree::{Inner, Limits as TreeLimits, Topology};
+use speculators::tree::{Inner, Limits as TreeLimits, Links, Topology};
 
 /// Results of both devices, that of the CPU first.
 fn on_both<T>(run: impl Fn(&mut Place) -> T) -> [T; 2] {
@@ -376,11 +376,11 @@ impl<'c> Scenario<'c> {
             place.matrix(&Values { rows, columns, dtype, layout: COMPACT, elements })
         });
         let is_dynamic = matches!(shape, TreeShape::Dynamic { .. });
-        let tree = call.tells_trees.then(|| {
+        let links = call.tells_trees.then(|| {
             let mut array = || Some(place.array(&vec![-7_i32; sequences * (stride + 2)]));
             let [parents, first_child, next_sibling, depth, position] = [(); 5].map(|()| array());
             let stride = stride + 2;
-            TreeArrays { stride, parents, first_child, next_sibling, depth, position }
+            Links { stride, parents, first_child, next_sibling, depth, position }
         });
         let batch = DraftBatch {
             num_rows: sequences * stride,
@@ -393,7 +393,7 @@ impl<'c> Scenario<'c> {
             rope_position: Some(place.array(&vec![call.rope_position[0]; sequences * stride])),
             sampling: call.sampling.as_ref().map(|s| s.lend(&mut place)).unwrap_or_default(),
             shape: Some(shape),
-            tree,
+            links,
             draft_tokens: column(place.array(&vec![-8; sequences * stride]), stride),
             num_proposed: Some(place.array(&vec![-8; sequences])),
             draft_logits: if is_dynamic { None } else { wanted },
@@ -505,9 +505,9 @@ impl<'c> Scenario<'c> {
         self.written.integers(batch.draft_tokens.span);
         self.written.integers(self.plan.num_drafts);
         self.written.integers(batch.num_proposed.unwrap());
-        if let Some(tree) = batch.tree {
+        if let Some(links) = batch.links {
             let arrays =
-                [tree.parents, tree.first_child, tree.next_sibling, tree.depth, tree.position];
+                [links.parents, links.first_child, links.next_sibling, links.depth, links.position];
             arrays.into_iter().flatten().for_each(|array| self.written.integers(array));
         }
         if let Some(logits) = &batch.draft_logits {
