@@ -952,9 +952,9 @@ typedef struct spec_distribution {
 
 /**
  * The topology of draft trees, `[B, stride]` int32 each. Node 0 is the root, the known token, and
- * draft i, counted from 0, is node i + 1; parents come before their children; siblings are in the
- * order of their nodes, in which they are tested. `spec_draft` and `spec_tree_mask` write all
- * arrays that are not NULL.
+ * draft i, counted from 0, is node i + 1; parents come before their children, and siblings stand in
+ * the order in which they are tested. A chain of K drafts has K + 1 nodes whose parents are -1, 0,
+ * 1, ... `spec_draft` and `spec_tree_mask` fill one in; `spec_verify` reads `parents` alone.
  */
 typedef struct spec_tree {
   /** sizeof(spec_tree). */

@@ -19,7 +19,7 @@ use host::{
 use speculators::capi::*;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
-use std::ptr::{dangling, dangling_mut, null, null_mut};
+use std::ptr::{dangling_mut, null, null_mut};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
