@@ -80,15 +80,22 @@ DEVICE bool plan_drafts(const VerifyArguments &arguments, u32 index, u32 num_dra
 
 // The seed's number for an element of `uniforms`.
 DEVICE u64 seeded_number(const VerifyArguments &arguments, u32 index, u64 seed, i32 position, u32 i) {
-  const Family *families = arguments.families + u64(index) * nodes_of(arguments);
-  const bool has_families = arguments.families != nullptr;
   const bool is_test = i % 2 == 0;
   const u32 node = is_test ? i / 2 + 1 : i / 2;
-  const u32 depth = has_families ? families[node].depth : node;
-  const u64 place = u64(position) + depth + (is_test ? 0 : 1);
-  if (!is_test) return uniform(seed, place, for_emission);
-  if (arguments.rule == rule_block) return uniform(seed, place, for_block_acceptance, node - 1);
-  return uniform(seed, place, for_acceptance, has_families ? families[node].rank : 0);
+  u32 depth = node, rank = 0;
+  if (arguments.families != nullptr) {
+    const Family &family = arguments.families[u64(index) * nodes_of(arguments) + node];
+    depth = family.depth;
+    rank = family.rank;
+  }
+  Purpose purpose = for_emission;
+  u32 lane = 0;
+  if (is_test) {
+    const bool is_block = arguments.rule == rule_block;
+    purpose = is_block ? for_block_acceptance : for_acceptance;
+    lane = is_block ? node - 1 : rank;
+  }
+  return uniform(seed, u64(position) + depth + (is_test ? 0 : 1), purpose, lane);
 }
 
 // Copies the host's numbers, or makes those of the seed, and tells whether they are in [0, 1); for a

@@ -72,7 +72,8 @@ DEVICE Pair weights_at(Path &path, u32 column) {
   __syncthreads();  // they are written
   const bool is_own = path.slice.has(column);
   const u32 place = column - first_column(path);
-  const Pair own{is_own ? path.ours[place] : 0, is_own ? path.theirs[place] : 0};
+  const bool has_theirs = is_own && path.their_sum != 0;  // otherwise they were not written
+  const Pair own{is_own ? path.ours[place] : 0, has_theirs ? path.theirs[place] : 0};
   if (path.team.size == 1) {
     __syncthreads();  // they may be written again
     return own;
@@ -170,7 +171,7 @@ DEVICE void load_certain(Path &path, u32 token) {
   for (u32 place = threadIdx.x; place < slots(path); place += path_threads) {
     path.theirs[place] = first_column(path) + place == token ? weight_one : 0;
   }
-  tell(path.their_sum, weight_one);
+  tell(path.their_sum, u64(weight_one));
 }
 
 // ---- What is left of p ---------------------------------------------------------------------------
@@ -267,7 +268,7 @@ DEVICE Choice draw_excess(Path &path, const Share<u128> &share, u64 number, bool
   return Choice{true, first_column(path) + (place == no_column ? 0 : place)};
 }
 
-constexpr PrefixWeight whole_weight{true, 0};
+DEVICE PrefixWeight whole_weight() { return PrefixWeight{true, 0}; }
 
 // A token drawn from p, whose weights are written anew if something was taken from them; the team
 // meets.
@@ -277,14 +278,14 @@ DEVICE Choice draw_target(Path &path, u64 number, bool is_changed) {
     write_weights(path, path.row, path.p.law, path.ours);
     __syncthreads();
   }
-  return draw_excess(path, measure_excess(path, false, whole_weight), number, false, whole_weight);
+  return draw_excess(path, measure_excess(path, false, whole_weight()), number, false, whole_weight());
 }
 
 // A token drawn from what is left of p after `rejected` drafts; from p where nothing is.
 DEVICE Choice draw_left(Path &path, u64 number, bool over_draft, bool is_changed) {
-  const Share<u128> share = measure_excess(path, over_draft, whole_weight);
+  const Share<u128> share = measure_excess(path, over_draft, whole_weight());
   if (share.all == 0) return draw_target(path, number, is_changed);
-  return draw_excess(path, share, number, over_draft, whole_weight);
+  return draw_excess(path, share, number, over_draft, whole_weight());
 }
 
 // ---- Rules for the children of a node ------------------------------------------------------------
@@ -536,7 +537,7 @@ DEVICE PrefixWeight extend(const PrefixWeight &weight, const Pair &pair, u64 our
   u128 ours = u128(pair.ours) * their_sum, theirs = u128(pair.theirs) * our_sum;
   if (theirs == 0) return PrefixWeight{false, 0};
   if (!weight.is_one) ours = scaled(weight.fraction, ours);
-  if (ours >= theirs) return whole_weight;
+  if (ours >= theirs) return whole_weight();
   // A quotient of numbers below 2^64 leaves room for the 64 digits of the fraction.
   const u32 bits = bits_of(theirs), shift = bits > 64 ? bits - 64 : 0;
   ours >>= shift;
@@ -597,6 +598,7 @@ DEVICE void decide_greedy_chain(const VerifyArguments &arguments, Path &path, bo
     if (is_stop_token(arguments, i32(column))) outcome |= is_stop;
     arguments.outcomes[u64(path.index) * nodes_of(arguments) + node] = outcome;
   }
+  __syncwarp();  // the warp reads what its first lane has written
   is_decided = path.team.rank == 0 && warp_index() == 0;
 }
 
@@ -607,8 +609,8 @@ struct Prefix {
 };
 DEVICE Prefix longest_prefix(const VerifyArguments &arguments, Path &path, u32 drafts,
                              const i32 *tokens, const u64 *numbers) {
-  Prefix longest{0, whole_weight};
-  PrefixWeight weight = whole_weight;
+  Prefix longest{0, whole_weight()};
+  PrefixWeight weight = whole_weight();
 #pragma unroll 1
   for (u32 node = 0; node < drafts && !weight.is_zero(); node++) {
     const u32 token = tokens[node] < 0 ? no_column : u32(tokens[node]);
