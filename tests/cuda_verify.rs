@@ -340,7 +340,7 @@ fn short_rows_are_decided_as_on_the_cpu() {
 fn trees_are_decided_as_on_the_cpu() {
     let Some(_turn) = cuda_test() else { return };
     let mut sides = Sides::new();
-    compare_trees(&mut sides, 71, amount(4000, 160), &sizes(&[3, 5, 40], 4, 7));
+    compare_trees(&mut sides, 71, amount(4000, 80), &sizes(&[3, 5, 40], 4, 7));
     assert!(sides.emitted > 0 && sides.accepted > 0);
     let all = INVALID | STOPPED | LIMIT | LOSSY;
     assert_eq!(sides.flags & all, all, "the calls have met too little");
