@@ -775,6 +775,9 @@ DEVICE Weighed weigh(const Row &row, const Slice &slice, const Parameters &param
                      Team &team, LawScratch<threads> &scratch) {
   if (threadIdx.x == 0) {
     scratch.law = unfiltered(from_order(scratch.peaks.highest), parameters.temperature);
+    if (parameters.min_p > 0.0f) {
+      scratch.law.least = multiply_rn(fminf(parameters.min_p, 1.0f), largest_weight);
+    }
   }
   __syncthreads();
 #pragma unroll 1
@@ -794,12 +797,6 @@ DEVICE Weighed weigh(const Row &row, const Slice &slice, const Parameters &param
     }
     __syncthreads();
   }
-  // Min-p leaves tokens out only after top-p has taken its share of the sum.
-  if (threadIdx.x == 0 && parameters.min_p > 0.0f) {
-    const f32 least = multiply_rn(fminf(parameters.min_p, 1.0f), largest_weight);
-    scratch.law.least = fmaxf(scratch.law.least, least);
-  }
-  __syncthreads();
   const Search none{Measure::weight, Keys{0, 0, 0}, 0};
   const u64 sum = pass(row, slice, true, false, none, scratch);
   Law law = scratch.law;

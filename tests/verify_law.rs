@@ -208,21 +208,24 @@ proptest! {
             .collect();
         let mut order: Vec<usize> = (0..exact.len()).collect();
         order.sort_by(|&left, &right| exact[right].total_cmp(&exact[left]));
+        let mut is_close = false;
+        let (largest, min_p) = (exact[order[0]], f64::from(parameters.min_p));
+        order.retain(|&token| {
+            let share = exact[token] / largest;
+            is_close |= (share / min_p - 1.0).abs() < 1e-5;
+            share >= min_p
+        });
         if parameters.top_k > 0 {
             order.truncate(parameters.top_k as usize);
         }
         let sum: f64 = order.iter().map(|&token| exact[token]).sum();
-        let (mut above, mut kept, mut is_close) = (0.0, Vec::new(), false);
+        let enough = f64::from(parameters.top_p) * sum;
+        let (mut above, mut kept) = (0.0, Vec::new());
         for &token in &order {
-            let enough = f64::from(parameters.top_p) * sum;
-            let share = exact[token] / exact[order[0]];
             is_close |= (above / enough - 1.0).abs() < 1e-5;
-            is_close |= (share / f64::from(parameters.min_p) - 1.0).abs() < 1e-5;
             if parameters.top_p >= 1.0 || above < enough {
                 above += exact[token];
-                if share >= f64::from(parameters.min_p) {
-                    kept.push(token);
-                }
+                kept.push(token);
             }
         }
         // The definition in real numbers decides nothing that rounding could turn.

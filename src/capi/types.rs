@@ -429,8 +429,8 @@ pub struct spec_session_requirements {
 
 /// How tokens are drawn, one value per sequence. A NULL array means its default for all. A
 /// temperature below 1e-5 is greedy: the largest logit, of equal ones the lowest id; the other
-/// parameters then mean nothing. Filters are applied in the order top-k, top-p, min-p, after the
-/// temperature. NaN: `spec_verify` flags the sequence as INVALID, `spec_draft` takes the default.
+/// parameters then mean nothing. Filters are applied after the temperature, in the order min-p,
+/// top-k, top-p. NaN: `spec_verify` flags the sequence as INVALID, `spec_draft` takes the default.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct spec_sampling {
@@ -443,8 +443,8 @@ pub struct spec_sampling {
     /// `[B]` int32: only the k largest logits, with all that equal the k-th; 0 or less: all.
     /// NULL: all.
     pub top_k: *const i32,
-    /// `[B]` float: of what top-k keeps, only the most probable tokens that reach this share
-    /// of its mass, with all that equal the last; 1 or more: all; 0 or less: the most
+    /// `[B]` float: of what min-p and top-k keep, only the most probable tokens that reach this
+    /// share of its mass, with all that equal the last; 1 or more: all; 0 or less: the most
     /// probable. NULL: all.
     pub top_p: *const f32,
     /// `[B]` float: only tokens at least this fraction as probable as the most probable; 0 or

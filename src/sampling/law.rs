@@ -31,8 +31,8 @@ pub struct Parameters {
     pub temperature: f32,
     /// Only the k largest logits and their equals; 0 or less is all.
     pub top_k: i32,
-    /// Only the most probable tokens that reach this mass, and the equals of the last; 1 or more
-    /// is all.
+    /// Of what the other filters keep, only the most probable tokens that reach this mass, and the
+    /// equals of the last; 1 or more is all.
     pub top_p: f32,
     /// Only tokens this many times as probable as the most probable.
     pub min_p: f32,

@@ -164,19 +164,18 @@ impl<'a> Reader<'a> {
         // Relative weights up to one half round to 0. Blocks of nothing else need no look.
         // What is -inf is no candidate at any temperature, not even where all others weigh the same.
         scale.floor = scale.floor.max(self.lowest_logit(&scale, 0.5)).max(f32::MIN);
+        if parameters.min_p > 0.0 {
+            let floor = self.lowest_logit(&scale, fraction(parameters.min_p));
+            scale.floor = scale.floor.max(floor);
+        }
         if parameters.top_k > 0
             && (parameters.top_k as usize) < self.row.len
             && let Some(kth) = self.kth_largest(parameters.top_k as usize, largest)
         {
             scale.floor = scale.floor.max(kth);
         }
-        // Min-p raises the floor only after top-p has taken its share of the sum.
-        let nucleus = self.nucleus(&scale, parameters.top_p);
-        if parameters.min_p > 0.0 {
-            let floor = self.lowest_logit(&scale, fraction(parameters.min_p));
-            scale.floor = scale.floor.max(floor);
-        }
-        if let Some(floor) = nucleus {
+        // Top-p takes its share of what the other filters have left.
+        if let Some(floor) = self.nucleus(&scale, parameters.top_p) {
             scale.floor = scale.floor.max(floor);
         }
         Some(Law::Scaled { scale, sum: self.weigh(&scale, None) })
@@ -596,13 +595,13 @@ mod tests {
                 if logit >= floor && weight >= least { whole(weight) } else { 0 }
             })
         };
-        let sum: u64 = keep(0.0, floor).sum();
+        let mut least = fraction(parameters.min_p);
+        let sum: u64 = keep(least, floor).sum();
         let limit = top_p_limit(parameters.top_p, sum);
-        let mut least = 0.0_f32;
         if parameters.top_p < 1.0 {
             // The relative weights from the largest down; each is kept if those above it, without
             // its equals, weigh less than the limit.
-            candidates.retain(|&logit| logit >= floor);
+            candidates.retain(|&logit| logit >= floor && relative(logit, &scale) >= least);
             let weights: Vec<f32> = candidates.iter().map(|&l| relative(l, &scale)).collect();
             let above = |weight: f32| -> u64 {
                 weights.iter().filter(|&&other| other > weight).map(|&other| whole(other)).sum()
@@ -610,7 +609,6 @@ mod tests {
             let kept = weights.iter().copied().filter(|&weight| above(weight) < limit);
             least = kept.fold(f32::INFINITY, f32::min);
         }
-        least = least.max(fraction(parameters.min_p));
         Some(keep(least, floor).collect())
     }
 
