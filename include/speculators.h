@@ -363,7 +363,8 @@ typedef struct spec_session spec_session;
 #define SPEC_DECISION_TOKENS 8
 
 /**
- * `SPEC_DECISION_FLAGS`: a row that was read had only -inf and NaN; token 0 was taken for it.
+ * `SPEC_DECISION_FLAGS`: a row that was read had only -inf and NaN, in `logits` or after
+ * `processing`; token 0 was taken for it.
  * Where logits are +inf, those alone are candidates.
  */
 #define SPEC_DECISION_FLAG_NO_CANDIDATE 1
@@ -385,8 +386,8 @@ typedef struct spec_session spec_session;
  * rows of the root and its drafts are not in `logits`; `num_drafts` is above K; a draft is below
  * -1 or not below V; `position` is negative, or position + num_drafts + 1 is above 2^31 - 1; a
  * temperature, top_p or min_p is NaN, here or in `draft`; the drafts' rows are not in `draft`; the
- * parent of a draft is not a node before it; or one of its `uniforms` is not in [0, 1) and the
- * sequence is not greedy (or the rule is SYNTHETIC).
+ * parent of a draft is not a node before it; one of its `uniforms` is not in [0, 1) and the
+ * sequence is not greedy (or the rule is SYNTHETIC); or what `spec_processing` says.
  */
 #define SPEC_DECISION_FLAG_INVALID 8
 
@@ -1005,6 +1006,124 @@ typedef struct spec_leniency {
 } spec_leniency;
 
 /**
+ * What is done to the target's logits at a node before a token is drawn there, under every rule
+ * and for greedy sequences, too: what decoding without speculation would do after the same text.
+ * The *text* at a node is what the sequence has emitted, the root included, then the tokens of the
+ * path below the root down to the node, its own included.
+ *
+ * The steps are those of vLLM, in its order, each an operation in F32: masks, bad words, stop
+ * tokens, biases, penalties. The temperature and the filters of `spec_sampling` follow. A token
+ * that one of the first three excludes has the logit -inf whatever is added to it.
+ *
+ * The struct is in host memory, the arrays are in memory of the context's device; none is written.
+ * B, K, V and R are those of `spec_verify_args`. A sequence is INVALID, with no effect on others,
+ * if a mask of its rows is below -1 or not below M; if a range of its words or biases, or of the
+ * tokens of one of its words, does not lie in its list, or one of its words has no token; if a
+ * token of these is not from 0 to V - 1; if a bias, `frequency` or `presence` is NaN or
+ * `repetition` is not above 0; if it has words and its `history_length` is below 0 or above
+ * `history_stride`; or if it has penalties and its row of counts is not from 0 to S - 1.
+ */
+typedef struct spec_processing {
+  /** sizeof(spec_processing). */
+  uint32_t struct_size;
+  /** M: masks, from 0 on. */
+  int32_t num_masks;
+  /**
+   * `[M, mask_stride]` uint32: token t is allowed where bit t % 32, counted from the lowest, of
+   * element t / 32 is 1: what xgrammar and llguidance write. Bits from V on are not looked at.
+   * NULL only if M is 0.
+   */
+  const uint32_t *allowed;
+  /**
+   * `[R]`: the mask of each row of `logits`, which is that of a node; -1: all tokens are allowed.
+   * NULL: row r has mask r; if M is 0, none.
+   */
+  const int32_t *mask_row;
+  /** Elements from one mask to the next, at least (V + 31) / 32; 0 is that. */
+  int32_t mask_stride;
+  /** W: bad words, from 0 on. With 0 the arrays of words are not looked at. */
+  int32_t num_bad_words;
+  /**
+   * `[num_word_tokens]`: the tokens of the words. The last token of a word is excluded where those
+   * before it end the text; a word of one token always. NULL only if there are none.
+   */
+  const int32_t *word_tokens;
+  /** `[W]`: where the tokens of each word begin in `word_tokens`. NULL only if W is 0. */
+  const int32_t *word_begin;
+  /** `[W]`: how many they are, at least 1. NULL only if W is 0. */
+  const int32_t *word_length;
+  /**
+   * `[B]`: the first word of each sequence. Sequences may share words. NULL only if B or W is
+   * 0.
+   */
+  const int32_t *bad_words_begin;
+  /** `[B]`: how many words it has, from 0 on. NULL only if B or W is 0. */
+  const int32_t *bad_words_length;
+  /**
+   * `[B, history_stride]`: the last tokens of the text at the root, in order, the root being the
+   * last: one less than the longest word has will do. What is not there matches no word. NULL:
+   * nothing is there.
+   */
+  const int32_t *history;
+  /** `[B]`: how many tokens each sequence has in `history`. NULL only if that is NULL or B is 0. */
+  const int32_t *history_length;
+  /** Elements of `word_tokens`. */
+  int32_t num_word_tokens;
+  /** Elements from one sequence to the next in `history`, at least 1 if that is not NULL. */
+  int32_t history_stride;
+  /**
+   * `[B]`: how many of the tokens to come are no stop tokens: those of `stop_tokens` are excluded
+   * below a node whose depth is less than this (below the root the first token is emitted, below
+   * its children the second). NULL or 0 or less: none.
+   */
+  const int32_t *min_tokens;
+  /**
+   * `[num_biases]`: the tokens of biases, none twice in the range of a sequence. NULL only if
+   * there are none.
+   */
+  const int32_t *bias_tokens;
+  /** `[num_biases]` float: what is added to the logit of each. */
+  const float *bias_values;
+  /** `[B]`: the first bias of each sequence. NULL only if B or `num_biases` is 0. */
+  const int32_t *biases_begin;
+  /** `[B]`: how many it has, from 0 on. NULL only if B or `num_biases` is 0. */
+  const int32_t *biases_length;
+  /** Elements of `bias_tokens` and `bias_values`. With 0 the arrays of biases are not looked at. */
+  int32_t num_biases;
+  /** S: rows of counts, from 0 on. */
+  int32_t num_count_rows;
+  /**
+   * `[B]` float, above 0: a logit above 0 of a token that stands in the prompt or the text is
+   * divided by it, any other one multiplied. NULL: 1 for all, which is none.
+   */
+  const float *repetition;
+  /**
+   * `[B]` float: taken from the logit of a token as many times as it stands in the text. NULL: 0
+   * for all.
+   */
+  const float *frequency;
+  /** `[B]` float: taken from the logit of a token that stands in the text. NULL: 0 for all. */
+  const float *presence;
+  /**
+   * `[S, count_stride]`: how often each token stands in the text at the root. What the path adds
+   * is counted by the library, so that only emitted tokens are to be added between calls. Numbers
+   * below 0 count as 0. NULL: 0 for all.
+   */
+  const int32_t *output_counts;
+  /**
+   * `[S, prompt_stride]` uint32, bits as in `allowed`: 1 where the token stands in the prompt.
+   * NULL: 0 for all.
+   */
+  const uint32_t *prompt_tokens;
+  /** `[B]`: the row of each sequence in `output_counts` and `prompt_tokens`. NULL: b. */
+  const int32_t *count_row;
+  /** Elements from one row to the next in `output_counts`, at least V; 0 is that. */
+  int32_t count_stride;
+  /** Elements from one row to the next in `prompt_tokens`, at least (V + 31) / 32; 0 is that. */
+  int32_t prompt_stride;
+} spec_processing;
+
+/**
  * The arguments of `spec_verify`. B is `num_sequences`, K is `max_drafts`, V is the target's
  * vocabulary, R is the number of rows of `logits`. Arrays are memory of the context's device (with
  * CUDA, page-locked host memory will do) unless they say otherwise; the host owns them, and none
@@ -1108,6 +1227,8 @@ typedef struct spec_verify_args {
   uint64_t workspace_size;
   /** What the rule goes by if it is not lossless; the struct in host memory. NULL: the defaults. */
   const spec_leniency *leniency;
+  /** What is done to the target's logits before tokens are drawn from them. NULL: nothing. */
+  const spec_processing *processing;
 } spec_verify_args;
 
 /** What trees `spec_draft` makes, alike for all sequences; in host memory, read in the call. */
@@ -1580,9 +1701,9 @@ const char *spec_version(void);
  *
  * Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `dflash`,
  * `dflash2`, `dspark`, `eagle`, `eagle3`, `independent`, `mlp`, `mtp`, `peagle` and `xpress` (the
- * kinds of speculator), `verify.chain` (verification of chains), `draft.sampling` (sampled
- * drafts), `tree.mask` (`spec_tree_from_paths` and `spec_tree_mask`), `kv.compact`
- * (`spec_kv_compact`). `name` ends with NUL; NULL gives 0.
+ * kinds of speculator), `verify.chain` (verification of chains), `verify.processing`
+ * (`spec_processing`), `draft.sampling` (sampled drafts), `tree.mask` (`spec_tree_from_paths` and
+ * `spec_tree_mask`), `kv.compact` (`spec_kv_compact`). `name` ends with NUL; NULL gives 0.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.
  */
@@ -1785,14 +1906,15 @@ void spec_session_release(spec_session *session);
  * Says how many bytes of workspace `spec_verify` needs.
  *
  * Of `args` only the flags, the rule, `num_sequences`, `max_drafts`, whether there is a `tree`,
- * and the shapes of `logits` and `draft` are looked at: the data and the arrays may be NULL.
- * `size` is not NULL. The answer is 0 for 0 sequences. It depends on the rule, on V, on C where
- * there is a `draft`, on K, and on how many threads (CPU) or blocks (CUDA) work at a time; on CUDA
- * on the number of sequences, too, and for short rows or few of them it is far less than for many
- * long ones. It depends neither on the rows that there are nor on the type of the logits, and is
- * enough for any batch on this context with as many sequences, K, V and C or fewer by the same
- * rule; with `draft` it is enough without it, and with a `tree` for chains, too. Errors:
- * INVALID_ARGUMENT, UNSUPPORTED.
+ * whether there is `processing`, and the shapes of `logits` and `draft` are looked at: the data and
+ * the arrays may be NULL. `size` is not NULL. The answer is 0 for 0 sequences. It depends on the
+ * rule, on V, on C where there is a `draft`, on K, and on how many threads (CPU) or blocks (CUDA)
+ * work at a time; on CUDA on the number of sequences, too, and for short rows or few of them it is
+ * far less than for many long ones. With `processing` it is larger: on the CPU by a row of V floats
+ * for each thread, on CUDA by one for each of B * (K + 1) nodes. It depends neither on the rows
+ * that there are nor on the type of the logits, and is enough for any batch on this context with as
+ * many sequences, K, V and C or fewer by the same rule; with `draft` or `processing` it is enough
+ * without it, and with a `tree` for chains, too. Errors: INVALID_ARGUMENT, UNSUPPORTED.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.
  */
@@ -1809,8 +1931,8 @@ spec_status spec_verify_workspace_size(const spec_context *context,
  * from the root on while the rule keeps them; then one more token is emitted, the replacement of
  * rejected drafts or, after the last one of a path, the bonus token. In a `tree` drafts are
  * accepted along one path; where siblings are equal, the longest one. Logits are taken as they
- * are: `sampling` says how tokens are drawn from them. Only the rows that a decision needs are
- * read (CPU), or all rows of the sequences that take part (CUDA).
+ * are, or as `processing` makes them; `sampling` says how tokens are drawn from them. Only the rows
+ * that a decision needs are read (CPU), or all rows of the sequences that take part (CUDA).
  *
  * Every draw is one number through the inverse of the cumulative distribution in the order of
  * the ids, and weights are integers: equal logits and numbers give equal decisions for any number

@@ -1,5 +1,6 @@
 // Verification: which drafts stand, and which token follows them. `verify_plan` reads the host's
-// arrays, each element once, and checks them. Then all rows are decided at a time, as the numbers of a
+// arrays, each element once, and checks them; where something is done to logits before, `process_rows`
+// does it, by arrays that have been checked. Then all rows are decided at a time, as the numbers of a
 // node do not depend on what happened at others: by `verify_rows`, or by `verify_argmax` where all
 // sequences are greedy, or by `verify_path` where more than one draft is tested at a row. Who decides
 // the last row of a sequence goes down its chain or tree and writes the record; who writes the last
@@ -144,6 +145,7 @@ DEVICE Sequence plan_sequence(const VerifyArguments &arguments, u32 index) {
     return sequence;
   }
   sequence.state = invalid;
+  sequence.processed_row = not_processed;
   const i64 first_row = arguments.row_begin != nullptr ? i64(arguments.row_begin[index])
                                                        : i64(u64(index) * nodes_of(arguments));
   if (num_drafts > i32(arguments.max_drafts) ||
@@ -159,6 +161,13 @@ DEVICE Sequence plan_sequence(const VerifyArguments &arguments, u32 index) {
   if (arguments.families != nullptr) {
     __syncwarp();  // the drafts are read
     is_valid &= plan_families(arguments, index, u32(num_drafts));
+  }
+  if (arguments.processing.rows != nullptr) {
+    const ProcessingPlan plan = plan_processing(
+        arguments.processing, index, sequence.first_row, u32(num_drafts) + 1, arguments.vocabulary,
+        arguments.num_stop_tokens != 0);
+    is_valid &= plan.is_valid;
+    if (plan.is_needed) sequence.processed_row = u64(index) * nodes_of(arguments);
   }
   if (!is_greedy(sequence.target) || arguments.rule == rule_synthetic) {
     is_valid &= plan_numbers(arguments, index, u32(num_drafts) + 1, sequence.position);

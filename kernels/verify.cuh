@@ -2,6 +2,7 @@
 // rows. The rules are those of src/verify, the records those of src/backend/verify.rs.
 #pragma once
 #include "law.cuh"
+#include "processing.cuh"
 
 // ---- Data ----------------------------------------------------------------------------------------
 
@@ -27,11 +28,13 @@ enum State : u32 {
 // What the plan found out about a sequence.
 struct Sequence {
   u64 first_row, draft_row;
+  u64 processed_row;  // the root's among the processed ones, or `not_processed`
   Parameters target, draft;
   i32 position, num_drafts, limit;
   u32 state;
 };
-static_assert(sizeof(Sequence) == 64, "no padding but that stated");
+static_assert(sizeof(Sequence) == 72, "no padding but that stated");
+constexpr u64 not_processed = ~u64(0);
 
 struct Emission {
   i32 accepted, emitted;
@@ -88,6 +91,7 @@ struct VerifyArguments {
   u128 *overlaps;        // [teams, target tiles]
   u64 *weights;          // [teams, 2, padded V], NULL where they are in shared memory
 
+  Processing processing;
   u64 rows, row_stride, draft_rows, draft_row_stride;
   u64 token_ids_stride, draft_tokens_stride, position_stride, decision_stride, parents_stride;
   i64 log2_alpha;
@@ -103,7 +107,8 @@ struct VerifyArguments {
   f32 tolerance, epsilon, threshold_single, threshold_accumulated;
   u32 unused;
 };
-static_assert(sizeof(VerifyArguments) == 49 * 8 + 22 * 4, "as the host lays it out");
+static_assert(sizeof(VerifyArguments) == sizeof(Processing) + 49 * 8 + 22 * 4,
+              "as the host lays it out");
 
 DEVICE u32 nodes_of(const VerifyArguments &arguments) { return arguments.max_drafts + 1; }
 
@@ -332,9 +337,23 @@ DEVICE bool settle(const VerifyArguments &arguments, u32 index, u32 node, u64 ou
 
 // ---- Rows ----------------------------------------------------------------------------------------
 
-DEVICE Row target_row(const VerifyArguments &arguments, const Sequence &sequence, u32 node) {
+// The host's logits of a node.
+DEVICE Row logits_row(const VerifyArguments &arguments, const Sequence &sequence, u32 node) {
   const u8 *logits = arguments.logits + (sequence.first_row + node) * arguments.row_stride;
   return Row{logits, nullptr, arguments.dtype, 0, arguments.vocabulary};
+}
+
+// Where they are as processing makes them, if it makes anything of them.
+DEVICE f32 *processed_logits(const VerifyArguments &arguments, const Sequence &sequence, u32 node) {
+  return arguments.processing.rows +
+         (sequence.processed_row + node) * arguments.processing.row_stride;
+}
+
+// The logits that a node is decided by.
+DEVICE Row target_row(const VerifyArguments &arguments, const Sequence &sequence, u32 node) {
+  if (sequence.processed_row == not_processed) return logits_row(arguments, sequence, node);
+  const f32 *logits = processed_logits(arguments, sequence, node);
+  return Row{reinterpret_cast<const u8 *>(logits), nullptr, dtype_f32, 0, arguments.vocabulary};
 }
 
 DEVICE Row candidate_row(const VerifyArguments &arguments, const Sequence &sequence, u32 node) {

@@ -232,6 +232,14 @@ fn thousands_of_rounds_of_drafting_and_verification_allocate_nothing() {
         ..Versioned::blank()
     };
     let mut counters = Buffer::filled(3 + DRAFTS, 0_u64);
+    let presence = Buffer::filled(SEQUENCES, 0.25_f32);
+    let min_tokens = Buffer::filled(SEQUENCES, 2_i32);
+    let stops = Buffer::filled(1, 2_i32);
+    let processing = spec_processing {
+        presence: presence.as_ptr(),
+        min_tokens: min_tokens.as_ptr(),
+        ..Versioned::blank()
+    };
     let mut verification = spec_verify_args {
         num_sequences: SEQUENCES as i32,
         max_drafts: DRAFTS as i32,
@@ -241,6 +249,9 @@ fn thousands_of_rounds_of_drafting_and_verification_allocate_nothing() {
         position_stride: STRIDE as i32,
         sampling: &sampling,
         draft: &distribution,
+        processing: &processing,
+        stop_tokens: stops.as_ptr(),
+        num_stop_tokens: 1,
         decision_stride: STRIDE as i32,
         decisions: records,
         counters: counters.as_mut_ptr(),

@@ -92,6 +92,8 @@ struct Batch {
     tokens: Buffer<i32>,
     features: Vec<Matrix>,
     sampling: Option<SamplingColumns>,
+    /// Of batches that are sampled.
+    presence: Buffer<f32>,
     logits: Matrix,
     // What calls write.
     records: Buffer<i32>,
@@ -131,6 +133,7 @@ impl Batch {
                     ..Sampling::default()
                 }))
             }),
+            presence: Buffer::filled(sequences, 0.0),
             logits: matrix(sequences * ROWS, world.vocabulary),
             records: Buffer::filled(sequences * STRIDE, 0),
             drafts: Buffer::filled(sequences * DRAFTS, -1),
@@ -168,6 +171,7 @@ struct Calls<'a> {
     session: &'a Session,
     batch: Box<Batch>,
     sampling: Option<Box<spec_sampling>>,
+    processing: Box<spec_processing>,
     features: Vec<spec_tensor>,
     draft_logits: Box<spec_tensor>,
     distribution: Box<spec_distribution>,
@@ -189,11 +193,14 @@ impl<'a> Calls<'a> {
             ..Versioned::blank()
         });
         let sampling = batch.sampling.as_ref().map(|columns| Box::new(columns.view()));
+        let processing =
+            Box::new(spec_processing { presence: batch.presence.as_ptr(), ..Versioned::blank() });
         let mut calls = Self {
             world,
             session,
             batch,
             sampling,
+            processing,
             features,
             draft_logits,
             distribution,
@@ -232,6 +239,7 @@ impl<'a> Calls<'a> {
             limit: batch.limit.as_ptr(),
             sampling: self.sampling(),
             draft: if tested { from_ref(&*self.distribution) } else { null() },
+            processing: if tested { from_ref(&*self.processing) } else { null() },
             decision_stride: STRIDE as i32,
             decisions: batch.records.as_ptr().cast_mut(),
             counters: batch.counters.as_ptr().cast_mut(),
@@ -356,6 +364,7 @@ impl Scheduler {
             batch.block_table[index * TABLE..][..TABLE].copy_from_slice(&sequence.table);
             if let Some(sampling) = &mut batch.sampling {
                 sampling.seed[index] = sequence.seed;
+                batch.presence[index] = (sequence.seed % 3) as f32;
             }
             batch.num_drafts[index] = self.random.below(DRAFTS + 1) as i32;
             batch.limit[index] =

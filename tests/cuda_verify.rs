@@ -14,6 +14,7 @@ use speculators::backend::verify::Leniency;
 use speculators::backend::verify::record::{INVALID, LIMIT, LOSSY, NO_CANDIDATE, STOPPED};
 use speculators::sampling::Parameters;
 use speculators::tensor::Dtype;
+use verification::processing::{ENTRIES, any_steps};
 use verification::{
     BLOCK, Call, DEFAULT, DISTINCT, Decision, FOLLOW, Ids, PLAIN, REJECTION, RELAXED, Request,
     RowOrder, SYNTHETIC, THRESHOLD, TYPICAL, almost_one, decide_counted,
@@ -63,7 +64,7 @@ impl Sides {
 fn describe(request: &Request) -> String {
     let rows = |rows: &[Vec<f32>]| rows.iter().map(Vec::len).collect::<Vec<_>>();
     format!(
-        "drafts {:?} of {:?} over rows {:?} from rows {:?}, {:?}, {:?}, seed {}, position {}, limit {}",
+        "drafts {:?} of {:?} over rows {:?} from rows {:?}, {:?}, {:?}, seed {}, position {}, limit {}, {:?}",
         request.drafts,
         request.parents,
         rows(&request.logits),
@@ -73,6 +74,7 @@ fn describe(request: &Request) -> String {
         request.seed,
         request.position,
         request.limit,
+        request.steps.as_ref().filter(|_| request.logits[0].len() <= 64),
     )
 }
 
@@ -236,41 +238,59 @@ fn compare_any(sides: &mut Sides, seed: u64, calls: usize, all: &[Sizes]) {
     compare(sides, seed, calls, all, (&rules, &|_, _, _| {}));
 }
 
+/// The rules, those that look at more than one draft at a row more often.
+const ALL_RULES: [i32; 13] = [
+    DISTINCT, REJECTION, BLOCK, FOLLOW, TYPICAL, DISTINCT, BLOCK, THRESHOLD, REJECTION, RELAXED,
+    DISTINCT, SYNTHETIC, DEFAULT,
+];
+
 /// The same for trees, and for the rules that look at more than one draft at a row.
 fn compare_trees(sides: &mut Sides, seed: u64, calls: usize, all: &[Sizes]) {
-    let rules = [
-        DISTINCT, REJECTION, BLOCK, FOLLOW, TYPICAL, DISTINCT, BLOCK, THRESHOLD, REJECTION,
-        RELAXED, DISTINCT, SYNTHETIC, DEFAULT,
-    ];
-    compare(
-        sides,
-        seed,
-        calls,
-        all,
-        (&rules, &|random, call, requests| {
-            let any = |random: &mut Random, values: &[f32]| values[random.below(values.len())];
-            call.leniency = Leniency {
-                top_n: [1, 1, 2, 5, 300][random.below(5)],
-                tolerance: any(random, &[0.0, 0.5, 3.0, f32::INFINITY]),
-                epsilon: any(random, &[1e-6, 0.09, 0.3, 1.0]),
-                log2_alpha: -(random.below(1 << 20) as i64) << 13,
-                threshold_single: any(random, &[1.0, 0.9, 0.1]),
-                threshold_accumulated: any(random, &[1.0, 0.7, 0.01]),
-                acceptance: None,
-            };
-            let drafts = requests.iter().map(|request| request.drafts.len()).max().unwrap_or(0);
-            if random.chance(0.8) {
-                call.acceptance =
-                    (0..drafts).map(|_| any(random, &[0.0, 0.3, 0.999, 1.0, f32::NAN])).collect();
+    compare(sides, seed, calls, all, (&ALL_RULES, &plant_trees));
+}
+
+/// Makes trees of the requests, mostly, and says what lossy rules go by.
+fn plant_trees(random: &mut Random, call: &mut Call, requests: &mut [Request]) {
+    let any = |random: &mut Random, values: &[f32]| values[random.below(values.len())];
+    call.leniency = Leniency {
+        top_n: [1, 1, 2, 5, 300][random.below(5)],
+        tolerance: any(random, &[0.0, 0.5, 3.0, f32::INFINITY]),
+        epsilon: any(random, &[1e-6, 0.09, 0.3, 1.0]),
+        log2_alpha: -(random.below(1 << 20) as i64) << 13,
+        threshold_single: any(random, &[1.0, 0.9, 0.1]),
+        threshold_accumulated: any(random, &[1.0, 0.7, 0.01]),
+        acceptance: None,
+    };
+    let drafts = requests.iter().map(|request| request.drafts.len()).max().unwrap_or(0);
+    if random.chance(0.8) {
+        call.acceptance =
+            (0..drafts).map(|_| any(random, &[0.0, 0.3, 0.999, 1.0, f32::NAN])).collect();
+    }
+    if call.rule == BLOCK || random.chance(0.15) {
+        return;
+    }
+    for request in requests {
+        request.parents = any_tree(random, request.drafts.len() + 1);
+    }
+}
+
+/// The same where something is done to logits before.
+fn compare_processed(sides: &mut Sides, seed: u64, calls: usize, all: &[Sizes]) {
+    let change: Change<'_> = &|random, call, requests| {
+        plant_trees(random, call, requests);
+        for request in requests {
+            if random.chance(0.2) {
+                continue;
             }
-            if call.rule == BLOCK || random.chance(0.15) {
-                return;
+            let mut steps = any_steps(&mut |bound| random.below(bound), request);
+            if random.chance(0.05) {
+                let entry = ENTRIES[random.below(ENTRIES.len())];
+                steps.spoilt.push((entry, [-2, 0, 500, i32::MAX][random.below(4)]));
             }
-            for request in requests {
-                request.parents = any_tree(random, request.drafts.len() + 1);
-            }
-        }),
-    );
+            request.steps = Some(steps);
+        }
+    };
+    compare(sides, seed, calls, all, (&ALL_RULES, change));
 }
 
 /// The parents of a tree: broad ones, deep ones, and now and then one that is none.
@@ -372,6 +392,37 @@ fn large_trees_are_decided_as_on_the_cpu() {
     let Some(_turn) = cuda_test() else { return };
     let mut sides = Sides::new();
     compare_trees(&mut sides, 74, amount(60, 13), &sizes(&[30], 2, 150));
+    assert!(sides.emitted > 0 && sides.accepted > 0);
+}
+
+#[test]
+fn processed_logits_are_decided_as_on_the_cpu() {
+    let Some(_turn) = cuda_test() else { return };
+    let mut sides = Sides::new();
+    compare_processed(&mut sides, 75, amount(4000, 130), &sizes(&[3, 5, 40], 4, 7));
+    assert!(sides.emitted > 0 && sides.accepted > 0);
+    let all = NO_CANDIDATE | INVALID | STOPPED | LIMIT | LOSSY;
+    assert_eq!(sides.flags & all, all, "the calls have met too little");
+}
+
+#[test]
+fn processed_rows_of_several_blocks_are_decided_as_on_the_cpu() {
+    let Some(_turn) = cuda_test() else { return };
+    let mut cuda: Vec<Box<dyn Backend>> = vec![Box::new(open_cuda())];
+    for (blocks, keep_copies) in [(3, true), (2, false)].into_iter().take(amount(2, 1)) {
+        cuda.push(Box::new(open_cuda().with_verify_teams(blocks, keep_copies)));
+    }
+    let mut sides = Sides::of(cuda);
+    let vocabularies = [255, 1030, 2047, 2048, 2049, 4099];
+    compare_processed(&mut sides, 76, amount(600, 26), &sizes(&vocabularies, 2, 4));
+    assert!(sides.emitted > 0 && sides.accepted > 0);
+}
+
+#[test]
+fn long_paths_are_processed_as_on_the_cpu() {
+    let Some(_turn) = cuda_test() else { return };
+    let mut sides = Sides::new();
+    compare_processed(&mut sides, 77, amount(60, 13), &sizes(&[30], 2, 300));
     assert!(sides.emitted > 0 && sides.accepted > 0);
 }
 

@@ -19,7 +19,7 @@ const SOURCES: [&str; 10] = [
 ];
 
 /// The files of `src/capi` that only serve the others.
-const PRIVATE_SOURCES: [&str; 4] = ["boundary", "mod", "tensors", "tree_shape"];
+const PRIVATE_SOURCES: [&str; 5] = ["boundary", "mod", "processing", "tensors", "tree_shape"];
 
 fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)

@@ -340,6 +340,7 @@ fn an_empty_batch_is_decided() {
         parents: None,
         position: none,
         limit: None,
+        processing: None,
         sampling: SamplingArrays::default(),
         draft: None,
         uniforms: None,

@@ -608,6 +608,7 @@ fn rules_for_chains_refuse_trees() {
         parents: Some(none),
         position: none,
         limit: None,
+        processing: None,
         sampling: Default::default(),
         draft: None,
         uniforms: None,

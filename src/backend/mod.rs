@@ -7,6 +7,7 @@ pub mod cuda;
 pub mod draft_trees;
 pub mod experts;
 pub mod phases;
+pub mod processing;
 pub mod verify;
 
 use crate::error::Result;

@@ -1,6 +1,7 @@
 //! The plain data of verification, and the seam between the rules and the rows that they look at.
 
 use super::phases::Column;
+use super::processing::Processing;
 use crate::tensor::{Matrix, Span};
 
 /// How tokens are drawn, one element per sequence; absent arrays mean their defaults.
@@ -57,6 +58,8 @@ pub struct VerifyBatch {
     pub position: Column,
     /// Tokens that a sequence may still emit.
     pub limit: Option<Span<i32>>,
+    /// What is done to the logits before.
+    pub processing: Option<Processing>,
     /// How tokens are drawn.
     pub sampling: SamplingArrays,
     /// What drafts were drawn from; `None`: they are taken as given.

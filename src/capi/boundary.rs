@@ -103,6 +103,7 @@ sized! {
     spec_leniency: 40,
     spec_tree_mask_args: 160,
     spec_kv_compact_args: 160,
+    spec_processing: 200,
 }
 
 /// Reads a struct that the host built against this or another version of the header.

@@ -11,6 +11,7 @@ mod compact;
 mod context;
 mod draft;
 mod model;
+mod processing;
 mod session;
 mod tensors;
 mod tree;

@@ -753,6 +753,102 @@ pub struct spec_leniency {
     pub acceptance: *const f32,
 }
 
+/// What is done to the target's logits at a node before a token is drawn there, under every rule
+/// and for greedy sequences, too: what decoding without speculation would do after the same text.
+/// The *text* at a node is what the sequence has emitted, the root included, then the tokens of the
+/// path below the root down to the node, its own included.
+///
+/// The steps are those of vLLM, in its order, each an operation in F32: masks, bad words, stop
+/// tokens, biases, penalties. The temperature and the filters of `spec_sampling` follow. A token
+/// that one of the first three excludes has the logit -inf whatever is added to it.
+///
+/// The struct is in host memory, the arrays are in memory of the context's device; none is written.
+/// B, K, V and R are those of `spec_verify_args`. A sequence is INVALID, with no effect on others,
+/// if a mask of its rows is below -1 or not below M; if a range of its words or biases, or of the
+/// tokens of one of its words, does not lie in its list, or one of its words has no token; if a
+/// token of these is not from 0 to V - 1; if a bias, `frequency` or `presence` is NaN or
+/// `repetition` is not above 0; if it has words and its `history_length` is below 0 or above
+/// `history_stride`; or if it has penalties and its row of counts is not from 0 to S - 1.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_processing {
+    /// sizeof(spec_processing).
+    pub struct_size: u32,
+    /// M: masks, from 0 on.
+    pub num_masks: i32,
+    /// `[M, mask_stride]` uint32: token t is allowed where bit t % 32, counted from the lowest, of
+    /// element t / 32 is 1: what xgrammar and llguidance write. Bits from V on are not looked at.
+    /// NULL only if M is 0.
+    pub allowed: *const u32,
+    /// `[R]`: the mask of each row of `logits`, which is that of a node; -1: all tokens are allowed.
+    /// NULL: row r has mask r; if M is 0, none.
+    pub mask_row: *const i32,
+    /// Elements from one mask to the next, at least (V + 31) / 32; 0 is that.
+    pub mask_stride: i32,
+    /// W: bad words, from 0 on. With 0 the arrays of words are not looked at.
+    pub num_bad_words: i32,
+    /// `[num_word_tokens]`: the tokens of the words. The last token of a word is excluded where those
+    /// before it end the text; a word of one token always. NULL only if there are none.
+    pub word_tokens: *const i32,
+    /// `[W]`: where the tokens of each word begin in `word_tokens`. NULL only if W is 0.
+    pub word_begin: *const i32,
+    /// `[W]`: how many they are, at least 1. NULL only if W is 0.
+    pub word_length: *const i32,
+    /// `[B]`: the first word of each sequence. Sequences may share words. NULL only if B or W is
+    /// 0.
+    pub bad_words_begin: *const i32,
+    /// `[B]`: how many words it has, from 0 on. NULL only if B or W is 0.
+    pub bad_words_length: *const i32,
+    /// `[B, history_stride]`: the last tokens of the text at the root, in order, the root being the
+    /// last: one less than the longest word has will do. What is not there matches no word. NULL:
+    /// nothing is there.
+    pub history: *const i32,
+    /// `[B]`: how many tokens each sequence has in `history`. NULL only if that is NULL or B is 0.
+    pub history_length: *const i32,
+    /// Elements of `word_tokens`.
+    pub num_word_tokens: i32,
+    /// Elements from one sequence to the next in `history`, at least 1 if that is not NULL.
+    pub history_stride: i32,
+    /// `[B]`: how many of the tokens to come are no stop tokens: those of `stop_tokens` are excluded
+    /// below a node whose depth is less than this (below the root the first token is emitted, below
+    /// its children the second). NULL or 0 or less: none.
+    pub min_tokens: *const i32,
+    /// `[num_biases]`: the tokens of biases, none twice in the range of a sequence. NULL only if
+    /// there are none.
+    pub bias_tokens: *const i32,
+    /// `[num_biases]` float: what is added to the logit of each.
+    pub bias_values: *const f32,
+    /// `[B]`: the first bias of each sequence. NULL only if B or `num_biases` is 0.
+    pub biases_begin: *const i32,
+    /// `[B]`: how many it has, from 0 on. NULL only if B or `num_biases` is 0.
+    pub biases_length: *const i32,
+    /// Elements of `bias_tokens` and `bias_values`. With 0 the arrays of biases are not looked at.
+    pub num_biases: i32,
+    /// S: rows of counts, from 0 on.
+    pub num_count_rows: i32,
+    /// `[B]` float, above 0: a logit above 0 of a token that stands in the prompt or the text is
+    /// divided by it, any other one multiplied. NULL: 1 for all, which is none.
+    pub repetition: *const f32,
+    /// `[B]` float: taken from the logit of a token as many times as it stands in the text. NULL: 0
+    /// for all.
+    pub frequency: *const f32,
+    /// `[B]` float: taken from the logit of a token that stands in the text. NULL: 0 for all.
+    pub presence: *const f32,
+    /// `[S, count_stride]`: how often each token stands in the text at the root. What the path adds
+    /// is counted by the library, so that only emitted tokens are to be added between calls. Numbers
+    /// below 0 count as 0. NULL: 0 for all.
+    pub output_counts: *const i32,
+    /// `[S, prompt_stride]` uint32, bits as in `allowed`: 1 where the token stands in the prompt.
+    /// NULL: 0 for all.
+    pub prompt_tokens: *const u32,
+    /// `[B]`: the row of each sequence in `output_counts` and `prompt_tokens`. NULL: b.
+    pub count_row: *const i32,
+    /// Elements from one row to the next in `output_counts`, at least V; 0 is that.
+    pub count_stride: i32,
+    /// Elements from one row to the next in `prompt_tokens`, at least (V + 31) / 32; 0 is that.
+    pub prompt_stride: i32,
+}
+
 /// Index in a decision record: drafts accepted, 0 to K.
 pub const SPEC_DECISION_ACCEPTED: i32 = 0;
 /// Index in a decision record: tokens emitted: 0 (the sequence took no part, was invalid, or had
@@ -776,7 +872,8 @@ pub const SPEC_DECISION_DROPPED: i32 = 5;
 /// call.
 pub const SPEC_DECISION_TOKENS: i32 = 8;
 
-/// `SPEC_DECISION_FLAGS`: a row that was read had only -inf and NaN; token 0 was taken for it.
+/// `SPEC_DECISION_FLAGS`: a row that was read had only -inf and NaN, in `logits` or after
+/// `processing`; token 0 was taken for it.
 /// Where logits are +inf, those alone are candidates.
 pub const SPEC_DECISION_FLAG_NO_CANDIDATE: i32 = 1;
 /// `SPEC_DECISION_FLAGS`: the last emitted token is a stop token, be it an accepted draft, a
@@ -789,8 +886,8 @@ pub const SPEC_DECISION_FLAG_LIMIT: i32 = 4;
 /// rows of the root and its drafts are not in `logits`; `num_drafts` is above K; a draft is below
 /// -1 or not below V; `position` is negative, or position + num_drafts + 1 is above 2^31 - 1; a
 /// temperature, top_p or min_p is NaN, here or in `draft`; the drafts' rows are not in `draft`; the
-/// parent of a draft is not a node before it; or one of its `uniforms` is not in [0, 1) and the
-/// sequence is not greedy (or the rule is SYNTHETIC).
+/// parent of a draft is not a node before it; one of its `uniforms` is not in [0, 1) and the
+/// sequence is not greedy (or the rule is SYNTHETIC); or what `spec_processing` says.
 pub const SPEC_DECISION_FLAG_INVALID: i32 = 8;
 /// `SPEC_DECISION_FLAGS`: the rule does not keep the target's distribution.
 pub const SPEC_DECISION_FLAG_LOSSY: i32 = 16;
@@ -877,6 +974,8 @@ pub struct spec_verify_args {
     pub workspace_size: u64,
     /// What the rule goes by if it is not lossless; the struct in host memory. NULL: the defaults.
     pub leniency: *const spec_leniency,
+    /// What is done to the target's logits before tokens are drawn from them. NULL: nothing.
+    pub processing: *const spec_processing,
 }
 
 /// `spec_tree_mask_args.flags`: the columns of a mask are those of a prefix, which every node sees,

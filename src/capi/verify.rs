@@ -2,6 +2,7 @@
 
 use super::boundary::{self, borrow, call, within};
 use super::context::spec_context;
+use super::processing::processing;
 use super::tensors::{self, Home, column, matrix, optional_span, span};
 use super::types::{
     SPEC_DECISION_ACCEPTED, SPEC_DECISION_DROPPED, SPEC_DECISION_EMITTED,
@@ -13,7 +14,9 @@ use super::types::{
 };
 use crate::error::{Error, Result};
 use crate::tensor::{ALIGNMENT, Matrix, Span};
-use crate::verify::{self, Column, DraftDistribution, Leniency, Stream, VerifyBatch, record};
+use crate::verify::{
+    self, Column, DraftDistribution, Leniency, Processing, Stream, VerifyBatch, record,
+};
 use std::ffi::c_void;
 
 /// Sums of weights fit 63 bits below this.
@@ -22,14 +25,15 @@ const VOCABULARY_END: usize = 1 << 21;
 /// Says how many bytes of workspace `spec_verify` needs.
 ///
 /// Of `args` only the flags, the rule, `num_sequences`, `max_drafts`, whether there is a `tree`,
-/// and the shapes of `logits` and `draft` are looked at: the data and the arrays may be NULL.
-/// `size` is not NULL. The answer is 0 for 0 sequences. It depends on the rule, on V, on C where
-/// there is a `draft`, on K, and on how many threads (CPU) or blocks (CUDA) work at a time; on CUDA
-/// on the number of sequences, too, and for short rows or few of them it is far less than for many
-/// long ones. It depends neither on the rows that there are nor on the type of the logits, and is
-/// enough for any batch on this context with as many sequences, K, V and C or fewer by the same
-/// rule; with `draft` it is enough without it, and with a `tree` for chains, too. Errors:
-/// INVALID_ARGUMENT, UNSUPPORTED.
+/// whether there is `processing`, and the shapes of `logits` and `draft` are looked at: the data and
+/// the arrays may be NULL. `size` is not NULL. The answer is 0 for 0 sequences. It depends on the
+/// rule, on V, on C where there is a `draft`, on K, and on how many threads (CPU) or blocks (CUDA)
+/// work at a time; on CUDA on the number of sequences, too, and for short rows or few of them it is
+/// far less than for many long ones. With `processing` it is larger: on the CPU by a row of V floats
+/// for each thread, on CUDA by one for each of B * (K + 1) nodes. It depends neither on the rows
+/// that there are nor on the type of the logits, and is enough for any batch on this context with as
+/// many sequences, K, V and C or fewer by the same rule; with `draft` or `processing` it is enough
+/// without it, and with a `tree` for chains, too. Errors: INVALID_ARGUMENT, UNSUPPORTED.
 ///
 /// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]
@@ -62,8 +66,8 @@ pub unsafe extern "C" fn spec_verify_workspace_size(
 /// from the root on while the rule keeps them; then one more token is emitted, the replacement of
 /// rejected drafts or, after the last one of a path, the bonus token. In a `tree` drafts are
 /// accepted along one path; where siblings are equal, the longest one. Logits are taken as they
-/// are: `sampling` says how tokens are drawn from them. Only the rows that a decision needs are
-/// read (CPU), or all rows of the sequences that take part (CUDA).
+/// are, or as `processing` makes them; `sampling` says how tokens are drawn from them. Only the rows
+/// that a decision needs are read (CPU), or all rows of the sequences that take part (CUDA).
 ///
 /// Every draw is one number through the inverse of the cumulative distribution in the order of
 /// the ids, and weights are integers: equal logits and numbers give equal decisions for any number
@@ -134,6 +138,7 @@ fn sizes(
         parents: (!args.tree.is_null()).then_some(none),
         position: none,
         limit: None,
+        processing: (!args.processing.is_null()).then(Processing::default),
         sampling: tensors::sampling(None, 0)?,
         draft,
         uniforms: None,
@@ -186,9 +191,10 @@ fn candidates(
 /// The pointers in `args` are as documented.
 unsafe fn batch(args: &spec_verify_args, home: Home) -> Result<VerifyBatch> {
     // SAFETY: as this function's contract.
-    let (given, sampling, tree, lenience) = unsafe {
+    let (given, processed, sampling, tree, lenience) = unsafe {
         (
             boundary::read_optional(args.draft)?,
+            boundary::read_optional(args.processing)?,
             boundary::read_optional(args.sampling)?,
             boundary::read_optional(args.tree)?,
             boundary::read_optional(args.leniency)?,
@@ -222,6 +228,10 @@ unsafe fn batch(args: &spec_verify_args, home: Home) -> Result<VerifyBatch> {
         parents: tree.map(|tree| parents(&tree, sequences, drafts)).transpose()?,
         position: column("position", args.position, sequences, args.position_stride, 1)?,
         limit: optional_span("limit", args.limit, sequences)?,
+        processing: processed
+            .map(|given| processing(&given, sequences, &sizes.logits))
+            .transpose()
+            .map_err(|failure| failure.within("processing"))?,
         sampling: tensors::sampling(sampling.as_ref(), sequences)?,
         draft,
         uniforms: optional_span("uniforms", args.uniforms, sequences * 2 * (drafts + 1))?,

@@ -26,16 +26,23 @@ pub extern "C" fn spec_version() -> *const c_char {
 }
 
 /// The features of this build that hosts can ask for by name, besides the kinds of speculator.
-const FEATURES: [&str; 6] =
-    ["cpu", "cuda", "verify.chain", "draft.sampling", "tree.mask", "kv.compact"];
+const FEATURES: [&str; 7] = [
+    "cpu",
+    "cuda",
+    "verify.chain",
+    "verify.processing",
+    "draft.sampling",
+    "tree.mask",
+    "kv.compact",
+];
 
 /// Says whether the library has a feature: 1 if so, 0 if not or if it does not know the name.
 ///
 /// Names so far: `cpu` (CPU contexts), `cuda` (CUDA contexts, where there is a driver), `dflash`,
 /// `dflash2`, `dspark`, `eagle`, `eagle3`, `independent`, `mlp`, `mtp`, `peagle` and `xpress` (the
-/// kinds of speculator), `verify.chain` (verification of chains), `draft.sampling` (sampled
-/// drafts), `tree.mask` (`spec_tree_from_paths` and `spec_tree_mask`), `kv.compact`
-/// (`spec_kv_compact`). `name` ends with NUL; NULL gives 0.
+/// kinds of speculator), `verify.chain` (verification of chains), `verify.processing`
+/// (`spec_processing`), `draft.sampling` (sampled drafts), `tree.mask` (`spec_tree_from_paths` and
+/// `spec_tree_mask`), `kv.compact` (`spec_kv_compact`). `name` ends with NUL; NULL gives 0.
 ///
 /// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]

@@ -11,6 +11,9 @@ mod typical;
 
 pub use crate::backend::Stream;
 pub use crate::backend::phases::Column;
+pub use crate::backend::processing::{
+    BadWords, Biases, Bits, History, Masks, Penalties, Processing, Ranges,
+};
 pub use crate::backend::verify::{DraftDistribution, Leniency, VerifyBatch, record};
 pub use block::Block;
 pub use follow::Follow;

@@ -1,11 +1,14 @@
 //! Verification calls from plain vectors, and the measurement of the law that they follow.
 #![allow(dead_code)] // Each test program uses its own part.
 
+pub mod processing;
+
 use crate::device::backend::open_cuda;
 use crate::device::buffer::Buffer;
 use crate::device::memory::Memory;
 use crate::device::{Device, driver};
 use half::{bf16, f16};
+use processing::Steps;
 use speculators::backend::cpu::{CpuBackend, Threads};
 use speculators::backend::phases::Column;
 use speculators::backend::verify::{
@@ -66,6 +69,8 @@ pub struct Request {
     pub num_drafts: Option<i32>,
     /// Instead of where the rows are.
     pub row_begin: Option<i32>,
+    /// What is done to the logits before; if nobody in a call has any, the call has none.
+    pub steps: Option<Steps>,
 }
 
 impl Request {
@@ -84,6 +89,7 @@ impl Request {
             uniforms: Vec::new(),
             num_drafts: None,
             row_begin: None,
+            steps: None,
         }
     }
 }
@@ -307,7 +313,7 @@ impl Arrays {
     }
 
     /// The logits, and where those of each sequence begin.
-    fn logits(&mut self, call: &Call, requests: &[Request]) -> (Matrix, Option<Span<i32>>) {
+    fn logits(&mut self, call: &Call, requests: &[Request]) -> (Matrix, Vec<i32>) {
         let unused = vec![f32::NAN; requests[0].logits[0].len()];
         let most = requests.iter().map(|request| request.drafts.len()).max().unwrap_or(0);
         let mut rows = Vec::new();
@@ -318,13 +324,12 @@ impl Arrays {
                 rows.push(&unused);
             }
             let begin = rows.len();
-            row_begin[index] = request.row_begin.unwrap_or(begin as i32);
+            row_begin[index] = begin as i32;
             rows.extend(&request.logits);
             if self.are_implied {
                 rows.resize(begin + most + 1, &unused);
             }
         }
-        let row_begin = (!self.are_implied).then(|| self.span(row_begin));
         (self.matrix(&rows, call.dtype, call.gap), row_begin)
     }
 }
@@ -368,7 +373,10 @@ pub fn decide_counted(
     let are_implied = call.order == RowOrder::Implied;
     let mut arrays = Arrays { device, are_implied, kept: Vec::new() };
     let drafts = requests.iter().map(|request| request.drafts.len()).max().unwrap_or(0);
-    let (logits, row_begin) = arrays.logits(call, requests);
+    let (logits, begins) = arrays.logits(call, requests);
+    let row_begin = requests.iter().zip(&begins);
+    let row_begin = row_begin.map(|(request, &begin)| request.row_begin.unwrap_or(begin)).collect();
+    let row_begin = (!are_implied).then(|| arrays.span(row_begin));
     let draft_stride = drafts + 1;
     let mut tokens = vec![1 << 30; requests.len() * draft_stride];
     for (tokens, request) in tokens.chunks_mut(draft_stride).zip(requests) {
@@ -394,6 +402,7 @@ pub fn decide_counted(
         parents: arrays.parents(requests, drafts),
         position,
         limit: arrays.optional(requests.iter().map(|request| request.limit), i32::MAX),
+        processing: arrays.processing(requests, &begins, logits.rows),
         sampling: if call.is_greedy {
             SamplingArrays::default()
         } else {

@@ -192,6 +192,8 @@ kernels! {
     DescribeTree: "draft_trees", "describe_tree", 256, Small;
     /// Reads and checks the arrays of a verification.
     VerifyPlan: "verify", "verify_plan", 256, Small;
+    /// What is done to rows of logits before they are decided by.
+    ProcessRows: "processing", "process_rows", 256, Small;
     /// Decides sequences that are all greedy.
     VerifyArgmax: "verify", "verify_argmax", 256, Small;
     /// Decides sequences of all kinds.

@@ -21,6 +21,7 @@ mod memory;
 mod mlp;
 mod paging;
 mod plan;
+mod processing;
 mod products;
 mod project;
 mod propose;

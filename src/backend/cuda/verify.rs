@@ -1,7 +1,9 @@
 //! The launch code of `kernels/verify.cu` and `kernels/verify_path.cu`: two launches for each
-//! verification, one that reads the host's arrays and one that decides.
+//! verification, one that reads the host's arrays and one that decides; between them one more where
+//! something is done to the logits.
 
 use super::launch::{Arguments, Kernel, Kernels, Launch};
+use super::processing::{self, ProcessingArguments};
 use crate::backend::Stream;
 use crate::backend::phases::Column;
 use crate::backend::verify::{RuleKind, SamplingArrays, Siblings, VerifyBatch};
@@ -10,7 +12,7 @@ use crate::tensor::{Carver, Dtype, Matrix, Span};
 use bytemuck::NoUninit;
 
 /// Logits that are looked at as a whole, as in the kernels.
-const TILE: usize = 256;
+pub const TILE: usize = 256;
 
 /// The most blocks of a team, as in the kernels.
 const MOST_MEMBERS: usize = 32;
@@ -32,7 +34,7 @@ const PLAN_THREADS: u32 = 256;
 
 /// Bytes of the kernels' `Board`, `Sequence` and `Emission`.
 const BOARD_BYTES: usize = 64 + 1024 * 4 + 1024 * 8;
-const SEQUENCE_BYTES: usize = 64;
+const SEQUENCE_BYTES: usize = 72;
 const EMISSION_BYTES: usize = 8;
 /// Bytes of the kernels' `Family`.
 const FAMILY_BYTES: usize = 12;
@@ -205,6 +207,11 @@ struct Sizes {
     tile_bytes: TileBytes,
 }
 
+/// The widest type of the rows that are looked at: those that something is done to are F32.
+fn widest(batch: &VerifyBatch) -> Dtype {
+    if batch.processing.is_some() { Dtype::F32 } else { batch.logits.dtype }
+}
+
 /// What is kept of a tile in shared memory, if all of it is.
 #[derive(Clone, Copy, Debug)]
 enum TileBytes {
@@ -221,7 +228,7 @@ impl Sizes {
             rows: batch.num_sequences.saturating_mul(batch.max_drafts + 1).max(1),
             tiles: batch.logits.columns.div_ceil(TILE),
             draft_tiles: batch.draft.map_or(0, |draft| draft.logits.columns.div_ceil(TILE)),
-            tile_bytes: TileBytes::Copy(TILE * batch.logits.dtype.size()),
+            tile_bytes: TileBytes::Copy(TILE * widest(batch).size()),
         }
     }
 
@@ -299,6 +306,7 @@ struct Workspace {
     draft_sums: u64,
     overlaps: u64,
     weights: u64,
+    processed: u64,
 }
 
 /// Whether the rule tests more at a row than `verify_rows` does.
@@ -351,6 +359,7 @@ impl Workspace {
             draft_sums: piece(by_rows.teams, size_of::<u64>() * sizes.draft_tiles),
             overlaps: piece(overlaps, size_of::<u128>() * sizes.tiles),
             weights: piece(by_path.weight_teams, TILE_WEIGHTS.saturating_mul(sizes.tiles)),
+            processed: piece(processing::logits(batch), size_of::<f32>()),
         }
     }
 }
@@ -402,6 +411,7 @@ struct VerifyArguments {
     draft_sums: u64,
     overlaps: u64,
     weights: u64,
+    processing: ProcessingArguments,
     rows: u64,
     row_stride: u64,
     draft_rows: u64,
@@ -526,6 +536,7 @@ impl Launcher<'_> {
         } else {
             (Kernel::VerifyRows, self.rows(batch, &mut arguments)?)
         };
+        let process = batch.processing.map(|_| processing::launch(batch)).transpose()?;
         let sequences_per_block = (PLAN_THREADS / 32) as usize;
         let plan = Launch {
             grid: [batch.num_sequences.div_ceil(sequences_per_block) as u32, 1, 1],
@@ -536,6 +547,9 @@ impl Launcher<'_> {
         // SAFETY: this function's contract.
         unsafe {
             self.kernels.launch(Kernel::VerifyPlan, stream, &plan, &arguments)?;
+            if let Some(process) = process {
+                self.kernels.launch(Kernel::ProcessRows, stream, &process, &arguments)?;
+            }
             self.kernels.launch(kernel, stream, &shape, &arguments)
         }
     }
@@ -546,14 +560,8 @@ impl Launcher<'_> {
         let tiles_at_a_time = (ARGMAX_THREADS / 32) as usize;
         let wanted = (self.multiprocessors as usize * ARGMAX_BLOCKS).div_ceil(sizes.rows);
         let splits = wanted.min(sizes.tiles.div_ceil(tiles_at_a_time));
-        let blocks = i32::try_from(splits.saturating_mul(sizes.rows)).map_err(|_| {
-            Error::unsupported(format!(
-                "num_sequences, max_drafts: expected fewer rows than 2^31, found {}",
-                sizes.rows
-            ))
-        })?;
         arguments.splits = splits as u32;
-        let grid = [blocks as u32, 1, 1];
+        let grid = [row_blocks(sizes.rows, splits)?, 1, 1];
         Ok(Launch { grid, threads: ARGMAX_THREADS, shared: 0, cooperative: false })
     }
 
@@ -577,6 +585,16 @@ impl Launcher<'_> {
         }
         Ok(launch(&shape, arguments))
     }
+}
+
+/// So many blocks for each row of a batch, if a grid has room for them.
+pub fn row_blocks(rows: usize, each: usize) -> Result<u32> {
+    let blocks = i32::try_from(rows.saturating_mul(each)).map_err(|_| {
+        Error::unsupported(format!(
+            "num_sequences, max_drafts: expected fewer rows than 2^31, found {rows}"
+        ))
+    })?;
+    Ok(blocks as u32)
 }
 
 /// The launch of so many teams.
@@ -639,6 +657,11 @@ fn arguments(batch: &VerifyBatch, rule: RuleKind, pieces: &Workspace) -> VerifyA
         draft_sums: pieces.draft_sums,
         overlaps: pieces.overlaps,
         weights: pieces.weights,
+        processing: ProcessingArguments::of(
+            batch.processing.as_ref(),
+            batch.logits.columns,
+            pieces.processed,
+        ),
         rows: batch.logits.rows as u64,
         row_stride: row_bytes(&batch.logits),
         draft_rows: candidates.rows as u64,

@@ -3,6 +3,7 @@
 
 mod chain;
 mod node;
+mod processing;
 mod sequence;
 mod walk;
 
@@ -82,6 +83,8 @@ struct WorkerScratch {
     visits: Span<Visit>,
     /// The children of a node.
     children: Span<Child>,
+    /// Where something is done to rows before they are looked at.
+    processing: Option<processing::Scratch>,
 }
 
 impl WorkerScratch {
@@ -99,6 +102,9 @@ impl WorkerScratch {
             remainder: needs_remainder.then(|| remainder::Scratch::carve(carver, vocabulary)),
             visits: carver.span(batch.max_drafts + 1),
             children: carver.span(batch.max_drafts),
+            processing: batch
+                .processing
+                .map(|_| processing::Scratch::carve(carver, vocabulary, batch.max_drafts)),
         }
     }
 

@@ -6,6 +6,7 @@ use super::super::memory::read;
 use super::super::remainder::Remainder;
 use super::super::rows::Row;
 use super::Bench;
+use super::processing::processed_row;
 use super::sequence::Sequence;
 use crate::backend::verify::{Child, DraftDistribution, Leniency, Siblings, TargetRow};
 use crate::sampling::{Purpose, log2};
@@ -18,6 +19,8 @@ pub struct Node<'a> {
     depth: usize,
     /// Whether the row had one wherever it was looked at.
     pub has_candidate: bool,
+    /// The target's, once it was looked at.
+    row: Option<Row>,
     p: Option<Law>,
     /// The law of the row that the children were drawn from, once it was looked at.
     q: Option<Option<(DraftLaw<'a>, TokenIds)>>,
@@ -43,23 +46,22 @@ impl<'a> Node<'a> {
             node,
             depth,
             has_candidate: true,
+            row: None,
             p: None,
             q: None,
             left: Left::All,
         }
     }
 
-    fn target(&self) -> Reader<'a> {
-        let logits = &self.sequence.batch.logits;
-        let row = Row {
-            address: logits.row_address(self.sequence.first_row + self.node),
-            dtype: logits.dtype,
-            len: logits.columns,
-            token_ids: None,
-        };
+    fn target(&mut self) -> Reader<'a> {
         let Bench { isa, split, scratch } = self.bench;
-        // SAFETY: the contract of `decide`; the sequence's rows were checked.
-        unsafe { Reader::new(isa, split, row, scratch.target) }
+        // SAFETY: the contract of `decide`; the sequence's rows were checked, and of its nodes one
+        // is looked at at a time.
+        unsafe {
+            let (bench, sequence, node) = (self.bench, self.sequence, self.node);
+            let row = self.row.get_or_insert_with(|| processed_row(bench, sequence, node));
+            Reader::new(isa, split, *row, scratch.target)
+        }
     }
 
     /// p; a row without a candidate is certain of its lowest id.

@@ -2,6 +2,8 @@
 
 use super::super::draw::{parameters, seed};
 use super::super::memory::read;
+use super::super::rows::Row;
+use super::processing::Steps;
 use crate::backend::verify::{DraftDistribution, Rule, RuleKind, VerifyBatch};
 use crate::sampling::{Parameters, Purpose, uniform};
 use crate::tensor::{Matrix, Span};
@@ -83,6 +85,11 @@ impl<'a> Sequence<'a> {
                     (-1..vocabulary).contains(&self.draft(node).into())
                         && (0..node as i32).contains(&self.parent_entry(node))
                 })
+                && self
+                    .batch
+                    .processing
+                    .as_ref()
+                    .is_none_or(|processing| Steps { sequence: self, processing }.are_valid())
                 && self.batch.draft.is_none_or(|draft| {
                     self.draft_parameters(&draft).are_numbers()
                         && (self.num_drafts == 0 || self.draft_row(&draft).is_some())
@@ -93,6 +100,17 @@ impl<'a> Sequence<'a> {
                             (0.0..1.0).contains(&read(uniforms, self.first_uniform() + index))
                         })
                 })
+        }
+    }
+
+    /// The logits of a node, as they are.
+    pub fn row(&self, node: usize) -> Row {
+        let logits = &self.batch.logits;
+        Row {
+            address: logits.row_address(self.first_row + node),
+            dtype: logits.dtype,
+            len: logits.columns,
+            token_ids: None,
         }
     }
 
