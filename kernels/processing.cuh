@@ -117,6 +117,7 @@ struct ProcessingPlan {
 DEVICE ProcessingPlan plan_processing(const Processing &processing, u32 index, u64 first_row,
                                       u32 rows, u32 vocabulary, bool has_stop_tokens) {
   bool is_valid = true, has_mask = false;
+#pragma unroll 1
   for (u32 node = lane_index(); node < rows; node += warp_lanes) {
     const i32 mask = mask_of(processing, first_row + node);
     is_valid &= mask != wrong_mask;
@@ -124,15 +125,18 @@ DEVICE ProcessingPlan plan_processing(const Processing &processing, u32 index, u
   }
   const Range words = words_of(processing, index);
   is_valid &= words.is_valid && (words.is_empty() || history_of(processing, index) >= 0);
+#pragma unroll 1
   for (u32 word = words.begin + lane_index(); word < words.end; word += warp_lanes) {
     const Range tokens = tokens_of(processing, word);
     is_valid &= tokens.is_valid;
+#pragma unroll 1
     for (u32 i = tokens.begin; i < tokens.end; i++) {
       is_valid &= u32(processing.word_tokens[i]) < vocabulary;
     }
   }
   const Range biases = biases_of(processing, index);
   is_valid &= biases.is_valid;
+#pragma unroll 1
   for (u32 i = biases.begin + lane_index(); i < biases.end; i += warp_lanes) {
     const f32 value = processing.bias_values[i];
     is_valid &= u32(processing.bias_tokens[i]) < vocabulary && value == value;
