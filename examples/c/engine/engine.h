@@ -102,6 +102,20 @@ engine_cache *engine_cache_create(const engine_model *model, int32_t num_pages, 
 void engine_cache_free(engine_cache *cache);
 
 /*
+ * Where keys and values lie, for whoever moves rows of them: F32, [page][keys or values][head]
+ * [position in page][element] in each layer. The memory is the cache's.
+ */
+typedef struct engine_cache_info {
+    int32_t num_layers, num_pages, page_size, num_heads;
+    size_t head_bytes; /* of a head at one position */
+    size_t page_bytes; /* from one page to the next */
+} engine_cache_info;
+
+engine_cache_info engine_cache_describe(const engine_cache *cache);
+void *engine_cache_keys(const engine_cache *cache, int32_t layer);
+void *engine_cache_values(const engine_cache *cache, int32_t layer);
+
+/*
  * A hidden state that the host wants: the residual stream that enters decoder layer `layer`, where
  * num_layers stands for the stream that leaves the last one; or, with `final_norm`, the output of
  * the final norm, which the head reads (`layer` is not looked at then).
@@ -118,6 +132,12 @@ typedef struct engine_feature {
  * row belongs to exactly one sequence. A row attends to all positions of its sequence up to its
  * own, so the ones below position[b] must have been computed by earlier calls. Computing a
  * position again overwrites it: to drop rejected drafts, go back to a smaller position.
+ *
+ * With `parents`, the rows of a sequence are a tree: those of a chain are -1, 0, 1, ... Row i of the
+ * sequence is then a token of position[b] + its depth, and attends to the positions below
+ * position[b], to its ancestors and to itself, with the bits that the path alone would give as a
+ * chain. Its keys and values are kept as those of position[b] + i, where a chain has its i-th row:
+ * before a later call, those of the path that stays are moved to where they belong.
  */
 typedef struct engine_batch {
     int32_t num_sequences;         /* B */
@@ -126,6 +146,8 @@ typedef struct engine_batch {
     const int32_t *row_begin;      /* [B] */
     const int32_t *row_count;      /* [B], 0 leaves the sequence out */
     const int32_t *position;       /* [B] */
+    const int32_t *parents;        /* [R]: an earlier row of the sequence, counted from its first,
+                                      or -1: what comes before position[b]; NULL: chains */
     const int32_t *block_table;    /* [B, stride]: position p lies in page p / page_size */
     int32_t block_table_stride;
     const engine_feature *features;

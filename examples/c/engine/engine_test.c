@@ -410,6 +410,149 @@ static bool rows_do_not_depend_on_their_company(const fixture *f)
     return true;
 }
 
+enum { TREES = 2, NODES = 24, TREE_PAGES = MAX_PAGES / TREES, MAX_STATES = 64 };
+
+/* Texts, each with a tree behind it, whose nodes are rows of one call. */
+typedef struct forest {
+    int32_t prefix, texts[TREES * LENGTH], tokens[TREES * NODES], parents[TREES * NODES];
+    int32_t num_features;
+    float *outputs; /* of all rows: logits, then all features, one after the other */
+    engine_feature features[MAX_STATES];
+} forest;
+
+static forest new_forest(const engine_info *info, int32_t prefix, uint32_t seed)
+{
+    forest f = {.prefix = prefix, .num_features = info->num_layers + 2};
+    size_t rows = TREES * NODES, hidden = rows * (size_t)info->hidden_size;
+    size_t logits = rows * (size_t)info->vocabulary;
+    f.outputs = required(malloc((logits + hidden * (size_t)f.num_features) * 4), "out of memory");
+    for (int32_t i = 0; i < f.num_features; i++) {
+        float *output = f.outputs + logits + hidden * (size_t)i;
+        f.features[i] = (engine_feature){i, i == f.num_features - 1, output};
+    }
+    uint32_t vocabulary = (uint32_t)info->vocabulary;
+    for (int32_t i = 0; i < TREES * LENGTH; i++) f.texts[i] = (int32_t)(next_random(&seed) % vocabulary);
+    for (int32_t i = 0; i < TREES * NODES; i++) {
+        int32_t node = i % NODES, span = node < 4 ? node : 4; /* near parents, so that paths are long */
+        f.tokens[i] = (int32_t)(next_random(&seed) % vocabulary);
+        f.parents[i] = node == 0 ? -1 : node - 1 - (int32_t)(next_random(&seed) % (uint32_t)span);
+    }
+    return f;
+}
+
+/* The texts, then all trees in one call. */
+static bool run_forest(const engine_model *model, engine_cache *cache, const forest *f)
+{
+    int32_t table[MAX_PAGES], begin[TREES], count[TREES], zero[TREES] = {0}, prefix[TREES];
+    for (int32_t i = 0; i < MAX_PAGES; i++) table[i] = i;
+    for (int32_t b = 0; b < TREES; b++) {
+        begin[b] = b * LENGTH;
+        count[b] = LENGTH;
+        prefix[b] = f->prefix;
+    }
+    engine_error error = {""};
+    engine_batch batch = {.num_sequences = TREES, .num_rows = TREES * LENGTH, .tokens = f->texts,
+                          .row_begin = begin, .row_count = count, .position = zero,
+                          .block_table = table, .block_table_stride = TREE_PAGES};
+    CHECK(engine_forward(model, cache, &batch, &error), "%s", complain(&error));
+    for (int32_t b = 0; b < TREES; b++) {
+        begin[b] = b * NODES;
+        count[b] = NODES;
+    }
+    batch.num_rows = TREES * NODES;
+    batch.tokens = f->tokens;
+    batch.parents = f->parents;
+    batch.position = prefix;
+    batch.features = f->features;
+    batch.num_features = f->num_features;
+    batch.logits = f->outputs;
+    CHECK(engine_forward(model, cache, &batch, &error), "%s", complain(&error));
+    return true;
+}
+
+/* The nodes from the root to node n of tree b, and how many they are. */
+static int32_t path_to(const forest *f, int32_t b, int32_t n, int32_t *nodes)
+{
+    int32_t length = 0;
+    for (int32_t node = n; node >= 0; node = f->parents[b * NODES + node]) length++;
+    for (int32_t node = n, i = length; node >= 0; node = f->parents[b * NODES + node]) nodes[--i] = node;
+    return length;
+}
+
+/* Runs the path to node n as a chain behind the text and compares its last row with the node's. */
+static bool path_agrees(const engine_model *model, engine_cache *cache, const forest *f,
+                        const forest *chain, int32_t b, int32_t n)
+{
+    const engine_info *info = engine_describe(model);
+    int32_t nodes[NODES], tokens[NODES], length = path_to(f, b, n, nodes);
+    for (int32_t i = 0; i < length; i++) tokens[i] = f->tokens[b * NODES + nodes[i]];
+    if (!forward_alone(model, cache, tokens, f->prefix, length, chain->features,
+                       chain->num_features, chain->outputs)) {
+        return false;
+    }
+    size_t row = (size_t)(b * NODES + n), last = (size_t)length - 1;
+    size_t vocabulary = (size_t)info->vocabulary, hidden = (size_t)info->hidden_size;
+    bool equal = !memcmp(f->outputs + row * vocabulary, chain->outputs + last * vocabulary, vocabulary * 4);
+    for (int32_t i = 0; i < f->num_features; i++) {
+        equal &= !memcmp(f->features[i].output + row * hidden, chain->features[i].output + last * hidden,
+                         hidden * 4);
+    }
+    CHECK(equal, "prefix %d, tree %d, node %d at depth %d", f->prefix, b, n, length - 1);
+    return true;
+}
+
+/* Moves the path to the last node of the first tree to where the rows of a chain would be. */
+static int32_t keep_path(engine_cache *cache, const forest *f)
+{
+    engine_cache_info info = engine_cache_describe(cache);
+    size_t page_size = (size_t)info.page_size;
+    int32_t nodes[NODES], length = path_to(f, 0, NODES - 1, nodes);
+    for (int32_t i = 0; i < length; i++) {
+        size_t from = (size_t)(f->prefix + nodes[i]), to = (size_t)(f->prefix + i);
+        for (int32_t part = 0; part < 2 * info.num_layers; part++) {
+            char *base = part % 2 ? engine_cache_values(cache, part / 2) : engine_cache_keys(cache, part / 2);
+            for (size_t head = 0; head < (size_t)info.num_heads; head++) {
+                char *rows = base + head * page_size * info.head_bytes;
+                memmove(rows + to / page_size * info.page_bytes + to % page_size * info.head_bytes,
+                        rows + from / page_size * info.page_bytes + from % page_size * info.head_bytes,
+                        info.head_bytes);
+            }
+        }
+    }
+    return length;
+}
+
+static bool rows_of_trees_are_those_of_their_paths(const fixture *f)
+{
+    static const int32_t prefixes[] = {0, 1, 50, 63, 64};
+    size_t vocabulary = (size_t)f->info->vocabulary;
+    float *next = required(malloc(2 * vocabulary * 4), "out of memory");
+    for (uint32_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++) {
+        engine_cache *trees = fresh_cache(f->model), *chains = fresh_cache(f->model);
+        forest tree = new_forest(f->info, prefixes[i], 20 + i), chain = new_forest(f->info, 0, 1);
+        if (!run_forest(f->model, trees, &tree)) return false;
+        for (int32_t b = TREES - 1; b >= 0; b--) {
+            const int32_t *text = tree.texts + b * LENGTH;
+            if (!forward_alone(f->model, chains, text, 0, LENGTH, NULL, 0, NULL)) return false;
+            for (int32_t n = 0; n < NODES; n++) {
+                if (!path_agrees(f->model, chains, &tree, &chain, b, n)) return false;
+            }
+        }
+        /* Both caches now end with the path to the last node of the first tree. */
+        int32_t position = prefixes[i] + keep_path(trees, &tree), token = 7;
+        bool ran = forward_alone(f->model, trees, &token, position, 1, NULL, 0, next) &&
+                   forward_alone(f->model, chains, &token, position, 1, NULL, 0, next + vocabulary);
+        CHECK(ran && !memcmp(next, next + vocabulary, vocabulary * 4), "after the path of prefix %d",
+              prefixes[i]);
+        engine_cache_free(trees);
+        engine_cache_free(chains);
+        free(tree.outputs);
+        free(chain.outputs);
+    }
+    free(next);
+    return true;
+}
+
 static bool refused(const engine_model *model, engine_cache *cache, engine_batch batch,
                     const char *expected)
 {
@@ -449,6 +592,11 @@ static bool wrong_batches_are_refused(const fixture *f)
     kept &= refused(f->model, cache, bad, "sequence 0: expected positions");
     bad.position = (int32_t[]){0, PAGE};
     kept &= refused(f->model, cache, bad, "sequence 1: expected 2 pages");
+    bad = good;
+    bad.parents = (int32_t[]){-1, 1, -1};
+    kept &= refused(f->model, cache, bad, "row 1: expected a parent from -1 to 0, found 1");
+    bad.parents = (int32_t[]){-1, 0, -2};
+    kept &= refused(f->model, cache, bad, "row 2: expected a parent from -1 to -1, found -2");
     bad = good;
     bad.block_table = (int32_t[]){0, MAX_PAGES};
     kept &= refused(f->model, cache, bad, "sequence 1: expected pages below");
@@ -940,6 +1088,7 @@ int main(int argc, char **argv)
     run("every task runs once", every_task_runs_once());
     run("greedy texts are the recorded ones", greedy_texts_are_the_recorded_ones(&f));
     run("rows do not depend on batch, calls, pages or threads", rows_do_not_depend_on_their_company(&f));
+    run("rows of trees are those of their paths", rows_of_trees_are_those_of_their_paths(&f));
     run("wrong batches are refused", wrong_batches_are_refused(&f));
     run("stored forms give the same bits", stored_forms_agree(&f));
     run("broken files are refused", broken_files_are_refused(&f));

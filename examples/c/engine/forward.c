@@ -1,7 +1,7 @@
 /*
  * The forward pass, batch-invariant by construction: every number of a row is computed by one
  * expression whose order of operations depends on the model and the row's position alone. Dot
- * products sum in ENGINE_LANES lanes, attention in blocks of positions; tiles of rows, pages and
+ * products sum in ENGINE_LANES lanes, attention in blocks of positions, along the path of a tree; tiles of rows, pages and
  * threads only decide when and where that happens.
  */
 #include "model.h"
@@ -34,6 +34,7 @@ typedef struct step {
     int32_t num_rows;   /* R */
     int32_t *sequence;  /* [R] */
     int32_t *position;  /* [R] */
+    int32_t *slot;      /* [R]: the position whose place in the pages a row has */
     float *stream;      /* [R, H] the residual stream */
     float *normed;      /* [R, H] */
     float *query;       /* [R, heads * head_dim] */
@@ -169,7 +170,7 @@ static void normalize_stream(const step *s, const float *weight)
 
 /* ---- Attention ---- */
 
-/* Keys (part 0) or values (part 1) of a head at a position of a sequence. */
+/* Keys (part 0) or values (part 1) of a head in the slot of a position of a sequence. */
 static float *cached(const step *s, int32_t part, int32_t head, int32_t sequence, int32_t position)
 {
     const engine_cache *cache = s->cache;
@@ -213,7 +214,7 @@ static void project_head(void *argument, int32_t index)
         if (is_query || is_key) rotate(output, s->rotation + (size_t)row * (size_t)size, size);
         float *place = is_query
                            ? s->query + ((size_t)row * (size_t)heads + (size_t)head) * (size_t)size
-                           : cached(s, is_key ? 0 : 1, head, s->sequence[row], s->position[row]);
+                           : cached(s, is_key ? 0 : 1, head, s->sequence[row], s->slot[row]);
         memcpy(place, output, (size_t)size * sizeof *place);
     }
 }
@@ -233,14 +234,27 @@ typedef struct softmax {
 
 enum { BLOCK = 64 };
 
-/* Adds positions begin .. begin + count - 1 to the weighted sum of values in `out`. */
-static void attend_block(const step *s, int32_t head, int32_t sequence, int32_t begin,
+/* The slots of the positions that a row attends to: its own and those of its ancestors in a tree. */
+static void find_slots(const step *s, int32_t row, int32_t begin, int32_t count, int32_t *slots)
+{
+    for (int32_t i = 0; i < count; i++) slots[i] = begin + i;
+    if (!s->batch->parents) return;
+    const int32_t *parents = s->batch->parents + s->batch->row_begin[s->sequence[row]];
+    int32_t node = row - s->batch->row_begin[s->sequence[row]];
+    int32_t root = s->slot[row] - node;
+    for (int32_t i = s->position[row] - begin; node >= 0 && i >= 0; i--, node = parents[node]) {
+        if (i < count) slots[i] = root + node;
+    }
+}
+
+/* Adds the next positions, in the given slots, to the weighted sum of values in `out`. */
+static void attend_block(const step *s, int32_t head, int32_t sequence, const int32_t *slots,
                          int32_t count, const float *query, softmax *state, float *restrict out)
 {
     int32_t size = s->model->head_dim;
     float scale = 1.0f / sqrtf((float)size), scores[BLOCK], largest = state->largest;
     for (int32_t i = 0; i < count; i++) {
-        scores[i] = dot(query, cached(s, 0, head, sequence, begin + i), size) * scale;
+        scores[i] = dot(query, cached(s, 0, head, sequence, slots[i]), size) * scale;
         if (scores[i] > largest) largest = scores[i];
     }
     float rescale = expf(state->largest - largest);
@@ -248,7 +262,7 @@ static void attend_block(const step *s, int32_t head, int32_t sequence, int32_t 
     for (int32_t d = 0; d < size; d++) out[d] *= rescale;
     for (int32_t i = 0; i < count; i++) {
         float weight = expf(scores[i] - largest);
-        const float *value = cached(s, 1, head, sequence, begin + i);
+        const float *value = cached(s, 1, head, sequence, slots[i]);
         state->sum += weight;
         for (int32_t d = 0; d < size; d++) out[d] += weight * value[d];
     }
@@ -265,10 +279,11 @@ static void attend(void *argument, int32_t index)
     float *out = s->attended + (size_t)index * (size_t)size;
     softmax state = {-INFINITY, 0};
     memset(out, 0, (size_t)size * sizeof *out);
-    int32_t end = s->position[row] + 1;
+    int32_t end = s->position[row] + 1, slots[BLOCK];
     for (int32_t begin = 0; begin < end; begin += BLOCK) {
         int32_t count = end - begin < BLOCK ? end - begin : BLOCK;
-        attend_block(s, kv_head, s->sequence[row], begin, count, query, &state, out);
+        find_slots(s, row, begin, count, slots);
+        attend_block(s, kv_head, s->sequence[row], slots, count, query, &state, out);
     }
     for (int32_t d = 0; d < size; d++) out[d] /= state.sum;
 }
@@ -443,7 +458,7 @@ static bool reserve(step *s, engine_error *error)
     size_t rows = (size_t)s->num_rows;
     if (s->num_rows > cache->capacity) {
         float *workspace = malloc(lay_out(s, NULL, rows) * sizeof *workspace);
-        int32_t *indices = malloc(2 * rows * sizeof *indices);
+        int32_t *indices = malloc(3 * rows * sizeof *indices);
         if (!workspace || !indices) {
             free(workspace);
             free(indices);
@@ -458,10 +473,31 @@ static bool reserve(step *s, engine_error *error)
     lay_out(s, cache->workspace, rows);
     s->sequence = cache->rows;
     s->position = cache->rows + rows;
+    s->slot = cache->rows + 2 * rows;
     return true;
 }
 
-/* Checks sequence b and notes to whom its rows belong. */
+/* Notes to whom row i of sequence b belongs, and where it stands. */
+static bool place_row(const step *s, int32_t b, int32_t i, engine_error *error)
+{
+    int32_t begin = s->batch->row_begin[b], first = s->batch->position[b], row = begin + i;
+    int32_t parent = s->batch->parents ? s->batch->parents[row] : i - 1;
+    if (s->sequence[row] >= 0) {
+        return engine_fail(error, "forward: row %d belongs to two sequences", row);
+    }
+    if (parent < -1 || parent >= i) {
+        return engine_fail(error, "forward: row %d: expected a parent from -1 to %d, found %d", row,
+                           i - 1, parent);
+    }
+    s->sequence[row] = b;
+    s->slot[row] = first + i;
+    s->position[row] = parent < 0 ? first : s->position[begin + parent] + 1;
+    if (s->position[row] < s->model->info.max_position) return true;
+    return engine_fail(error, "forward: sequence %d: expected positions below %d, found %d", b,
+                       s->model->info.max_position, s->position[row]);
+}
+
+/* Checks sequence b and places its rows. */
 static bool place_sequence(const step *s, int32_t b, engine_error *error)
 {
     const engine_batch *batch = s->batch;
@@ -471,9 +507,10 @@ static bool place_sequence(const step *s, int32_t b, engine_error *error)
         return engine_fail(error, "forward: sequence %d: expected rows within %d, found %d from %d on",
                            b, s->num_rows, count, begin);
     }
-    if (position < 0 || position > s->model->info.max_position - count) {
+    int32_t last = s->model->info.max_position;
+    if (position < 0 || position >= last || position > INT32_MAX - count) {
         return engine_fail(error, "forward: sequence %d: expected positions below %d, found %d from %d on",
-                           b, s->model->info.max_position, count, position);
+                           b, last, count, position);
     }
     int32_t blocks = (position + count - 1) / s->cache->page_size + 1;
     if (blocks > batch->block_table_stride) {
@@ -487,11 +524,7 @@ static bool place_sequence(const step *s, int32_t b, engine_error *error)
                            s->cache->num_pages, table[i]);
     }
     for (int32_t i = 0; i < count; i++) {
-        if (s->sequence[begin + i] >= 0) {
-            return engine_fail(error, "forward: row %d belongs to two sequences", begin + i);
-        }
-        s->sequence[begin + i] = b;
-        s->position[begin + i] = position + i;
+        if (!place_row(s, b, i, error)) return false;
     }
     return true;
 }
@@ -596,4 +629,21 @@ void engine_cache_free(engine_cache *cache)
     free(cache->workspace);
     free(cache->rows);
     free(cache);
+}
+
+engine_cache_info engine_cache_describe(const engine_cache *cache)
+{
+    return (engine_cache_info){cache->num_layers, cache->num_pages, cache->page_size,
+                               cache->num_kv_heads, (size_t)cache->head_dim * sizeof(float),
+                               cache->page_floats * sizeof(float)};
+}
+
+void *engine_cache_keys(const engine_cache *cache, int32_t layer)
+{
+    return cache->pages + (size_t)layer * (size_t)cache->num_pages * cache->page_floats;
+}
+
+void *engine_cache_values(const engine_cache *cache, int32_t layer)
+{
+    return (float *)engine_cache_keys(cache, layer) + cache->page_floats / 2;
 }
