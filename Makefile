@@ -45,10 +45,11 @@ build:
 	ln -sf $(LINK_NAME) "$(RELEASE)/$(SONAME)"
 
 # DEMO takes options of the program, such as DEMO="--temperature 0.8 --batch 4"; MODEL a speculator's
-# directory, whose target is the directory `target` beside it.
+# directory, whose target is the directory `target` beside it; TREE a kind of trees, such as TREE=dynamic.
 demo: build
 	$(MAKE) -C examples/c generate $(EXAMPLE_ARGUMENTS)
-	"$(EXAMPLES)/generate" $(if $(MODEL),--speculator "$(MODEL)" --target "$(MODEL)/../target") $(DEMO)
+	"$(EXAMPLES)/generate" $(if $(MODEL),--speculator "$(MODEL)" --target "$(MODEL)/../target") \
+	    $(if $(TREE),--tree $(TREE)) $(DEMO)
 
 test test-all: build
 	CARGO="$(CARGO)" MAKE="$(MAKE)" LIBRARY="$(RELEASE)" EXAMPLES="$(EXAMPLES)" \

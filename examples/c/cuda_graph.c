@@ -228,7 +228,7 @@ static bool admit(server *s, demo_text *text, int32_t b, const demo_options *opt
     }
     num_drafts[b] = 0;
     s->on_host->limit[b] = options->tokens;
-    if (!host_step(h, text, b + 1, s->on_host->drafts, s->k, num_drafts) ||
+    if (!host_step(h, text, b + 1, s->on_host->drafts, s->k, num_drafts, NULL) ||
         !upload_rows(s, b, 1, 0)) {
         return false;
     }
@@ -259,7 +259,7 @@ static bool run_target(server *s, const demo_text *text, int32_t n) {
         const int32_t room = a->limit[b] - 1;
         a->num_drafts[b] = a->num_drafts[b] < room ? a->num_drafts[b] : room; /* -1: none at all */
     }
-    bool ok = host_step(s->host, text, n, a->drafts, s->k, a->num_drafts);
+    bool ok = host_step(s->host, text, n, a->drafts, s->k, a->num_drafts, NULL);
     for (int32_t b = 0; ok && b < n; b++) {
         const int32_t rows = s->host->row_count[b], first = b * (s->k + 1);
         memcpy(&a->tokens[first], &s->host->tokens[s->host->row_begin[b]],
@@ -330,7 +330,7 @@ static bool decode_alone(host *h, demo_text *text, int32_t n, const demo_options
     int32_t num_drafts[B] = {0};
     h->num_features = 0;
     for (int32_t running = n; running > 0;) {
-        if (!host_step(h, text, n, NULL, 0, num_drafts)) {
+        if (!host_step(h, text, n, NULL, 0, num_drafts, NULL)) {
             return false;
         }
         for (int32_t b = 0; b < n; b++) {

@@ -1,5 +1,6 @@
 #define _POSIX_C_SOURCE 200809L
 #include "demo.h"
+#include "speculators.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -21,6 +22,10 @@ static const char usage[] =
     "  --speculator DIRECTORY   its speculator\n"
     "  --prompt TEXT            may be given several times; \\n is a line end\n"
     "  --drafts K               tokens proposed per round, 1 to 16 (5)\n"
+    "  --tree KIND              static, dynamic or stochastic: drafts are trees (generate)\n"
+    "  --nodes N                nodes of a tree, with its root, 2 to 64 (16)\n"
+    "  --depth N                levels of a dynamic tree, 1 to 16 (8)\n"
+    "  --width N                nodes that a dynamic tree expands per level, 1 to 16 (4)\n"
     "  --tokens N               tokens to emit per prompt (96)\n"
     "  --temperature T          0 is greedy (0)\n"
     "  --seed S                 (0)\n"
@@ -52,6 +57,14 @@ static char *unescape(char *text) {
     return text;
 }
 
+/* The number of a kind of trees, 0 if there is none of that name. */
+static int32_t tree_kind(const char *name) {
+    return strcmp(name, "static") == 0       ? SPEC_TREE_STATIC
+           : strcmp(name, "dynamic") == 0    ? SPEC_TREE_DYNAMIC
+           : strcmp(name, "stochastic") == 0 ? SPEC_TREE_STOCHASTIC
+                                             : 0;
+}
+
 static bool set(demo_options *options, const char *name, char *value) {
     double x;
     if (strcmp(name, "--target") == 0) {
@@ -62,6 +75,14 @@ static bool set(demo_options *options, const char *name, char *value) {
         options->prompts[options->num_prompts++] = unescape(value);
     } else if (strcmp(name, "--drafts") == 0 && number(value, 1, DEMO_MAX_DRAFTS, &x)) {
         options->drafts = (int32_t)x;
+    } else if (strcmp(name, "--tree") == 0 && tree_kind(value) != 0) {
+        options->tree = tree_kind(value);
+    } else if (strcmp(name, "--nodes") == 0 && number(value, 2, DEMO_MAX_NODES, &x)) {
+        options->nodes = (int32_t)x;
+    } else if (strcmp(name, "--depth") == 0 && number(value, 1, 16, &x)) {
+        options->depth = (int32_t)x;
+    } else if (strcmp(name, "--width") == 0 && number(value, 1, 16, &x)) {
+        options->width = (int32_t)x;
     } else if (strcmp(name, "--tokens") == 0 && number(value, 1, 1024, &x)) {
         options->tokens = (int32_t)x;
     } else if (strcmp(name, "--temperature") == 0 && number(value, 0, 100, &x)) {
@@ -90,6 +111,9 @@ bool demo_parse(int argc, char **argv, demo_options *options) {
         .target = "examples/models/tiny-python/target",
         .speculator = "examples/models/tiny-python/eagle3",
         .drafts = 5,
+        .nodes = 16,
+        .depth = 8,
+        .width = 4,
         .tokens = 96,
         .batch = 1,
     };
@@ -109,6 +133,11 @@ bool demo_parse(int argc, char **argv, demo_options *options) {
         memcpy(options->prompts, default_prompts, sizeof default_prompts);
     }
     return true;
+}
+
+int32_t demo_most_drafts(const demo_options *options) {
+    const int32_t nodes = options->tree != 0 ? options->nodes : 0;
+    return nodes > options->drafts ? nodes - 1 : options->drafts;
 }
 
 bool demo_encode(const engine_model *model, const demo_options *options, demo_text *texts) {
@@ -173,9 +202,9 @@ void demo_end(const engine_model *model, const demo_text *texts, int32_t n) {
     }
 }
 
-void demo_count_tested(demo_run *run, int32_t drafts, int32_t accepted, int32_t emitted) {
+void demo_count_tested(demo_run *run, int32_t levels, int32_t accepted, int32_t emitted) {
     /* The last token of a text that ends with a draft is that draft, and not one behind it. */
-    const int32_t tested = emitted > accepted ? drafts : accepted;
+    const int32_t tested = emitted > accepted ? levels : accepted;
     for (int32_t i = 0; i < tested; i++) {
         run->tested[i]++;
     }
@@ -185,12 +214,12 @@ static double total_of(const demo_run *run) {
     return run->target + run->verify + run->draft + run->host;
 }
 
-static void print_acceptance(const demo_options *options, const demo_run *run) {
+static void print_acceptance(const demo_run *run) {
     enum { WIDTH = 40 };
     printf("acceptance by position, in %llu rounds:\n", (unsigned long long)run->counters[0]);
-    for (int32_t i = 0; i < options->drafts; i++) {
+    for (int32_t i = 0; i < DEMO_MAX_NODES && run->tested[i] > 0; i++) {
         const uint64_t tested = run->tested[i];
-        const double share = tested ? (double)run->counters[3 + i] / (double)tested : 0.0;
+        const double share = (double)run->counters[3 + i] / (double)tested;
         const int filled = (int)(share * WIDTH + 0.5);
         printf("  %2d  ", (int)i + 1);
         for (int column = 0; column < WIDTH; column++) {
@@ -200,14 +229,25 @@ static void print_acceptance(const demo_options *options, const demo_run *run) {
     }
 }
 
-void demo_report(const demo_options *options, const demo_run *plain, const demo_run *speculative) {
+static double tokens_per_pass(const demo_run *run) {
+    return (double)run->emitted / (double)run->passes;
+}
+
+void demo_report(const demo_options *options, const demo_run *plain, const demo_run *speculative,
+                 const demo_run *chains) {
+    static const char *const kinds[] = {"", "static", "dynamic", "stochastic"};
     const double total = total_of(speculative);
     const double slow = (double)plain->emitted / total_of(plain);
     const double fast = (double)speculative->emitted / total;
-    printf("----\ntokens per target pass: %.3f with %d drafts, %.3f without\n",
-           (double)speculative->emitted / (double)speculative->passes, (int)options->drafts,
-           (double)plain->emitted / (double)plain->passes);
-    print_acceptance(options, speculative);
+    printf("----\ntokens per target pass: %.3f with ", tokens_per_pass(speculative));
+    if (chains != NULL) {
+        printf("%s trees of %d nodes, %.3f with chains of as many", kinds[options->tree],
+               (int)options->nodes, tokens_per_pass(chains));
+    } else {
+        printf("%d drafts", (int)options->drafts);
+    }
+    printf(", %.3f without\n", tokens_per_pass(plain));
+    print_acceptance(speculative);
     printf("time: %.1f %% target, %.1f %% verify, %.1f %% draft\n",
            100.0 * speculative->target / total, 100.0 * speculative->verify / total,
            100.0 * speculative->draft / total);

@@ -20,7 +20,7 @@ static bool load_target(host *h, const demo_options *options) {
     if (h->cache == NULL) {
         return fail();
     }
-    const size_t rows = (size_t)options->batch * (DEMO_MAX_DRAFTS + 1);
+    const size_t rows = (size_t)(options->batch * (demo_most_drafts(options) + 1));
     const size_t vocabulary = (size_t)engine_describe(h->model)->vocabulary;
     h->logits = device_share(&h->device, rows * vocabulary * sizeof *h->logits);
     return h->logits != NULL;
@@ -65,7 +65,7 @@ void host_close(host *h) {
 }
 
 bool host_step(host *h, const demo_text *text, int32_t n, const int32_t *drafts, int32_t stride,
-               const int32_t *num_drafts) {
+               const int32_t *num_drafts, const int32_t *parents) {
     int32_t first_position[HOST_MAX_SEQUENCES];
     h->num_rows = 0;
     h->num_logit_rows = 0;
@@ -82,6 +82,8 @@ bool host_step(host *h, const demo_text *text, int32_t n, const int32_t *drafts,
             if (position >= h->root_position[b]) {
                 h->logit_rows[h->num_logit_rows++] = h->num_rows;
             }
+            h->parents[h->num_rows] =
+                prompt || parents == NULL ? i - 1 : parents[b * (stride + 1) + i];
             h->tokens[h->num_rows++] =
                 draft < 0 ? text[b].ids[position] : drafts[b * stride + draft];
         }
@@ -93,6 +95,7 @@ bool host_step(host *h, const demo_text *text, int32_t n, const int32_t *drafts,
         .row_begin = h->row_begin,
         .row_count = h->row_count,
         .position = first_position,
+        .parents = h->parents,
         .block_table = h->block_table,
         .block_table_stride = HOST_PAGES,
         .features = h->features,

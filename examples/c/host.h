@@ -7,7 +7,9 @@
 #include "demo.h"
 #include "device.h"
 
-enum { HOST_PAGE = 16, HOST_PAGES = DEMO_MAX_TEXT / HOST_PAGE, HOST_MAX_FEATURES = 8 };
+/* The nodes of a tree that ends a text lie beyond the text's own positions. */
+enum { HOST_PAGE = 16, HOST_PAGES = (DEMO_MAX_TEXT + DEMO_MAX_NODES) / HOST_PAGE };
+enum { HOST_MAX_FEATURES = 8 };
 enum { HOST_MAX_SEQUENCES = DEMO_MAX_PROMPTS };
 
 typedef struct host {
@@ -23,11 +25,12 @@ typedef struct host {
     /* The rows of the last step. */
     int32_t num_rows;
     int32_t tokens[HOST_MAX_SEQUENCES * DEMO_MAX_TEXT];
+    int32_t parents[HOST_MAX_SEQUENCES * DEMO_MAX_TEXT];
     int32_t row_begin[HOST_MAX_SEQUENCES];
     int32_t row_count[HOST_MAX_SEQUENCES];
     /* Its logits: for each sequence those of the root and of the drafts below it. */
     int32_t num_logit_rows;
-    int32_t logit_rows[HOST_MAX_SEQUENCES * (DEMO_MAX_DRAFTS + 1)];
+    int32_t logit_rows[HOST_MAX_SEQUENCES * DEMO_MAX_NODES];
     int32_t logit_begin[HOST_MAX_SEQUENCES];
     int32_t root_position[HOST_MAX_SEQUENCES];
     float *logits;
@@ -43,9 +46,10 @@ void host_close(host *h);
 
 /*
  * Runs the target over n texts: a text without emitted tokens over its prompt, any other over its
- * last token, the root, and num_drafts[b] drafts. A negative number leaves the text out.
+ * last token, the root, and num_drafts[b] drafts. A negative number leaves the text out. `parents`
+ * are those of the nodes of trees, [n, stride + 1]; NULL: the drafts are chains.
  */
 bool host_step(host *h, const demo_text *text, int32_t n, const int32_t *drafts, int32_t stride,
-               const int32_t *num_drafts);
+               const int32_t *num_drafts, const int32_t *parents);
 
 #endif

@@ -57,7 +57,7 @@ static bool decode(spec_context *context, host *h, arrays *a, const demo_options
     bool prompt = true;
     do {
         double clock = demo_clock();
-        if (!host_step(h, text, 1, a->drafts, k, &a->num_drafts)) {
+        if (!host_step(h, text, 1, a->drafts, k, &a->num_drafts, NULL)) {
             return false;
         }
         demo_lap(&clock, &run->target);
@@ -128,7 +128,7 @@ int main(int argc, char **argv) {
         demo_end(h->model, &speculative[i], 1);
     }
     if (ok) {
-        demo_report(&options, &without, &with);
+        demo_report(&options, &without, &with, NULL);
         ok = demo_identical(&options, plain, speculative); /* sampled ones too: the same draws */
     }
     spec_context_release(context);

@@ -1,8 +1,8 @@
 /*
  * The forward pass, batch-invariant by construction: every number of a row is computed by one
  * expression whose order of operations depends on the model and the row's position alone. Dot
- * products sum in ENGINE_LANES lanes, attention in blocks of positions, along the path of a tree; tiles of rows, pages and
- * threads only decide when and where that happens.
+ * products sum in ENGINE_LANES lanes, attention in blocks of positions, along its path in a tree;
+ * tiles of rows, pages and threads only decide when and where that happens.
  */
 #include "model.h"
 
