@@ -254,7 +254,7 @@ void demo_report(const demo_options *options, const demo_run *plain, const demo_
     printf("tokens per second: %.0f with speculation, %.0f without: ratio %.2f\n", fast, slow,
            fast / slow);
     printf("(A target of 2 million parameters stays in cache, so its passes cost what they\n"
-           "compute: a batch of six rows is not nearly as cheap as one. Speculation pays where\n"
+           "compute: a batch of rows is not nearly as cheap as one. Speculation pays where\n"
            "reading the weights is the cost; this ratio says nothing about such targets.)\n");
 }
 
