@@ -230,6 +230,7 @@ run_examples() {
   step "examples/generate" 60 example generate
   step "examples/generate, text of the CPU" 60 texts_are_equal
   step "examples/generate, batch" 60 texts_are_equal --batch 3 --drafts 2
+  step "examples/generate, trees" 60 texts_are_equal --tree dynamic --batch 3
   step "examples/verify_only" 60 example verify_only
   step "examples/cuda_graph" 60 example cuda_graph
   step "examples/cuda_graph, sampled" 60 example cuda_graph --batch 13 --temperature 0.8
