@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use speculators::backend::Backend;
 use speculators::backend::verify::Leniency;
 use speculators::backend::verify::record::{INVALID, LIMIT, LOSSY, STOPPED};
-use speculators::sampling::Parameters;
+use speculators::sampling::{Parameters, Purpose, uniform};
 use std::collections::BTreeMap;
 use verification::{
     BLOCK, Call, DEFAULT, DISTINCT, FOLLOW, Ids, PLAIN, REJECTION, RELAXED, Request, SYNTHETIC,
@@ -214,6 +214,65 @@ fn every_lossless_rule_emits_the_targets_distribution_from_trees() {
             world.assert_law(&laws);
             assert!(mean > 1.0);
         }
+    }
+}
+
+/// Draws siblings from a law as their own numbers say, one after the other.
+fn draw_siblings(seed: u64, q: &[f64], count: usize, are_distinct: bool) -> Vec<i32> {
+    let mut left = q.to_vec();
+    let mut drawn = Vec::new();
+    for rank in 0..count {
+        let number = uniform(seed, 1, Purpose::Draft, rank as u32) as f64 / 2.0_f64.powi(64);
+        let mut share = number * left.iter().sum::<f64>();
+        let token = left.iter().position(|q| {
+            share -= q;
+            share < 0.0
+        });
+        let token = token.unwrap_or(left.len() - 1);
+        drawn.push(token as i32);
+        if are_distinct {
+            left[token] = 0.0;
+        }
+    }
+    drawn
+}
+
+#[test]
+fn a_million_seeded_draws_follow_the_targets_table() {
+    let backend = backend();
+    let (target, drafter) = (row_after(&[], TARGET, 5), row_after(&[], DRAFTER, 5));
+    let parameters = Parameters { temperature: 0.7, ..PLAIN };
+    let (p, q) = (row_law(backend, &target, parameters), row_law(backend, &drafter, PLAIN));
+    let draws = amount(250_000, 1_000);
+    for rule in [FOLLOW, REJECTION, DISTINCT, BLOCK] {
+        let mut counts = [0_usize; 5];
+        for batch in 0..draws / 1000 {
+            let request = |index: usize| {
+                let seed = (batch * 1000 + index) as u64;
+                let siblings = if rule == BLOCK { 1 } else { 3 };
+                let drafts = draw_siblings(seed, &q, siblings, rule == DISTINCT);
+                let rows = vec![target.clone(); siblings + 1];
+                let mut request = Request::new(rows, drafts, parameters);
+                if rule != BLOCK {
+                    request.parents = vec![-1, 0, 0, 0];
+                }
+                if rule != FOLLOW {
+                    request.draft_logits = vec![drafter.clone(); siblings];
+                }
+                (request.draft_parameters, request.seed) = (PLAIN, seed);
+                request
+            };
+            let requests: Vec<Request> = (0..1000).map(request).collect();
+            for decision in decide(backend, &Call::by(rule), &requests) {
+                counts[decision.places[0] as usize] += 1;
+            }
+        }
+        let drawn = counts.iter().sum::<usize>() as f64;
+        let chi_square: f64 = (counts.iter().zip(&p))
+            .map(|(&count, p)| (count as f64 - p * drawn).powi(2) / (p * drawn))
+            .sum();
+        // With four degrees of freedom, one of a million tables is further off.
+        assert!(chi_square < 33.4, "rule {rule}: {counts:?} of {p:?}, chi-square {chi_square}");
     }
 }
 
