@@ -25,15 +25,16 @@ enum State : u32 {
   taking_part,
 };
 
-// What the plan found out about a sequence.
-struct Sequence {
+// What the plan found out about a sequence. Its parameters are aligned to their size.
+struct alignas(16) Sequence {
   u64 first_row, draft_row;
-  u64 processed_row;  // the root's among the processed ones, or `not_processed`
   Parameters target, draft;
   i32 position, num_drafts, limit;
   u32 state;
+  u64 processed_row;  // the root's among the processed ones, or `not_processed`
+  u64 padding;
 };
-static_assert(sizeof(Sequence) == 72, "no padding but that stated");
+static_assert(sizeof(Sequence) == 80, "no padding but that stated");
 constexpr u64 not_processed = ~u64(0);
 
 struct Emission {

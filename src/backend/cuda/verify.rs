@@ -34,7 +34,7 @@ const PLAN_THREADS: u32 = 256;
 
 /// Bytes of the kernels' `Board`, `Sequence` and `Emission`.
 const BOARD_BYTES: usize = 64 + 1024 * 4 + 1024 * 8;
-const SEQUENCE_BYTES: usize = 72;
+const SEQUENCE_BYTES: usize = 80;
 const EMISSION_BYTES: usize = 8;
 /// Bytes of the kernels' `Family`.
 const FAMILY_BYTES: usize = 12;
