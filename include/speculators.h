@@ -1124,6 +1124,33 @@ typedef struct spec_processing {
 } spec_processing;
 
 /**
+ * What `spec_verify` tells of how probable the tokens were that it emits. Each place of a record's
+ * tokens has n + 1 elements: of the emitted token, then of the n most probable tokens, the most
+ * probable first and of equal ones that with the lowest id; the emitted token may be among them.
+ * Values are natural logarithms of probabilities, -inf for what a filter or mask leaves out or what
+ * is NaN; no token (-1) is named for the alternatives that there are not. Places that nothing was
+ * emitted for have NaN, -1 and rank 0. Equal logits give equal values on every device.
+ *
+ * The struct is in host memory, the arrays are in memory of the context's device, the host's, and
+ * written; none overlaps another array of the call.
+ */
+typedef struct spec_logprobs {
+  /** sizeof(spec_logprobs). */
+  uint32_t struct_size;
+  /** n: the alternatives of each emitted token, 0 to 256. */
+  int32_t num_alternatives;
+  /** `[B, K + 1, n + 1]` F32, written, never NULL if B is not 0. */
+  float *values;
+  /** `[B, K + 1, n + 1]`, written: the tokens that the values are of. NULL only if n is 0. */
+  int32_t *token_ids;
+  /**
+   * `[B, K + 1]`, written: one more than there are tokens more probable than the emitted one.
+   * NULL: not wanted.
+   */
+  int32_t *ranks;
+} spec_logprobs;
+
+/**
  * The arguments of `spec_verify`. B is `num_sequences`, K is `max_drafts`, V is the target's
  * vocabulary, R is the number of rows of `logits`. Arrays are memory of the context's device (with
  * CUDA, page-locked host memory will do) unless they say otherwise; the host owns them, and none
@@ -1229,6 +1256,16 @@ typedef struct spec_verify_args {
   const spec_leniency *leniency;
   /** What is done to the target's logits before tokens are drawn from them. NULL: nothing. */
   const spec_processing *processing;
+  /**
+   * How probable the emitted tokens were by `logits` as they are, at temperature 1; the struct in
+   * host memory. NULL: not wanted.
+   */
+  const spec_logprobs *raw_logprobs;
+  /**
+   * The same by what they were drawn from: after `processing`, the temperature and the filters of
+   * `sampling`; for greedy sequences after `processing`, at temperature 1. NULL: not wanted.
+   */
+  const spec_logprobs *processed_logprobs;
 } spec_verify_args;
 
 /** What trees `spec_draft` makes, alike for all sequences; in host memory, read in the call. */
@@ -1905,16 +1942,17 @@ void spec_session_release(spec_session *session);
 /**
  * Says how many bytes of workspace `spec_verify` needs.
  *
- * Of `args` only the flags, the rule, `num_sequences`, `max_drafts`, whether there is a `tree`,
- * whether there is `processing`, and the shapes of `logits` and `draft` are looked at: the data and
- * the arrays may be NULL. `size` is not NULL. The answer is 0 for 0 sequences. It depends on the
- * rule, on V, on C where there is a `draft`, on K, and on how many threads (CPU) or blocks (CUDA)
- * work at a time; on CUDA on the number of sequences, too, and for short rows or few of them it is
- * far less than for many long ones. With `processing` it is larger: on the CPU by a row of V floats
- * for each thread, on CUDA by one for each of B * (K + 1) nodes. It depends neither on the rows
- * that there are nor on the type of the logits, and is enough for any batch on this context with as
- * many sequences, K, V and C or fewer by the same rule; with `draft` or `processing` it is enough
- * without it, and with a `tree` for chains, too. Errors: INVALID_ARGUMENT, UNSUPPORTED.
+ * Of `args` only the flags, the rule, `num_sequences`, `max_drafts`, whether there are a `tree`,
+ * `processing` and log-probabilities, and the shapes of `logits` and `draft` are looked at: the
+ * data and the arrays may be NULL. `size` is not NULL. The answer is 0 for 0 sequences. It
+ * depends on the rule, on V, on C where there is a `draft`, on K, and on how many threads (CPU)
+ * or blocks (CUDA) work at a time; on CUDA on the number of sequences, too, and for short rows or
+ * few of them it is far less than for many long ones. With `processing` it is larger: on the CPU
+ * by a row of V floats for each thread, on CUDA by one for each of B * (K + 1) nodes. It depends
+ * neither on the rows that there are nor on the type of the logits, and is enough for any batch
+ * on this context with as many sequences, K, V and C or fewer by the same rule; with `draft`,
+ * `processing` or log-probabilities it is enough without, and with a `tree` for chains, too.
+ * Errors: INVALID_ARGUMENT, UNSUPPORTED.
  *
  * Contract: any thread; does not block; allocates nothing; no stream.
  */
@@ -1932,7 +1970,8 @@ spec_status spec_verify_workspace_size(const spec_context *context,
  * rejected drafts or, after the last one of a path, the bonus token. In a `tree` drafts are
  * accepted along one path; where siblings are equal, the longest one. Logits are taken as they
  * are, or as `processing` makes them; `sampling` says how tokens are drawn from them. Only the rows
- * that a decision needs are read (CPU), or all rows of the sequences that take part (CUDA).
+ * that a decision needs are read (CPU), or all rows of the sequences that take part (CUDA). Where
+ * log-probabilities are wanted, the rows of the path are read once more for each kind of them.
  *
  * Every draw is one number through the inverse of the cumulative distribution in the order of
  * the ids, and weights are integers: equal logits and numbers give equal decisions for any number

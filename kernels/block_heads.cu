@@ -4,6 +4,7 @@
 #include "activation.cuh"
 #include "draw.cuh"
 #include "products.cuh"
+#include "select.cuh"
 
 // The product of two rows of any types, by a warp.
 DEVICE f32 dot(u64 left, u32 left_dtype, u64 right, u32 right_dtype, u32 columns) {
@@ -224,63 +225,6 @@ struct SelectArguments {
 static_assert(sizeof(SelectArguments) == 88, "as in src/backend/cuda/block_heads.rs");
 
 constexpr u32 select_threads = 512;
-constexpr u32 select_warps = select_threads / warp_lanes;
-// The most candidates of a row, as src/checkpoint/dflash2.rs lets through.
-constexpr u32 most_candidates = 256;
-constexpr u32 most_collected = 1024;
-
-struct SelectScratch {
-  u64 largest[most_candidates];
-  u64 keys[most_collected];
-  u64 bound;
-  u32 count;
-};
-
-// Collects the keys from a bound on, in any order, as far as there is room, and returns how many there are.
-DEVICE u32 collect_keys(const f32 *logits, u32 columns, u64 bound, SelectScratch &scratch) {
-  if (threadIdx.x == 0) scratch.count = 0;
-  __syncthreads();
-#pragma unroll 4
-  for (u32 first = 0; first < columns; first += select_threads) {
-    const u32 column = first + threadIdx.x;
-    const u64 key = column < columns ? key_of_candidate(logits[column], column) : 0;
-    const bool is_in = column < columns && key >= bound;
-    const u32 lanes = __ballot_sync(all_lanes, is_in);
-    if (lanes == 0) continue;
-    u32 place = 0;
-    if (lane_index() == 0) place = atomicAdd(&scratch.count, __popc(lanes));
-    place = __shfl_sync(all_lanes, place, 0) + __popc(lanes & ((1u << lane_index()) - 1));
-    if (is_in && place < most_collected) scratch.keys[place] = key;
-  }
-  __syncthreads();
-  const u32 count = scratch.count;
-  __syncthreads();  // the next collection may begin
-  return count;
-}
-
-// A bound that leaves at least `count` keys: the columns are cut into as many parts as there may be
-// candidates, and the count-th of their largest keys is it.
-DEVICE u64 first_bound(const f32 *logits, u32 columns, u32 count, SelectScratch &scratch) {
-  if (threadIdx.x < most_candidates) scratch.largest[threadIdx.x] = 0;
-  u64 largest = 0;
-#pragma unroll 4
-  for (u32 column = threadIdx.x; column < columns; column += select_threads) {
-    const u64 key = key_of_candidate(logits[column], column);
-    largest = key > largest ? key : largest;
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) scratch.bound = 0;
-  atomicMax(&scratch.largest[threadIdx.x % most_candidates], largest);
-  __syncthreads();
-  if (threadIdx.x < most_candidates) {
-    const u64 own = scratch.largest[threadIdx.x];
-    u32 above = 0;
-    for (u32 i = 0; i < most_candidates; i++) above += scratch.largest[i] > own ? 1 : 0;
-    if (own != 0 && above == count - 1) scratch.bound = own;
-  }
-  __syncthreads();
-  return scratch.bound;
-}
 
 // Each CUDA block has a row.
 KERNEL_RESIDENT(512, 2, select_candidates, SelectArguments) {
@@ -289,30 +233,14 @@ KERNEL_RESIDENT(512, 2, select_candidates, SelectArguments) {
   if (row >= count_rows(arguments.rows)) return;
   const u32 columns = arguments.logits.columns, count = arguments.values.columns;
   const f32 *logits = f32_row(arguments.logits, row);
-  u64 low = first_bound(logits, columns, count, scratch), high = ~u64(0);
-  u32 collected = collect_keys(logits, columns, low, scratch);
-  // Where very many are equal or grow from part to part, the bound is looked for between these. As keys
-  // differ, there is one that leaves neither too many nor too few.
-  for (u64 bound = low; collected > most_collected || collected < count;) {
-    if (collected < count) {
-      high = bound;
-    } else {
-      low = bound;
-    }
-    bound = low + (high - low) / 2;
-    collected = collect_keys(logits, columns, bound, scratch);
-  }
   i32 *ids = reinterpret_cast<i32 *>(arguments.ids) + u64(row) * count;
   f32 *values = f32_row(arguments.values, row);
-  for (u32 i = threadIdx.x; i < collected; i += select_threads) {
-    const u64 key = scratch.keys[i];
-    u32 rank = 0;
-    for (u32 other = 0; other < collected; other++) rank += scratch.keys[other] > key ? 1 : 0;
-    if (rank >= count) continue;
-    const u32 column = column_of_candidate(key);
-    ids[rank] = i32(column);
-    values[rank] = candidate(logits[column]);
-  }
+  select_largest<select_threads>(
+      columns, count, scratch, [&](u32 column) { return logits[column]; },
+      [&](u32 rank, u32 column) {
+        ids[rank] = i32(column);
+        values[rank] = candidate(logits[column]);
+      });
 }
 
 struct WalkArguments {

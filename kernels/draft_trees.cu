@@ -352,28 +352,13 @@ struct ScoreArguments {
 };
 static_assert(sizeof(ScoreArguments) == 240, "as in src/backend/cuda/draft_trees.rs");
 
-// The binary logarithm of a number that is not 0, in units of 2^-32: as src/sampling/law.rs has it.
-DEVICE i64 logarithm(u64 value) {
-  const u32 power = 63 - u32(__clzll(i64(value)));
-  u64 significand = value << (63 - power);
-  i64 logarithm = i64(power) << 32;
-#pragma unroll 1
-  for (u32 digit = 0; digit < 32; digit++) {
-    const u128 square = u128(significand) * significand;
-    const bool is_two = (square >> 127) != 0;
-    significand = u64(square >> (is_two ? 64 : 63));
-    logarithm |= i64(is_two ? 1 : 0) << (31 - digit);
-  }
-  return logarithm;
-}
-
 // The score of a child with a logit, of which the largest in its row is `largest`.
 DEVICE f32 score_below(f32 parent, f32 logit, f32 largest, u64 sum) {
   constexpr f32 log2_e = 1.44269504f;
   constexpr i64 one = i64(42) << 32;
   // Where the largest is +inf, all that are it are equal.
   const f32 behind = logit == largest ? 0.0f : subtract_rn(logit, largest);
-  const f32 of_sum = multiply_rn(f32(logarithm(sum) - one), 2.3283064365386963e-10f);  // 2^-32
+  const f32 of_sum = multiply_rn(f32(log2_digits(sum, all_digits) - one), 2.3283064365386963e-10f);  // 2^-32
   return add_rn(parent, subtract_rn(multiply_rn(behind, log2_e), of_sum));
 }
 

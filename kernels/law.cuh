@@ -229,6 +229,36 @@ DEVICE u64 top_p_limit(f32 top_p, u64 sum) {
   return limit != 0 ? limit : 1;
 }
 
+// The binary logarithm of a number that is not 0, in units of 2^-32, with so many binary digits after the
+// point; as in src/sampling/law.rs.
+DEVICE i64 log2_digits(u64 value, u32 digits) {
+  const u32 power = 63 - u32(__clzll(i64(value)));
+  u64 significand = value << (63 - power);
+  i64 logarithm = i64(power) << 32;
+#pragma unroll 1
+  for (u32 digit = 0; digit < digits; digit++) {
+    const u128 square = u128(significand) * significand;
+    const bool is_two = u32(square >> 127) != 0;
+    significand = u64(square >> (is_two ? 64 : 63));
+    if (is_two) logarithm |= i64(1) << (31 - digit);
+  }
+  return logarithm;
+}
+
+constexpr u32 all_digits = 32;
+
+// The natural logarithm of the probability of a logit, as src/sampling/law.rs has it.
+DEVICE f32 log_probability(f32 logit, f32 largest, f32 temperature, u64 sum) {
+  constexpr f64 unit = 0.693147180559945309417 / 4294967296.0;
+  f64 behind = 0.0;
+  // Where the largest is +inf, all that are it are equal.
+  if (logit != largest) {
+    behind = __ddiv_rn(__dadd_rn(f64(logit), -f64(largest)), f64(temperature));
+  }
+  const i64 of_sum = log2_digits(sum, all_digits) - (i64(42) << 32);
+  return __double2float_rn(__dadd_rn(behind, -__dmul_rn(f64(of_sum), unit)));
+}
+
 // ---- Teams ---------------------------------------------------------------------------------------
 
 // The most blocks of a team: a lane for each.

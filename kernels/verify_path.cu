@@ -392,21 +392,6 @@ DEVICE Decision decide_threshold(const VerifyArguments &arguments, Path &path,
   return Decision{draw_left(path, children.emission_number(path.node), false, is_changed), no_node};
 }
 
-// The binary logarithm in units of 2^-32, as in src/sampling/law.rs.
-DEVICE i64 log2_digits(u64 value, u32 digits) {
-  const u32 power = 63 - u32(__clzll(i64(value)));
-  u64 significand = value << (63 - power);
-  i64 logarithm = i64(power) << 32;
-#pragma unroll 1
-  for (u32 digit = 0; digit < digits; digit++) {
-    const u128 square = u128(significand) * significand;
-    const bool is_two = u32(square >> 127) != 0;
-    significand = u64(square >> (is_two ? 64 : 63));
-    if (is_two) logarithm |= i64(1) << (31 - digit);
-  }
-  return logarithm;
-}
-
 // The entropy of p in units of 2^-32 bits; the team meets.
 DEVICE i64 entropy(Path &path) {
   u128 sum = 0;
@@ -416,7 +401,7 @@ DEVICE i64 entropy(Path &path) {
   }
   sum = share_sum(path, sum).all;
   if (path.p.law.certain != no_column) return 0;
-  return log2_digits(path.p.law.sum, 32) - (i64(u64(sum / path.p.law.sum)) << 16);
+  return log2_digits(path.p.law.sum, all_digits) - (i64(u64(sum / path.p.law.sum)) << 16);
 }
 
 // What is marked where a rule follows all children that pass.
@@ -435,7 +420,7 @@ DEVICE bool is_marked(const VerifyArguments &arguments, const Path &path, const 
     return logit > -infinity() && order(logit) >= marks.kth && logit >= marks.least_logit;
   }
   const u64 weight = weight_of(path.p.law, logit, token);
-  return weight >= marks.least || (weight != 0 && log2_digits(weight, 32) >= marks.least_log);
+  return weight >= marks.least || (weight != 0 && log2_digits(weight, all_digits) >= marks.least_log);
 }
 
 // Finds what TYPICAL and RELAXED ask for; the team meets.
@@ -444,7 +429,7 @@ DEVICE Marks find_marks(const VerifyArguments &arguments, Path &path) {
   if (arguments.rule == rule_typical) {
     const u64 sum = path.p.law.sum;
     marks.least = top_p_limit(arguments.epsilon, sum);
-    marks.least_log = log2_digits(sum, 32) + arguments.log2_alpha - entropy(path);
+    marks.least_log = log2_digits(sum, all_digits) + arguments.log2_alpha - entropy(path);
     return marks;
   }
   scan(path.row, path.slice, path.team, path.scratch);

@@ -349,6 +349,8 @@ fn an_empty_batch_is_decided() {
         padding: -1,
         decisions: none,
         counters: None,
+        raw_logprobs: None,
+        processed_logprobs: None,
     };
     let backend = backend();
     let bytes = speculators::verify::workspace_bytes(backend, &batch, DEFAULT).unwrap();

@@ -676,6 +676,8 @@ fn rules_for_chains_refuse_trees() {
         padding: -1,
         decisions: none,
         counters: None,
+        raw_logprobs: None,
+        processed_logprobs: None,
     };
     let workspace = speculators::tensor::Span::new(0, 0);
     for refused in [

@@ -76,6 +76,28 @@ pub struct VerifyBatch {
     pub decisions: Column,
     /// `[3 + K]`, added to.
     pub counters: Option<Span<u64>>,
+    /// Of emitted tokens, by the logits as they are.
+    pub raw_logprobs: Option<Logprobs>,
+    /// Of emitted tokens, by what they were decided by.
+    pub processed_logprobs: Option<Logprobs>,
+}
+
+/// The most alternatives of an emitted token.
+pub const ALTERNATIVES_MAX: usize = 256;
+
+/// Where the host wants to know how probable the emitted tokens were. For each there is a place of
+/// `alternatives + 1` elements: of the token itself, then of the most probable tokens. Places that
+/// nothing was emitted for hold NaN, -1 and rank 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Logprobs {
+    /// n.
+    pub alternatives: usize,
+    /// Logarithms of probabilities, `[B, K + 1, n + 1]`, written.
+    pub values: Span<f32>,
+    /// Whose they are, `[B, K + 1, n + 1]`, written; not absent if there are alternatives.
+    pub token_ids: Option<Span<i32>>,
+    /// The ranks of the emitted tokens, `[B, K + 1]`, written: 1 for the most probable one.
+    pub ranks: Option<Span<i32>>,
 }
 
 /// What lossy rules go by; each looks at its own.
@@ -170,9 +192,12 @@ pub trait TargetRow {
     fn sum(&mut self) -> u64;
     /// The entropy of p in units of 2^-32 bits.
     fn entropy(&mut self) -> i64;
-    /// Whether the token's logit is among the `top_n` largest, with all that equal the last of
-    /// them, and at most `tolerance` below the largest.
-    fn is_near_best(&mut self, token: usize, top_n: i32, tolerance: f32) -> bool;
+    /// What a logit has to reach, both of them, to be among the `top_n` largest, with all that equal
+    /// the last of them, and at most `tolerance` below the largest; `None` where there is no
+    /// candidate.
+    fn bounds_near_best(&mut self, top_n: i32, tolerance: f32) -> Option<[f32; 2]>;
+    /// The logit of a token; NaN counts as -inf.
+    fn logit(&mut self, token: usize) -> f32;
     /// What the call's lossy rule goes by.
     fn leniency(&self) -> Leniency;
     /// The probability with which the call's host wants drafts of the children's depth accepted.

@@ -101,6 +101,7 @@ sized! {
     spec_draft_args: 200,
     spec_verify_args: 240,
     spec_leniency: 40,
+    spec_logprobs: 32,
     spec_tree_mask_args: 160,
     spec_kv_compact_args: 160,
     spec_processing: 200,

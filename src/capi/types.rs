@@ -892,6 +892,31 @@ pub const SPEC_DECISION_FLAG_INVALID: i32 = 8;
 /// `SPEC_DECISION_FLAGS`: the rule does not keep the target's distribution.
 pub const SPEC_DECISION_FLAG_LOSSY: i32 = 16;
 
+/// What `spec_verify` tells of how probable the tokens were that it emits. Each place of a record's
+/// tokens has n + 1 elements: of the emitted token, then of the n most probable tokens, the most
+/// probable first and of equal ones that with the lowest id; the emitted token may be among them.
+/// Values are natural logarithms of probabilities, -inf for what a filter or mask leaves out or what
+/// is NaN; no token (-1) is named for the alternatives that there are not. Places that nothing was
+/// emitted for have NaN, -1 and rank 0. Equal logits give equal values on every device.
+///
+/// The struct is in host memory, the arrays are in memory of the context's device, the host's, and
+/// written; none overlaps another array of the call.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_logprobs {
+    /// sizeof(spec_logprobs).
+    pub struct_size: u32,
+    /// n: the alternatives of each emitted token, 0 to 256.
+    pub num_alternatives: i32,
+    /// `[B, K + 1, n + 1]` F32, written, never NULL if B is not 0.
+    pub values: *mut f32,
+    /// `[B, K + 1, n + 1]`, written: the tokens that the values are of. NULL only if n is 0.
+    pub token_ids: *mut i32,
+    /// `[B, K + 1]`, written: one more than there are tokens more probable than the emitted one.
+    /// NULL: not wanted.
+    pub ranks: *mut i32,
+}
+
 /// The arguments of `spec_verify`. B is `num_sequences`, K is `max_drafts`, V is the target's
 /// vocabulary, R is the number of rows of `logits`. Arrays are memory of the context's device (with
 /// CUDA, page-locked host memory will do) unless they say otherwise; the host owns them, and none
@@ -976,6 +1001,12 @@ pub struct spec_verify_args {
     pub leniency: *const spec_leniency,
     /// What is done to the target's logits before tokens are drawn from them. NULL: nothing.
     pub processing: *const spec_processing,
+    /// How probable the emitted tokens were by `logits` as they are, at temperature 1; the struct in
+    /// host memory. NULL: not wanted.
+    pub raw_logprobs: *const spec_logprobs,
+    /// The same by what they were drawn from: after `processing`, the temperature and the filters of
+    /// `sampling`; for greedy sequences after `processing`, at temperature 1. NULL: not wanted.
+    pub processed_logprobs: *const spec_logprobs,
 }
 
 /// `spec_tree_mask_args.flags`: the columns of a mask are those of a prefix, which every node sees,

@@ -9,13 +9,14 @@ use super::types::{
     SPEC_DECISION_FLAG_INVALID, SPEC_DECISION_FLAG_LIMIT, SPEC_DECISION_FLAG_LOSSY,
     SPEC_DECISION_FLAG_NO_CANDIDATE, SPEC_DECISION_FLAG_STOPPED, SPEC_DECISION_FLAGS,
     SPEC_DECISION_NEXT_POSITION, SPEC_DECISION_NEXT_TOKEN, SPEC_DECISION_TOKENS, SPEC_LOSSY,
-    SPEC_PADDING, spec_distribution, spec_error, spec_leniency, spec_status, spec_tensor,
-    spec_tree, spec_verify_args,
+    SPEC_PADDING, spec_distribution, spec_error, spec_leniency, spec_logprobs, spec_status,
+    spec_tensor, spec_tree, spec_verify_args,
 };
 use crate::error::{Error, Result};
 use crate::tensor::{ALIGNMENT, Matrix, Span};
 use crate::verify::{
-    self, Column, DraftDistribution, Leniency, Processing, Stream, VerifyBatch, record,
+    self, ALTERNATIVES_MAX, Column, DraftDistribution, Leniency, Logprobs, Processing, Stream,
+    VerifyBatch, record,
 };
 use std::ffi::c_void;
 
@@ -24,16 +25,17 @@ const VOCABULARY_END: usize = 1 << 21;
 
 /// Says how many bytes of workspace `spec_verify` needs.
 ///
-/// Of `args` only the flags, the rule, `num_sequences`, `max_drafts`, whether there is a `tree`,
-/// whether there is `processing`, and the shapes of `logits` and `draft` are looked at: the data and
-/// the arrays may be NULL. `size` is not NULL. The answer is 0 for 0 sequences. It depends on the
-/// rule, on V, on C where there is a `draft`, on K, and on how many threads (CPU) or blocks (CUDA)
-/// work at a time; on CUDA on the number of sequences, too, and for short rows or few of them it is
-/// far less than for many long ones. With `processing` it is larger: on the CPU by a row of V floats
-/// for each thread, on CUDA by one for each of B * (K + 1) nodes. It depends neither on the rows
-/// that there are nor on the type of the logits, and is enough for any batch on this context with as
-/// many sequences, K, V and C or fewer by the same rule; with `draft` or `processing` it is enough
-/// without it, and with a `tree` for chains, too. Errors: INVALID_ARGUMENT, UNSUPPORTED.
+/// Of `args` only the flags, the rule, `num_sequences`, `max_drafts`, whether there are a `tree`,
+/// `processing` and log-probabilities, and the shapes of `logits` and `draft` are looked at: the
+/// data and the arrays may be NULL. `size` is not NULL. The answer is 0 for 0 sequences. It
+/// depends on the rule, on V, on C where there is a `draft`, on K, and on how many threads (CPU)
+/// or blocks (CUDA) work at a time; on CUDA on the number of sequences, too, and for short rows or
+/// few of them it is far less than for many long ones. With `processing` it is larger: on the CPU
+/// by a row of V floats for each thread, on CUDA by one for each of B * (K + 1) nodes. It depends
+/// neither on the rows that there are nor on the type of the logits, and is enough for any batch
+/// on this context with as many sequences, K, V and C or fewer by the same rule; with `draft`,
+/// `processing` or log-probabilities it is enough without, and with a `tree` for chains, too.
+/// Errors: INVALID_ARGUMENT, UNSUPPORTED.
 ///
 /// Contract: any thread; does not block; allocates nothing; no stream.
 #[unsafe(no_mangle)]
@@ -67,7 +69,8 @@ pub unsafe extern "C" fn spec_verify_workspace_size(
 /// rejected drafts or, after the last one of a path, the bonus token. In a `tree` drafts are
 /// accepted along one path; where siblings are equal, the longest one. Logits are taken as they
 /// are, or as `processing` makes them; `sampling` says how tokens are drawn from them. Only the rows
-/// that a decision needs are read (CPU), or all rows of the sequences that take part (CUDA).
+/// that a decision needs are read (CPU), or all rows of the sequences that take part (CUDA). Where
+/// log-probabilities are wanted, the rows of the path are read once more for each kind of them.
 ///
 /// Every draw is one number through the inverse of the cumulative distribution in the order of
 /// the ids, and weights are integers: equal logits and numbers give equal decisions for any number
@@ -147,7 +150,16 @@ fn sizes(
         padding: if args.flags & SPEC_PADDING != 0 { args.padding } else { -1 },
         decisions: none,
         counters: None,
+        raw_logprobs: wanted_logprobs(args.raw_logprobs),
+        processed_logprobs: wanted_logprobs(args.processed_logprobs),
     })
+}
+
+/// Whether log-probabilities are wanted, with no memory behind them.
+fn wanted_logprobs(given: *const spec_logprobs) -> Option<Logprobs> {
+    let values = Span::new(0, 0);
+    let none = Logprobs { alternatives: 0, values, token_ids: None, ranks: None };
+    (!given.is_null()).then_some(none)
 }
 
 /// The shape of a tensor of logits, whatever its data.
@@ -191,13 +203,15 @@ fn candidates(
 /// The pointers in `args` are as documented.
 unsafe fn batch(args: &spec_verify_args, home: Home) -> Result<VerifyBatch> {
     // SAFETY: as this function's contract.
-    let (given, processed, sampling, tree, lenience) = unsafe {
+    let (given, processed, sampling, tree, lenience, raw_logprobs, processed_logprobs) = unsafe {
         (
             boundary::read_optional(args.draft)?,
             boundary::read_optional(args.processing)?,
             boundary::read_optional(args.sampling)?,
             boundary::read_optional(args.tree)?,
             boundary::read_optional(args.leniency)?,
+            boundary::read_optional(args.raw_logprobs)?,
+            boundary::read_optional(args.processed_logprobs)?,
         )
     };
     let sizes = sizes(args, given.as_ref(), home)?;
@@ -239,6 +253,14 @@ unsafe fn batch(args: &spec_verify_args, home: Home) -> Result<VerifyBatch> {
         stop_tokens: span("stop_tokens", args.stop_tokens, stops)?,
         decisions: column("decisions", decisions, sequences, args.decision_stride, record)?,
         counters: optional_span("counters", args.counters.cast_const(), 3 + drafts)?,
+        raw_logprobs: raw_logprobs
+            .map(|given| logprobs(&given, sequences, drafts + 1))
+            .transpose()
+            .map_err(|failure| failure.within("raw_logprobs"))?,
+        processed_logprobs: processed_logprobs
+            .map(|given| logprobs(&given, sequences, drafts + 1))
+            .transpose()
+            .map_err(|failure| failure.within("processed_logprobs"))?,
         ..sizes
     })
 }
@@ -291,6 +313,23 @@ fn parents(tree: &spec_tree, sequences: usize, drafts: usize) -> Result<Column> 
         return Ok(Column { span, stride: 0 });
     }
     column("tree.parents", parents, sequences, tree.stride, nodes)
+}
+
+/// Where log-probabilities are written.
+fn logprobs(given: &spec_logprobs, sequences: usize, nodes: usize) -> Result<Logprobs> {
+    let most = ALTERNATIVES_MAX as i64;
+    let alternatives = within("num_alternatives", given.num_alternatives.into(), 0, most)?;
+    let len = sequences * nodes * (alternatives + 1);
+    let ids = given.token_ids.cast_const();
+    Ok(Logprobs {
+        alternatives,
+        values: span("values", given.values.cast_const(), len)?,
+        token_ids: match alternatives {
+            0 => optional_span("token_ids", ids, len)?,
+            _ => Some(span("token_ids", ids, len)?),
+        },
+        ranks: optional_span("ranks", given.ranks.cast_const(), sequences * nodes)?,
+    })
 }
 
 /// What lossy rules go by, with the defaults for what is 0.

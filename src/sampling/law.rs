@@ -147,6 +147,21 @@ pub fn probability(value: f32) -> Option<u64> {
     (value < 1.0 || value.is_nan()).then(|| (f64::from(value) * 2.0_f64.powi(64)) as u64)
 }
 
+/// The natural logarithm of the probability of a logit among weights of this sum, of which the one
+/// of the largest logit is [`WEIGHT_ONE`]. Weights are integers, so that little is left of small
+/// ones: only their sum is looked at. In double precision, step by step: so equal logits have equal
+/// logarithms everywhere.
+pub fn log_probability(logit: f32, largest: f32, temperature: f32, sum: u64) -> f32 {
+    const UNIT: f64 = std::f64::consts::LN_2 / (1_u64 << 32) as f64;
+    // Where the largest is +inf, all that are it are equal.
+    let behind = match logit == largest {
+        true => 0.0,
+        false => (f64::from(logit) - f64::from(largest)) / f64::from(temperature),
+    };
+    let of_sum = (log2(sum) - (i64::from(WEIGHT_BITS) << 32)) as f64 * UNIT;
+    (behind - of_sum) as f32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,6 +195,27 @@ mod tests {
         for tiny in [0.0, -1.0, 1e-45, 1e-38, f32::MIN_POSITIVE] {
             assert_eq!(top_p_limit(tiny, u64::MAX >> 1), 1);
         }
+    }
+
+    #[test]
+    fn logarithms_of_probabilities_are_those_of_real_numbers() {
+        let one = WEIGHT_ONE;
+        for (logit, largest, temperature, sum) in [
+            (3.0, 3.0, 1.0, one),
+            (3.0, 3.0, 1.0, one * 5 / 2),
+            (-40.5, 12.25, 0.7, one * 1000),
+            (0.0, 1e-3, 100.0, one + 1),
+            (-3e38, 3e38, 1.0, one),
+        ] {
+            let share = (sum as f64 / one as f64).ln();
+            let exact = (f64::from(logit) - f64::from(largest)) / f64::from(temperature) - share;
+            let found = log_probability(logit, largest, temperature, sum);
+            let error = (f64::from(found) - exact).abs();
+            assert!(error <= 1e-7 * exact.abs().max(1e-2), "{found}, exactly {exact}");
+        }
+        assert_eq!(log_probability(f32::INFINITY, f32::INFINITY, 0.5, one), 0.0);
+        assert_eq!(log_probability(7.0, f32::INFINITY, 0.5, one), f32::NEG_INFINITY);
+        assert_eq!(log_probability(f32::NEG_INFINITY, 1.0, 0.5, one), f32::NEG_INFINITY);
     }
 
     #[test]

@@ -6,8 +6,8 @@ mod law;
 mod philox;
 
 pub use law::{
-    EXP2, LOWEST_POWER, Parameters, Scale, WEIGHT_BITS, WEIGHT_ONE, fraction, from_order, log2,
-    log2_digits, order, probability, top_p_limit, whole,
+    EXP2, LOWEST_POWER, Parameters, Scale, WEIGHT_BITS, WEIGHT_ONE, fraction, from_order,
+    log_probability, log2, log2_digits, order, probability, top_p_limit, whole,
 };
 pub use philox::{Purpose, draft_lane, uniform};
 

@@ -14,7 +14,9 @@ pub use crate::backend::phases::Column;
 pub use crate::backend::processing::{
     BadWords, Biases, Bits, History, Masks, Penalties, Processing, Ranges,
 };
-pub use crate::backend::verify::{DraftDistribution, Leniency, VerifyBatch, record};
+pub use crate::backend::verify::{
+    ALTERNATIVES_MAX, DraftDistribution, Leniency, Logprobs, VerifyBatch, record,
+};
 pub use block::Block;
 pub use follow::Follow;
 pub use greedy::Greedy;

@@ -17,8 +17,17 @@ impl Rule for Relaxed {
 
     fn decide(&self, children: &mut [Child], row: &mut dyn TargetRow) -> Decision {
         let leniency = row.leniency();
-        let (top_n, tolerance) = (leniency.top_n, leniency.tolerance);
-        let passes = |token| row.is_near_best(token, top_n, tolerance);
+        // A row is looked through once, however many children there are.
+        let bounds = match children.is_empty() {
+            true => None,
+            false => row.bounds_near_best(leniency.top_n, leniency.tolerance),
+        };
+        let passes = |token| {
+            bounds.is_some_and(|[last, least]| {
+                let logit = row.logit(token);
+                logit >= last && logit >= least
+            })
+        };
         follow_where(children, passes).unwrap_or_else(|| {
             Decision::Emit(if row.is_greedy() { row.argmax() } else { row.draw() })
         })

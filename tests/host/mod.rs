@@ -67,6 +67,7 @@ versioned!(
     spec_draft_args grew by draft_candidates,
     spec_verify_args grew by leniency,
     spec_leniency,
+    spec_logprobs,
     spec_processing,
     spec_tree_mask_args,
     spec_kv_compact_args,

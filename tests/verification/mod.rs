@@ -12,7 +12,7 @@ use processing::Steps;
 use speculators::backend::cpu::{CpuBackend, Threads};
 use speculators::backend::phases::Column;
 use speculators::backend::verify::{
-    DraftDistribution, Leniency, SamplingArrays, VerifyBatch, record,
+    DraftDistribution, Leniency, Logprobs, SamplingArrays, VerifyBatch, record,
 };
 use speculators::backend::{Backend, DeviceType};
 use speculators::sampling::Parameters;
@@ -137,6 +137,9 @@ pub struct Call {
     pub leniency: Leniency,
     /// How often drafts of each depth are to be accepted.
     pub acceptance: Vec<f32>,
+    /// How many alternatives of emitted tokens are wanted with their log-probabilities, raw and
+    /// processed; `None`: these are not wanted.
+    pub alternatives: [Option<usize>; 2],
 }
 
 impl Call {
@@ -155,6 +158,7 @@ impl Call {
             is_greedy: false,
             leniency: Leniency::default(),
             acceptance: Vec::new(),
+            alternatives: [None; 2],
         }
     }
 
@@ -185,6 +189,72 @@ pub struct Decision {
 impl Decision {
     pub fn tokens(&self) -> &[i32] {
         &self.places[..self.emitted]
+    }
+}
+
+/// What is told of how probable emitted tokens were, for each sequence and place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    pub values: Vec<Vec<Vec<f32>>>,
+    pub token_ids: Vec<Vec<Vec<i32>>>,
+    pub ranks: Vec<Vec<i32>>,
+}
+
+impl Told {
+    /// The bits of all values, of which NaN are some.
+    pub fn bits(&self) -> Vec<u32> {
+        self.values.iter().flatten().flatten().map(|value| value.to_bits()).collect()
+    }
+}
+
+/// What a call answers.
+pub struct Answer {
+    pub decisions: Vec<Decision>,
+    pub counters: Vec<u64>,
+    /// Raw and processed.
+    pub logprobs: [Option<Told>; 2],
+}
+
+/// Where a call writes how probable emitted tokens were.
+struct LogprobOutputs {
+    alternatives: usize,
+    values: Buffer<f32>,
+    token_ids: Buffer<i32>,
+    ranks: Buffer<i32>,
+}
+
+impl LogprobOutputs {
+    fn new(device: Device, alternatives: usize, places: usize) -> Self {
+        let len = places * (alternatives + 1);
+        Self {
+            alternatives,
+            values: Buffer::on(device, vec![77.0; len]),
+            token_ids: Buffer::on(device, vec![77; len]),
+            ranks: Buffer::on(device, vec![77; places]),
+        }
+    }
+
+    fn view(&self) -> Logprobs {
+        Logprobs {
+            alternatives: self.alternatives,
+            values: Span::new(self.values.as_ptr() as u64, self.values.len()),
+            token_ids: Some(Span::new(self.token_ids.as_ptr() as u64, self.token_ids.len())),
+            ranks: Some(Span::new(self.ranks.as_ptr() as u64, self.ranks.len())),
+        }
+    }
+
+    fn told(self, nodes: usize) -> Told {
+        // Written through their addresses.
+        let Self { alternatives, values, token_ids, ranks } = std::hint::black_box(self);
+        fn split<T: Clone>(elements: &[T], len: usize, nodes: usize) -> Vec<Vec<Vec<T>>> {
+            let places: Vec<Vec<T>> = elements.chunks(len).map(<[T]>::to_vec).collect();
+            places.chunks(nodes).map(<[Vec<T>]>::to_vec).collect()
+        }
+        Told {
+            values: split(&values, alternatives + 1, nodes),
+            token_ids: split(&token_ids, alternatives + 1, nodes),
+            ranks: ranks.chunks(nodes).map(<[i32]>::to_vec).collect(),
+        }
     }
 }
 
@@ -366,6 +436,12 @@ pub fn decide_counted(
     call: &Call,
     requests: &[Request],
 ) -> (Vec<Decision>, Vec<u64>) {
+    let Answer { decisions, counters, .. } = ask(backend, call, requests);
+    (decisions, counters)
+}
+
+/// Makes a call, and returns all that it answers.
+pub fn ask(backend: &dyn Backend, call: &Call, requests: &[Request]) -> Answer {
     let device = match backend.description().device_type {
         DeviceType::Cpu => Device::Cpu,
         DeviceType::Cuda => Device::Cuda,
@@ -384,6 +460,10 @@ pub fn decide_counted(
     }
     let num_drafts = requests.iter().map(|r| r.num_drafts.unwrap_or(r.drafts.len() as i32));
     let outputs = Outputs::new(device, call, requests, drafts);
+    let places = requests.len() * (drafts + 1);
+    let logprobs = call
+        .alternatives
+        .map(|wanted| wanted.map(|count| LogprobOutputs::new(device, count, places)));
     let position = if call.chains {
         outputs.column(record::NEXT_POSITION)
     } else {
@@ -418,6 +498,8 @@ pub fn decide_counted(
         padding: call.padding,
         decisions: outputs.column(0),
         counters: Some(Span::new(outputs.counters.as_ptr() as u64, outputs.counters.len())),
+        raw_logprobs: logprobs[0].as_ref().map(LogprobOutputs::view),
+        processed_logprobs: logprobs[1].as_ref().map(LogprobOutputs::view),
     };
     let bytes = workspace_bytes(backend, &batch, call.rule).unwrap();
     let workspace = Memory::filled_on(device, bytes as u64, 0xA5);
@@ -429,7 +511,11 @@ pub fn decide_counted(
     // Written through their addresses.
     let Outputs { records, counters, stride } = std::hint::black_box(outputs);
     let decisions = records.chunks(stride).map(|record| parse(record, drafts, call.before));
-    (decisions.collect(), counters.to_vec())
+    Answer {
+        decisions: decisions.collect(),
+        counters: counters.to_vec(),
+        logprobs: logprobs.map(|outputs| outputs.map(|outputs| outputs.told(drafts + 1))),
+    }
 }
 
 fn parse(fields: &[i32], drafts: usize, before: i32) -> Decision {

@@ -353,8 +353,17 @@ impl CpuBackend {
 /// The places and values of the largest elements, in falling order; of equal ones the first is first. NaN
 /// counts as -inf.
 pub(super) fn select_largest(row: &[f32], ids: &mut [i32], values: &mut [f32]) {
+    select_largest_of(row.iter().copied().enumerate(), ids, values);
+}
+
+/// The same of some elements, in the order of their places; returns how many were found.
+pub(super) fn select_largest_of(
+    elements: impl Iterator<Item = (usize, f32)>,
+    ids: &mut [i32],
+    values: &mut [f32],
+) -> usize {
     let mut len = 0;
-    for (id, &element) in row.iter().enumerate() {
+    for (id, element) in elements {
         let element = if element.is_nan() { f32::NEG_INFINITY } else { element };
         if len == values.len() && element <= values[len - 1] {
             continue;
@@ -365,6 +374,7 @@ pub(super) fn select_largest(row: &[f32], ids: &mut [i32], values: &mut [f32]) {
         ids.copy_within(at..len - 1, at + 1);
         (values[at], ids[at]) = (element, id as i32);
     }
+    len
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The distribution that a row of logits stands for: its filters, and draws from it.
 
+use super::block_heads::select_largest_of;
 use super::memory::elements;
 use super::rows::{self, BLOCK, BUCKETS, Block, Buckets, Measure, Row};
 use super::simd::Isa;
@@ -459,15 +460,51 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The logit of a place, if it is among the `k` largest, with all that equal the last of them,
-    /// and the largest; `None` where it is not among them or is no candidate.
-    pub fn among_largest(&self, place: usize, k: usize) -> Option<(f32, f32)> {
+    /// The last of the `k` largest logits, of fewer candidates the least, and the largest; `None`
+    /// where there is no candidate.
+    pub fn largest_from(&self, k: usize) -> Option<(f32, f32)> {
         let largest = self.scan()?;
         let kth = if k < self.row.len { self.kth_largest(k, largest) } else { None };
+        Some((kth.unwrap_or(f32::MIN), largest))
+    }
+
+    /// The largest logit, if the row has been scanned since it was last written.
+    pub fn largest(&self) -> f32 {
+        self.peaks().iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    /// One logit; NaN counts as -inf.
+    pub fn logit(&self, place: usize) -> f32 {
         // SAFETY: the contract of `new`; callers name places of the row.
         let logit = unsafe { self.row.logit(place) };
-        (logit > f32::NEG_INFINITY && kth.is_none_or(|kth| logit >= kth))
-            .then_some((logit, largest))
+        if logit.is_nan() { f32::NEG_INFINITY } else { logit }
+    }
+
+    /// How many logits are larger than this one, in a row that has been scanned.
+    pub fn count_above(&self, logit: f32) -> usize {
+        self.places_in_blocks(move |peak| peak > logit)
+            .filter(|&place| self.logit(place) > logit)
+            .count()
+    }
+
+    /// The largest logits of a row that has been scanned and where they are, in falling order; of
+    /// equal ones the first is first. Returns how many there are.
+    pub fn select(&self, places: &mut [i32], logits: &mut [f32]) -> usize {
+        let k = logits.len();
+        if k == 0 {
+            return 0;
+        }
+        let kth = if k < self.row.len { self.kth_largest(k, self.largest()) } else { None };
+        let kth = kth.unwrap_or(f32::NEG_INFINITY);
+        let elements = self.places_in_blocks(move |peak| peak >= kth);
+        select_largest_of(elements.map(|place| (place, self.logit(place))), places, logits)
+    }
+
+    /// The places of the blocks whose peaks are wanted.
+    fn places_in_blocks(&self, is_wanted: impl Fn(f32) -> bool) -> impl Iterator<Item = usize> {
+        let len = self.row.len;
+        let blocks = self.peaks().iter().enumerate().filter(move |(_, peak)| is_wanted(**peak));
+        blocks.flat_map(move |(block, _)| block * BLOCK..len.min((block + 1) * BLOCK))
     }
 
     /// The sum of `weight * log2(weight)`, with [`log2_digits`] of 16 digits in units of 2^-16.

@@ -200,6 +200,8 @@ kernels! {
     VerifyRows: "verify", "verify_rows", 512, Large;
     /// Decides sequences by rules that test more than one draft at a row.
     VerifyPath: "verify_path", "verify_path", 512, Large;
+    /// How probable emitted tokens were.
+    TellLogprobs: "logprobs", "tell_logprobs", 512, Small;
 }
 
 /// Which kernel a [`Kernel`] is.

@@ -1,12 +1,13 @@
-//! The launch code of `kernels/verify.cu` and `kernels/verify_path.cu`: two launches for each
-//! verification, one that reads the host's arrays and one that decides; between them one more where
-//! something is done to the logits.
+//! The launch code of `kernels/verify.cu`, `kernels/verify_path.cu` and `kernels/logprobs.cu`: two
+//! launches for each verification, one that reads the host's arrays and one that decides; between them
+//! one more where something is done to the logits, and after them one where log-probabilities are
+//! wanted.
 
 use super::launch::{Arguments, Kernel, Kernels, Launch};
 use super::processing::{self, ProcessingArguments};
 use crate::backend::Stream;
 use crate::backend::phases::Column;
-use crate::backend::verify::{RuleKind, SamplingArrays, Siblings, VerifyBatch};
+use crate::backend::verify::{Logprobs, RuleKind, SamplingArrays, Siblings, VerifyBatch};
 use crate::error::{Error, Result};
 use crate::tensor::{Carver, Dtype, Matrix, Span};
 use bytemuck::NoUninit;
@@ -307,6 +308,15 @@ struct Workspace {
     overlaps: u64,
     weights: u64,
     processed: u64,
+    logprob_peaks: u64,
+    logprob_sums: u64,
+}
+
+/// Blocks that look at emitted tokens at a time, of which there are so many at most.
+fn logprob_blocks(teams: &Teams, batch: &VerifyBatch) -> usize {
+    let kinds = [batch.raw_logprobs, batch.processed_logprobs].iter().flatten().count();
+    let tokens = batch.num_sequences.saturating_mul(batch.max_drafts + 1);
+    tokens.saturating_mul(kinds).min(teams.rows.most_blocks())
 }
 
 /// Whether the rule tests more at a row than `verify_rows` does.
@@ -341,6 +351,7 @@ impl Workspace {
         let meetings = by_rows.teams.max(by_path.teams);
         let boards = by_rows.boards.max(by_path.boards);
         let meeting_teams = by_rows.meeting_teams.max(by_path.meeting_teams);
+        let logprob_tiles = logprob_blocks(teams, batch).saturating_mul(sizes.tiles);
         let mut piece =
             |count: usize, bytes: usize| carver.span::<u8>(count.saturating_mul(bytes)).address();
         Self {
@@ -360,6 +371,8 @@ impl Workspace {
             overlaps: piece(overlaps, size_of::<u128>() * sizes.tiles),
             weights: piece(by_path.weight_teams, TILE_WEIGHTS.saturating_mul(sizes.tiles)),
             processed: piece(processing::logits(batch), size_of::<f32>()),
+            logprob_peaks: piece(logprob_tiles, size_of::<f32>()),
+            logprob_sums: piece(logprob_tiles, size_of::<u64>()),
         }
     }
 }
@@ -448,6 +461,41 @@ struct VerifyArguments {
 
 // SAFETY: the struct of kernels/verify.cuh.
 unsafe impl Arguments for VerifyArguments {}
+
+/// `LogprobArguments` of the kernel.
+#[derive(Clone, Copy, Debug, NoUninit)]
+#[repr(C)]
+struct LogprobArguments {
+    verify: VerifyArguments,
+    raw: LogprobAddresses,
+    processed: LogprobAddresses,
+    peaks: u64,
+    sums: u64,
+}
+
+// SAFETY: the struct of kernels/logprobs.cu.
+unsafe impl Arguments for LogprobArguments {}
+
+/// Where log-probabilities of a kind are written; 0 is not wanted.
+#[derive(Clone, Copy, Debug, Default, NoUninit)]
+#[repr(C)]
+struct LogprobAddresses {
+    values: u64,
+    token_ids: u64,
+    ranks: u64,
+    alternatives: u64,
+}
+
+impl LogprobAddresses {
+    fn of(wanted: Option<&Logprobs>) -> Self {
+        wanted.map_or(Self::default(), |wanted| Self {
+            values: wanted.values.address(),
+            token_ids: address(wanted.token_ids),
+            ranks: address(wanted.ranks),
+            alternatives: wanted.alternatives as u64,
+        })
+    }
+}
 
 /// The arrays of parameters; 0 is absent.
 #[derive(Clone, Copy, Debug, Default, NoUninit)]
@@ -550,8 +598,38 @@ impl Launcher<'_> {
             if let Some(process) = process {
                 self.kernels.launch(Kernel::ProcessRows, stream, &process, &arguments)?;
             }
-            self.kernels.launch(kernel, stream, &shape, &arguments)
+            self.kernels.launch(kernel, stream, &shape, &arguments)?;
+            self.logprobs(stream, batch, arguments, &pieces)
         }
+    }
+
+    /// Tells how probable the emitted tokens were, if the host wants to know.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Launcher::verify`]; the decisions are enqueued.
+    unsafe fn logprobs(
+        &self,
+        stream: Stream,
+        batch: &VerifyBatch,
+        verify: VerifyArguments,
+        pieces: &Workspace,
+    ) -> Result<()> {
+        let blocks = logprob_blocks(self.teams, batch);
+        if blocks == 0 {
+            return Ok(());
+        }
+        let arguments = LogprobArguments {
+            verify,
+            raw: LogprobAddresses::of(batch.raw_logprobs.as_ref()),
+            processed: LogprobAddresses::of(batch.processed_logprobs.as_ref()),
+            peaks: pieces.logprob_peaks,
+            sums: pieces.logprob_sums,
+        };
+        let threads = ROWS_THREADS;
+        let shape = Launch { grid: [blocks as u32, 1, 1], threads, shared: 0, cooperative: false };
+        // SAFETY: this function's contract.
+        unsafe { self.kernels.launch(Kernel::TellLogprobs, stream, &shape, &arguments) }
     }
 
     /// Several blocks for each row, one after the other.

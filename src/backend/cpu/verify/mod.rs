@@ -2,6 +2,7 @@
 //! each row over threads otherwise. Neither changes a result.
 
 mod chain;
+mod logprobs;
 mod node;
 mod processing;
 mod sequence;
@@ -143,9 +144,15 @@ unsafe fn decide(bench: Bench<'_>, batch: &VerifyBatch, rule: &dyn Rule, index: 
     let (tokens, path) = record[record::TOKENS..].split_at_mut(batch.max_drafts + 1);
     tokens.fill(batch.padding);
     path.fill(-1);
+    // SAFETY: as this function's contract.
+    unsafe { logprobs::clear(batch, index) };
     let emission = match &part {
         // SAFETY: as this function's contract.
-        Part::Takes(sequence) => unsafe { walk::walk(bench, sequence, rule, tokens, path) },
+        Part::Takes(sequence) => unsafe {
+            let emission = walk::walk(bench, sequence, rule, tokens, path);
+            logprobs::write(bench, sequence, &tokens[..emission.emitted], path);
+            emission
+        },
         Part::Absent => Emission::default(),
         Part::Invalid => Emission { flags: record::INVALID, ..Emission::default() },
     };

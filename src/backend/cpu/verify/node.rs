@@ -247,9 +247,13 @@ impl TargetRow for Node<'_> {
         log2(law.sum()) - ((mean as i64) << 16)
     }
 
-    fn is_near_best(&mut self, token: usize, top_n: i32, tolerance: f32) -> bool {
-        let near = self.target().among_largest(token, top_n.max(1) as usize);
-        near.is_some_and(|(logit, largest)| logit >= largest - tolerance)
+    fn bounds_near_best(&mut self, top_n: i32, tolerance: f32) -> Option<[f32; 2]> {
+        let (last, largest) = self.target().largest_from(top_n.max(1) as usize)?;
+        Some([last, largest - tolerance])
+    }
+
+    fn logit(&mut self, token: usize) -> f32 {
+        self.target().logit(token)
     }
 
     fn leniency(&self) -> Leniency {
