@@ -7,13 +7,14 @@ mod host;
 use device::memory::Memory;
 use host::checkpoint::{MlpShape, Shape};
 use host::draft::{
-    DraftCall, Drafts, Place, Sampling, SamplingColumns, Text, Tree, TreeShape, Turn, distance,
-    margin,
+    DraftCall, Drafts, Place, Sampling, SamplingColumns, Table, Text, Tree, TreeShape, Turn,
+    distance, margin,
 };
 use host::golden;
-use host::matrix::Dtype;
+use host::matrix::{Dtype, Matrix};
 use host::random::Random;
 use host::target::Target;
+use host::verify::{Distribution, VerifyCall};
 use host::{Context, Failure, Model, Session, session_options};
 use speculators::capi::*;
 use speculators::sampling::{Purpose, uniform};
@@ -572,6 +573,86 @@ fn siblings_have_the_law_of_draws_without_replacement() {
     assert!(pairs == counts.len() && pairs >= device::amount(6, 3), "{counts:?}");
     // 5 degrees of freedom: 1 in 10^6 exceeds this.
     assert!(chi_square < 35.9, "{chi_square}: {counts:?}");
+}
+
+#[test]
+fn verified_trees_of_drawn_siblings_have_the_targets_law_at_every_depth() {
+    let context = Context::with_threads(2);
+    let world = World::random(&context, "verified", &Shape::default());
+    let session = world.session();
+    let text = world.text(&mut Random::new(12), 5);
+    let ids = world.model.draft_token_ids();
+    let vocabulary = world.model.info().vocabulary as usize;
+    let parents = vec![-1, 0, 0, 0, 1, 1, 2];
+    let (depths, drafts) = ([0, 1, 1, 1, 2, 2, 2], parents.len() as i32 - 1);
+    let shape = TreeShape::Stochastic(parents.clone());
+    let samplings = |batch: u64| (0..8).map(move |slot| sampled(batch * 8 + slot, 0));
+    let draft = |batch: u64| {
+        let turn = |(slot, sampling)| Turn {
+            sampling,
+            ..Turn::new(&text, 0..4, drafts, Place::Slot(slot as i32))
+        };
+        let turns: Vec<Turn<'_>> = samplings(batch).enumerate().map(turn).collect();
+        run(&session, &DraftCall::of(&turns).with_trees(&shape))
+    };
+    // Near what the drafter says of the root, so that some drafts are accepted and some are not.
+    let root = draft(0)[0].logits[0].clone();
+    let mut random = Random::new(13);
+    let mut row = || {
+        let mut row: Vec<f32> = random.normals(vocabulary);
+        for (column, logit) in root.iter().enumerate() {
+            row[ids.get(column).copied().unwrap_or(column as i32) as usize] += logit;
+        }
+        row
+    };
+    let rows = [row(), row(), row()];
+    let of_nodes: Vec<f32> = depths.iter().flat_map(|&depth| rows[depth].clone()).collect();
+    let logits = Matrix::new(8 * depths.len(), vocabulary, &of_nodes.repeat(8));
+    let mut counts = vec![vec![0.0; vocabulary]; 3];
+    let mut accepted = [0; 3];
+    for batch in 0..device::amount(4000, 3) {
+        let drafts = draft(batch);
+        let tokens: Vec<&[i32]> = drafts.iter().map(|drafts| &drafts.tokens[..]).collect();
+        let samplings: Vec<Sampling> = samplings(batch).collect();
+        let nodes = vec![depths.len() as i32 - 1; 8];
+        let tokens = Table::ragged(&tokens);
+        let mut call = VerifyCall::new(logits.clone(), tokens, nodes, vec![5; 8], &samplings);
+        // Nothing was drawn from the rows of leaves.
+        let row_of = |row: &Vec<f32>| match row.len() {
+            0 => vec![f32::NAN; root.len()],
+            _ => row.clone(),
+        };
+        let q: Vec<f32> =
+            drafts.iter().flat_map(|one| one.logits.iter().flat_map(row_of)).collect();
+        call.rule = SPEC_RULE_REJECTION_DISTINCT;
+        call.parents = Some(parents.clone());
+        call.draft = Some(Distribution {
+            logits: Matrix::new(q.len() / root.len(), root.len(), &q),
+            has_row_ids: false,
+            token_ids: ids.clone(),
+        });
+        let decisions = call.run(&context).expect("a verification");
+        for sequence in 0..8 {
+            let emitted = decisions.emitted(sequence);
+            accepted[emitted.len() - 1] += 1;
+            for (counts, &token) in counts.iter_mut().zip(emitted) {
+                counts[token as usize] += 1.0;
+            }
+        }
+    }
+    assert!(accepted[..device::amount(3, 1)].iter().all(|&count| count > 0), "{accepted:?}");
+    for (depth, (counts, row)) in counts.iter().zip(&rows).enumerate() {
+        let all: f64 = counts.iter().sum();
+        let weights: Vec<f64> =
+            row.iter().map(|&logit| (f64::from(logit) / f64::from(1.3_f32)).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        for (token, (count, weight)) in counts.iter().zip(&weights).enumerate() {
+            let share = weight / sum;
+            let spread = (share * (1.0 - share) * all).sqrt();
+            let is_lawful = (count - share * all).abs() <= 5.0 * spread + 1.0;
+            assert!(is_lawful, "depth {depth}, {token}: {count} of {all} for {share}");
+        }
+    }
 }
 
 #[test]

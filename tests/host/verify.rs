@@ -18,6 +18,8 @@ pub struct VerifyCall {
     pub row_begin: Option<Vec<i32>>,
     pub num_drafts: Vec<i32>,
     pub drafts: Table,
+    /// Of the nodes of every sequence, if the drafts are trees.
+    pub parents: Option<Vec<i32>>,
     pub position: Vec<i32>,
     pub limit: Option<Vec<i32>>,
     pub sampling: Option<SamplingColumns>,
@@ -63,6 +65,7 @@ impl VerifyCall {
             row_begin: None,
             num_drafts,
             drafts,
+            parents: None,
             position,
             limit: None,
             sampling: Some(SamplingColumns::of(samplings.iter().copied())),
@@ -80,6 +83,10 @@ impl VerifyCall {
         let mut arrays = Loan::to(context.device);
         let sampling = self.sampling.as_ref().map(SamplingColumns::view);
         let draft = self.draft.as_ref().map(|draft| draft.view(context.device, &mut arrays));
+        let tree = self.parents.as_ref().map(|parents| spec_tree {
+            parents: arrays.array(parents).cast_mut(),
+            ..Versioned::blank()
+        });
         let mut args = spec_verify_args {
             num_sequences: self.position.len() as i32,
             max_drafts: self.max_drafts,
@@ -93,6 +100,7 @@ impl VerifyCall {
             limit: self.limit.as_ref().map_or(null(), |limit| arrays.array(limit)),
             sampling: sampling.as_ref().map_or(null(), std::ptr::from_ref),
             draft: draft.as_ref().map_or(null(), std::ptr::from_ref),
+            tree: tree.as_ref().map_or(null(), std::ptr::from_ref),
             stop_tokens: arrays.array(&self.stop_tokens),
             num_stop_tokens: self.stop_tokens.len() as i32,
             decision_stride: stride as i32,
