@@ -240,6 +240,16 @@ fn thousands_of_rounds_of_drafting_and_verification_allocate_nothing() {
         min_tokens: min_tokens.as_ptr(),
         ..Versioned::blank()
     };
+    let mut values = Buffer::filled(4 * rows, 0.0_f32);
+    let mut named = Buffer::filled(4 * rows, 0_i32);
+    let mut ranks = Buffer::filled(rows, 0_i32);
+    let logprobs = spec_logprobs {
+        num_alternatives: 3,
+        values: values.as_mut_ptr(),
+        token_ids: named.as_mut_ptr(),
+        ranks: ranks.as_mut_ptr(),
+        ..Versioned::blank()
+    };
     let mut verification = spec_verify_args {
         num_sequences: SEQUENCES as i32,
         max_drafts: DRAFTS as i32,
@@ -250,6 +260,7 @@ fn thousands_of_rounds_of_drafting_and_verification_allocate_nothing() {
         sampling: &sampling,
         draft: &distribution,
         processing: &processing,
+        processed_logprobs: &logprobs,
         stop_tokens: stops.as_ptr(),
         num_stop_tokens: 1,
         decision_stride: STRIDE as i32,
