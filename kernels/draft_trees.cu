@@ -89,12 +89,13 @@ struct Level {
   i32 *paths;  // of each row the slots from below the root to itself
   u32 width;   // rows of a tree
   u32 depth;   // of the rows' nodes
-  u32 stride;  // elements from one path to the next
+  u32 stride;  // elements from one path to the next; 0: there are none
   u32 slots;   // of a tree
   u32 first_slot;  // of the level
-  u32 padding;
+  u32 shared;  // rows that share a law, one after the other
 
   DEVICE u32 trees() const { return count_rows(rows) / width; }
+  DEVICE u32 laws() const { return count_rows(rows) / shared; }
   DEVICE u32 slot(u32 row) const { return row / width * slots + first_slot + row % width; }
 };
 static_assert(sizeof(Level) == 96, "as in src/backend/cuda/draft_trees.rs");
@@ -109,8 +110,8 @@ DEVICE void continue_row(const Level &level, u32 parent, const Level &next, u32 
   next.of.source[to] = i32(parent);
   const i32 *above = level.paths + u64(parent) * level.stride;
   i32 *path = next.paths + u64(to) * next.stride;
-  for (u32 depth = 0; depth < level.depth; depth++) path[depth] = above[depth];
-  path[level.depth] = i32(next.slot(to));
+  for (u32 depth = 0; depth < min(level.depth, next.stride); depth++) path[depth] = above[depth];
+  if (next.stride != 0) path[level.depth] = i32(next.slot(to));
 }
 
 // A level of a tree whose shape is given.
@@ -144,18 +145,18 @@ DEVICE Parent parent_of(const FixedLevel &fixed, u32 row) {
   return Parent{sequence, node, fixed.num_drafts[sequence], node == 0 || tokens[node - 1] >= 0};
 }
 
-// The tokens of the children of rows.
+// The tokens of the children of the rows of each law.
 struct ChildTokens {
-  i32 *ids;       // [rows, count]
-  Matrix values;  // [rows, count]
+  i32 *ids;       // [laws, count]
+  Matrix values;  // [laws, count]
   const i32 *target_ids;  // of the columns, or NULL
 
   // The token of a rank, if there is a candidate for it; otherwise -1.
-  DEVICE i32 token(u32 row, u32 rank) const {
+  DEVICE i32 token(u32 law, u32 rank) const {
     const u32 count = values.columns;
     if (rank >= count) return -1;
-    if (rank > 0 && !(f32_row(values, row)[rank] > -infinity())) return -1;
-    const i32 column = ids[u64(row) * count + rank];
+    if (rank > 0 && !(f32_row(values, law)[rank] > -infinity())) return -1;
+    const i32 column = ids[u64(law) * count + rank];
     return target_ids != nullptr ? target_ids[column] : column;
   }
 };
@@ -168,25 +169,28 @@ struct TellArguments {
 };
 static_assert(sizeof(TellArguments) == 216, "as in src/backend/cuda/draft_trees.rs");
 
-// The blocks of a row share its columns.
+// The blocks of a law share its columns; each thread has the same ones for all rows.
 KERNEL(256, tell_logits, TellArguments) {
   const FixedLevel &fixed = arguments.fixed;
-  const u32 row = blockIdx.x;
-  if (row >= count_rows(fixed.level.rows)) return;
-  const Parent parent = parent_of(fixed, row);
-  if (!parent.is_there || !parent.proposes(fixed.shape.first_child()[parent.node])) return;
+  const u32 law = blockIdx.x, shared = fixed.level.shared;
+  if (law >= fixed.level.laws()) return;
   const Matrix &wanted = arguments.draft_logits;
-  const u64 to = row_address(wanted, u64(parent.sequence) * fixed.max_drafts + parent.node);
-  f32 *logits = f32_row(arguments.logits, row);
-  for (u32 column = blockIdx.y * blockDim.x + threadIdx.x; column < arguments.logits.columns;
-       column += gridDim.y * blockDim.x) {
-    const f32 logit = logits[column];
-    store_element(to, wanted.dtype, column, logit);
-    logits[column] = rounded_to(wanted.dtype, logit);
+  f32 *logits = f32_row(arguments.logits, law);
+#pragma unroll 1
+  for (u32 row = law * shared; row < (law + 1) * shared; row++) {
+    const Parent parent = parent_of(fixed, row);
+    if (!parent.is_there || !parent.proposes(fixed.shape.first_child()[parent.node])) continue;
+    const u64 to = row_address(wanted, u64(parent.sequence) * fixed.max_drafts + parent.node);
+    for (u32 column = blockIdx.y * blockDim.x + threadIdx.x; column < arguments.logits.columns;
+         column += gridDim.y * blockDim.x) {
+      const f32 logit = logits[column];
+      store_element(to, wanted.dtype, column, logit);
+      logits[column] = rounded_to(wanted.dtype, logit);
+    }
   }
 }
 
-// The scratch of a row: behind what a proposal keeps there between launches, a sum and a peak for each tile.
+// The scratch of a law: behind what a proposal keeps there between launches, a sum and a peak for each tile.
 struct RowScratch {
   u64 first;
   u64 row_bytes;
@@ -244,37 +248,48 @@ DEVICE u32 draw_sibling(const Row &row, const Slice &slice, const Law &law, u64 
   return column;
 }
 
-// Each block has a row.
-KERNEL_RESIDENT(256, 2, draw_siblings, DrawArguments) {
-  __shared__ DrawScratch scratch;
-  const FixedLevel &fixed = arguments.fixed;
-  const u32 row = blockIdx.x;
-  if (row >= count_rows(fixed.level.rows)) return;
-  const Parent parent = parent_of(fixed, row);
-  const Parameters parameters = parameters_of(arguments.sampling, parent.sequence);
-  if (is_greedy(parameters)) return;
-  const u32 columns = arguments.logits.columns, most = arguments.children.values.columns;
-  if (threadIdx.x == 0) {
+// Counts the most children that a row of a law has, at most `most`.
+DEVICE void count_children(const FixedLevel &fixed, u32 law, u32 most, u32 &largest) {
+  if (threadIdx.x == 0) largest = 0;
+  __syncthreads();
+  const u32 shared = fixed.level.shared;
+  for (u32 number = threadIdx.x; number < shared; number += blockDim.x) {
+    const Parent parent = parent_of(fixed, law * shared + number);
     i32 child = fixed.shape.first_child()[parent.node];
     u32 count = 0;
     for (; parent.proposes(child) && count < most; child = fixed.shape.next_sibling()[child]) count++;
-    scratch.count = count;
+    atomicMax(&largest, count);
   }
-  const Row logits = row_of(arguments.logits, row);
-  const Slice slice{0, tiles_of(columns), arguments.scratch.peaks(row, columns),
-                    arguments.scratch.sums(row)};
+  __syncthreads();
+}
+
+// Each block has a law.
+KERNEL_RESIDENT(256, 2, draw_siblings, DrawArguments) {
+  __shared__ DrawScratch scratch;
+  const FixedLevel &fixed = arguments.fixed;
+  const u32 index = blockIdx.x;
+  if (index >= fixed.level.laws()) return;
+  const u32 row = index * fixed.level.shared;
+  const u32 sequence = u32(fixed.level.of.sequence[row]);
+  const Parameters parameters = parameters_of(arguments.sampling, sequence);
+  if (is_greedy(parameters)) return;
+  const u32 columns = arguments.logits.columns, most = arguments.children.values.columns;
+  count_children(fixed, index, most, scratch.count);
+  const Row logits = row_of(arguments.logits, index);
+  const Slice slice{0, tiles_of(columns), arguments.scratch.peaks(index, columns),
+                    arguments.scratch.sums(index)};
   Team team = Team::alone();
   scan(logits, slice, team, scratch.law);
   if (!scratch.law.peaks.has_candidate()) return;
   const Law law = weigh(logits, slice, parameters, no_column, team, scratch.law).law;
   if (threadIdx.x == 0) scratch.left = law.sum;
   __syncthreads();
-  i32 *ids = arguments.children.ids + u64(row) * most;
-  f32 *values = f32_row(arguments.children.values, row);
+  i32 *ids = arguments.children.ids + u64(index) * most;
+  f32 *values = f32_row(arguments.children.values, index);
   const i64 position = i64(fixed.level.of.position[row]) + arguments.distance;
   for (u32 rank = 0; rank < scratch.count; rank++) {
     const u64 number =
-        number_of(arguments.sampling, parent.sequence, position, fixed.level.depth, rank);
+        number_of(arguments.sampling, sequence, position, fixed.level.depth, rank);
     const u32 column = draw_sibling(logits, slice, law, number, rank, scratch);
     if (threadIdx.x == 0) {
       if (column != no_column) ids[rank] = i32(column);
@@ -316,7 +331,7 @@ KERNEL(256, branch_rows, BranchArguments) {
     const u32 rank = siblings + __popc(lanes & ((1u << lane_index()) - 1));
     siblings += __popc(lanes);
     if (!is_child) continue;
-    const i32 token = parent.is_there ? arguments.children.token(row, rank) : -1;
+    const i32 token = parent.is_there ? arguments.children.token(row / level.shared, rank) : -1;
     tokens[child - 1] = token;
     const i32 number = fixed.shape.number()[child];
     const u32 tree = row / level.width;
@@ -362,20 +377,21 @@ DEVICE f32 score_below(f32 parent, f32 logit, f32 largest, u64 sum) {
   return add_rn(parent, subtract_rn(multiply_rn(behind, log2_e), of_sum));
 }
 
-// Each block has a row.
+// Each block has a law.
 KERNEL_RESIDENT(256, 2, score_children, ScoreArguments) {
   __shared__ LawScratch<tree_threads> scratch;
   const Level &level = arguments.level;
   const Pool &pool = arguments.pool;
-  const u32 row = blockIdx.x;
-  if (row >= count_rows(level.rows)) return;
-  const u32 tree = row / level.width, depth = level.depth + 1, columns = arguments.logits.columns;
-  const Row logits = row_of(arguments.logits, row);
-  const Slice slice{0, tiles_of(columns), arguments.scratch.peaks(row, columns),
-                    arguments.scratch.sums(row)};
+  const u32 law = blockIdx.x, shared = level.shared;
+  if (law >= level.laws()) return;
+  const u32 tree = law * shared / level.width, depth = level.depth + 1;
+  const u32 columns = arguments.logits.columns;
+  const Row logits = row_of(arguments.logits, law);
+  const Slice slice{0, tiles_of(columns), arguments.scratch.peaks(law, columns),
+                    arguments.scratch.sums(law)};
   Team team = Team::alone();
   scan(logits, slice, team, scratch);
-  const bool is_too_deep = i32(depth) > arguments.depth[level.of.sequence[row]];
+  const bool is_too_deep = i32(depth) > arguments.depth[level.of.sequence[law * shared]];
   const bool is_scored = scratch.peaks.has_candidate() && !is_too_deep;
   u64 sum = weight_one;
   if (is_scored) {
@@ -383,15 +399,15 @@ KERNEL_RESIDENT(256, 2, score_children, ScoreArguments) {
     sum = weigh(logits, slice, plain, no_column, team, scratch).law.sum;
   }
   const u64 of_tree = u64(tree) * pool.stride;
-  const f32 parent =
-      level.depth == 0 ? 0.0f : pool.scores[of_tree + u32(pool.expanded[level.slot(row)])];
-  const f32 *values = f32_row(arguments.children.values, row);
-  const u64 first = of_tree + pool.first(depth) + row % level.width * pool.width;
-  for (u32 rank = threadIdx.x; rank < pool.width; rank += blockDim.x) {
+  const f32 *values = f32_row(arguments.children.values, law);
+  for (u32 i = threadIdx.x; i < shared * pool.width; i += blockDim.x) {
+    const u32 row = law * shared + i / pool.width, rank = i % pool.width;
+    const f32 parent =
+        level.depth == 0 ? 0.0f : pool.scores[of_tree + u32(pool.expanded[level.slot(row)])];
     const f32 value = rank < arguments.children.values.columns ? values[rank] : -infinity();
-    pool.tokens[first + rank] = max(arguments.children.token(row, rank), 0);
-    pool.scores[first + rank] =
-        is_scored ? score_below(parent, value, values[0], sum) : -infinity();
+    const u64 to = of_tree + pool.first(depth) + row % level.width * pool.width + rank;
+    pool.tokens[to] = max(arguments.children.token(law, rank), 0);
+    pool.scores[to] = is_scored ? score_below(parent, value, values[0], sum) : -infinity();
   }
 }
 

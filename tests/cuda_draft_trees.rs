@@ -256,6 +256,8 @@ struct Call {
     /// The type of the logits that the host wants.
     wanted: Option<Dtype>,
     tells_trees: bool,
+    /// Whether the rows of a level of a tree share their logits, and have no paths.
+    shares_laws: bool,
     seed: u64,
 }
 
@@ -285,6 +287,7 @@ impl Call {
             sampling: optional(random, |random| SamplingValues::random(random, sequences)),
             wanted: optional(random, |random| DTYPES[random.below(3)]),
             tells_trees: random.chance(0.8),
+            shares_laws: random.chance(0.4),
             seed: random.bits(),
             sequences,
             max_drafts,
@@ -334,7 +337,8 @@ impl Written {
             self.integers(span.slice(0, count));
         }
         for row in 0..count {
-            self.integers(level.paths.slice(row * level.stride, level.depth));
+            let len = if level.stride == 0 { 0 } else { level.depth };
+            self.integers(level.paths.slice(row * level.stride, len));
         }
     }
 }
@@ -449,6 +453,7 @@ impl<'c> Scenario<'c> {
         TreeLevel {
             rows: Rows { count: self.plan.drafting.slice(0, 1), ..draft },
             width: 1,
+            shared: 1,
             depth: 0,
             paths: Span::new(0, 0),
             stride: 0,
@@ -462,31 +467,36 @@ impl<'c> Scenario<'c> {
         TreeLevel {
             rows: rows(&mut self.place, len),
             width,
+            shared: if self.call.shares_laws { width } else { 1 },
             depth: above.depth + 1,
             paths: self.place.array(&vec![-9; len * STRIDE]),
-            stride: STRIDE,
+            stride: if self.call.shares_laws { 0 } else { STRIDE },
             slots: above.slots,
             first_slot,
         }
     }
 
-    /// The logits of a level, and what is selected out of them.
+    /// The logits of a level's laws, and scratch for what reads them. Those that rows share are some of the
+    /// rows of a matrix, as the slots of a block are.
     fn logits(&mut self, level: &TreeLevel) -> (Matrix, Span<u8>) {
-        let values = self.call.logits(&mut self.random, level.rows.len());
-        let bytes = backend(self.place.device).proposal_scratch(values.rows, values.columns);
-        (self.place.matrix(&values), self.place.scratch(bytes))
+        let (step, laws) = (if self.call.shares_laws { 3 } else { 1 }, level.laws());
+        let values = self.call.logits(&mut self.random, step * laws);
+        let bytes = backend(self.place.device).proposal_scratch(laws, values.columns);
+        let all = self.place.matrix(&values);
+        (all.every(step, step - 1, laws), self.place.scratch(bytes))
     }
 
     fn select(&mut self, level: &TreeLevel, logits: Matrix, most: usize) -> ChildTokens {
         let count = most.min(self.call.columns);
-        let rows = level.rows.len();
+        let rows = level.laws();
+        let law_rows = if self.call.shares_laws { self.roots(0).rows } else { level.rows };
         let children = ChildTokens {
             ids: self.place.array(&vec![-9; rows * count]),
             values: self.place.output(rows, count),
             target_ids: self.call.target_ids.as_ref().map(|ids| self.place.array(ids)),
         };
         let select = SelectCandidates {
-            rows: level.rows,
+            rows: law_rows,
             logits,
             ids: children.ids,
             values: children.values,

@@ -1,5 +1,7 @@
 //! The plain data of the phases that draft trees. The rows of a level of all trees are one run of the
-//! network: as many for each drafting sequence, in the order of the drafting rows.
+//! network: as many for each drafting sequence, in the order of the drafting rows. Each row has a law, the
+//! logits that its children are chosen from; where a law does not depend on the path, the rows of a level of
+//! a tree share one.
 
 use super::phases::{DraftBatch, Plan, Rows};
 use crate::tensor::{Matrix, Span};
@@ -74,11 +76,13 @@ pub struct TreeLevel {
     pub rows: Rows,
     /// Rows of each tree.
     pub width: usize,
+    /// Rows that share a law, one after the other: 1, or all of a tree.
+    pub shared: usize,
     /// Edges from the root to their nodes.
     pub depth: usize,
     /// As [`TreeKv`] says; none for the roots.
     pub paths: Span<i32>,
-    /// Elements from one row's path to the next.
+    /// Elements from one row's path to the next. 0: rows have no keys and values, and no paths.
     pub stride: usize,
     /// Slots of each tree.
     pub slots: usize,
@@ -90,6 +94,16 @@ impl TreeLevel {
     /// The slot of a tree's row among all slots.
     pub fn slot(&self, tree: usize, row: usize) -> usize {
         tree * self.slots + self.first_slot + row
+    }
+
+    /// The law of a row.
+    pub fn law(&self, row: usize) -> usize {
+        row / self.shared
+    }
+
+    /// The most laws of the level.
+    pub fn laws(&self) -> usize {
+        self.rows.len() / self.shared
     }
 }
 
@@ -118,36 +132,38 @@ impl FixedLevel<'_> {
 pub struct TellLogits<'a> {
     /// The level.
     pub level: FixedLevel<'a>,
-    /// `[rows, V]`.
+    /// `[laws, V]`.
     pub logits: Matrix,
 }
 
-/// What tokens the children of each row are: the columns with the largest logits and these logits, as
-/// [`super::block_heads::SelectCandidates`] says.
+/// What tokens the children of the rows of each law are: the columns with the largest logits and these
+/// logits, as [`super::block_heads::SelectCandidates`] says.
 #[derive(Clone, Copy, Debug)]
 pub struct ChildTokens {
-    /// `[rows, count]`.
+    /// `[laws, count]`.
     pub ids: Span<i32>,
-    /// `[rows, count]`; -inf is no candidate.
+    /// `[laws, count]`; -inf is no candidate.
     pub values: Matrix,
     /// The target's id of each column; `None` is the identity.
     pub target_ids: Option<Span<i32>>,
 }
 
 impl ChildTokens {
-    /// How many each row has.
+    /// How many each law has.
     pub fn count(&self) -> usize {
         self.values.columns
     }
 }
 
 /// Draws the children of each row of a sequence that does not sample greedily, one after the other without
-/// replacement, in place of the most probable tokens. Where no candidate is left, the logit is -inf.
+/// replacement, in place of the most probable tokens. Where no candidate is left, the logit is -inf. Rows
+/// with one law have the same children, as far as each has any: a path has one of the rows, so that what is
+/// drawn along it is independent all the same.
 #[derive(Clone, Copy, Debug)]
 pub struct DrawSiblings<'a> {
     /// The level.
     pub level: FixedLevel<'a>,
-    /// `[rows, V]`.
+    /// `[laws, V]`.
     pub logits: Matrix,
     /// The children, written.
     pub children: ChildTokens,
@@ -225,7 +241,7 @@ pub struct DynamicLevel<'a> {
 pub struct ScoreChildren<'a> {
     /// The level.
     pub level: DynamicLevel<'a>,
-    /// `[rows, V]`.
+    /// `[laws, V]`.
     pub logits: Matrix,
     /// The children.
     pub children: ChildTokens,

@@ -47,18 +47,36 @@ pub unsafe fn read_shape(
     };
     let nodes = within("num_nodes", shape.num_nodes.into(), 1, drafts as i64 + 1);
     let nodes = nodes.map_err(in_shape)?;
-    if is_dynamic {
-        return dynamic(&shape, &limits, nodes).map(Some).map_err(in_shape);
+    let read = if is_dynamic {
+        dynamic(&shape, &limits, nodes)
+    } else {
+        // SAFETY: as this function's contract.
+        unsafe { fixed(&shape, &limits, nodes) }
+    };
+    let read = read.map_err(in_shape)?;
+    check_levels(session, &read).map_err(in_shape)?;
+    Ok(Some(read))
+}
+
+/// Refuses trees with more levels than the model tells of.
+fn check_levels(session: &Session, shape: &Shape) -> Result<()> {
+    let (what, levels) = match shape {
+        Shape::Fixed { topology, .. } => ("parents", topology.levels()),
+        Shape::Dynamic { depth, .. } => ("depth", *depth),
+    };
+    match session.model().most_levels() {
+        Some(most) if levels > most => Err(Error::invalid(format!(
+            "{what}: expected at most {most} levels below the root (the model's most_drafts), found {levels}"
+        ))),
+        _ => Ok(()),
     }
-    // SAFETY: as this function's contract.
-    unsafe { fixed(&shape, &limits, nodes) }.map(Some).map_err(in_shape)
 }
 
 fn tree_limits(session: &Session) -> Result<TreeLimits> {
     let model = session.model();
-    if model.network().stepwise().is_none() {
+    if let Err(obstacle) = model.network().branching() {
         return Err(Error::unsupported(format!(
-            "tree_shape: expected NULL, as trees are not drafted with {}",
+            "tree_shape: expected NULL, as trees are not drafted with {}: {obstacle}",
             model.kind()
         )));
     }

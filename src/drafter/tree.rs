@@ -1,5 +1,5 @@
 //! Drafting of trees, level by level: the rows of a level of all trees are one run of a network that drafts
-//! one token after the other.
+//! one token after the other; a block is run once, for all levels.
 
 use super::Call;
 use crate::backend::draft_trees::{
@@ -7,11 +7,11 @@ use crate::backend::draft_trees::{
     ScoreChildren, TellLogits, TreeLevel, TreeShape,
 };
 use crate::error::Result;
-use crate::model::trees::{LevelRun, Stepwise};
+use crate::model::trees::{Branching, LevelRun};
 use crate::tree::{Inner, Topology};
 
 /// Commits the call's rows, then proposes a tree of tokens per sequence.
-pub fn draft(call: &Call<'_>, network: &Stepwise<'_>, shape: &TreeShape<'_>) -> Result<()> {
+pub fn draft(call: &Call<'_>, network: &Branching<'_>, shape: &TreeShape<'_>) -> Result<()> {
     call.commit(|step| network.commit(step))?;
     match *shape {
         TreeShape::Fixed { topology, is_drawn } => {
@@ -39,12 +39,12 @@ pub fn describe(call: &Call<'_>) -> Result<()> {
 /// Of a given tree only the nodes with children are run.
 fn draft_fixed(
     call: &Call<'_>,
-    network: &Stepwise<'_>,
+    network: &Branching<'_>,
     topology: &Topology,
     is_drawn: bool,
 ) -> Result<()> {
     let inner = Inner::of(topology);
-    let mut run = network.start(call.step_of(0))?;
+    let mut run = network.start(call.step_of(0), topology.levels())?;
     loop {
         network.map_to_logits(&run)?;
         let depth = run.level.depth;
@@ -60,7 +60,7 @@ fn draft_fixed(
 /// Proposes the children of a level of a given tree, and lays out the next one.
 fn propose_children(
     call: &Call<'_>,
-    network: &Stepwise<'_>,
+    network: &Branching<'_>,
     run: &LevelRun<'_>,
     inner: &Inner<'_>,
     (is_drawn, next): (bool, Option<TreeLevel>),
@@ -86,12 +86,12 @@ fn propose_children(
 /// EAGLE-2: the best nodes of each level are run, and the best of all candidates become the tree.
 fn draft_dynamic(
     call: &Call<'_>,
-    network: &Stepwise<'_>,
+    network: &Branching<'_>,
     depth: usize,
     width: usize,
 ) -> Result<()> {
     let Call { backend, stream, batch, plan, .. } = *call;
-    let mut run = network.start(call.step_of(0))?;
+    let mut run = network.start(call.step_of(0), depth)?;
     let pool = run.pool(width);
     loop {
         network.map_to_logits(&run)?;

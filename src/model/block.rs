@@ -10,9 +10,12 @@ use super::fusion::FeatureFusion;
 use super::markov::{Confidence, Markov, MarkovScratch};
 use super::placement::Placement;
 use super::refiner::{Refiner, RefinerScratch};
+use super::trees::TreeScratch;
 use crate::backend::Backend;
 use crate::backend::block_heads::Slots;
-use crate::backend::phases::{BlockInput, BlockKv, Gather, KvPool, Norm, OwnKv, Rows, StartBlock};
+use crate::backend::phases::{
+    BlockInput, BlockKv, Choice, Gather, KvPool, Norm, OwnKv, Rows, StartBlock,
+};
 use crate::checkpoint::{self, BlockHead, BlockLength, Speculator};
 use crate::error::Result;
 use crate::tensor::{Carver, Dtype, Matrix};
@@ -58,6 +61,7 @@ pub enum HeadScratch {
 }
 
 /// The rows of blocks that have passed all layers.
+#[derive(Clone, Copy)]
 pub(super) struct BlockRun<'r> {
     /// The call; its rows are the drafting ones.
     pub(super) step: Step<'r>,
@@ -223,6 +227,8 @@ impl Block {
             head: self.head.carve(carver, limits.sequences, (rows, slots)),
             confidence: self.confidence.as_ref().map(|head| head.carve(carver, rows)),
         });
+        scratch.tree =
+            TreeScratch::carve_shared(carver, &pool, limits, &self.decoder, self.most_drafts);
         scratch
     }
 
@@ -239,12 +245,41 @@ impl Block {
         self.decoder.append_context(step, *context_norm)
     }
 
+    /// Why no trees are drafted from the blocks, if none are.
+    pub(super) fn tree_obstacle(&self) -> Option<&'static str> {
+        match &self.head {
+            Head::Independent => None,
+            Head::Markov(_) => Some("its tokens are drawn one after the other along one path"),
+            Head::Candidates(_) => {
+                Some("its candidates are walked through one after the other along one path")
+            }
+            Head::Refined(_) => Some(
+                "its tokens are refined together, so that none has a distribution given its path alone",
+            ),
+        }
+    }
+
     /// Runs the blocks of all sequences that draft, and proposes from them. `step` has the drafting rows.
     pub fn draft(&self, step: &Step<'_>) -> Result<()> {
-        let Some(scratch) = &step.scratch.block else {
-            unreachable!("carve gives these networks memory for blocks")
-        };
-        let drafts = step.batch.max_drafts.min(self.most_drafts);
+        let run = self.run(step, step.batch.max_drafts.min(self.most_drafts))?;
+        let scratch = block_scratch(step);
+        self.head.propose(&self.decoder, &run, &scratch.head)?;
+        match self.confidence.as_ref().zip(scratch.confidence) {
+            Some((head, part)) => head.rate(&self.decoder, &run, &self.head, part),
+            None => Ok(()),
+        }
+    }
+
+    /// Maps the slots of blocks to logits, which later phases read.
+    pub(super) fn map_to_logits(&self, run: &BlockRun<'_>) -> Result<()> {
+        let mut proposal = self.decoder.proposal(&run.step, 0, run.slots.num_slots, run.slot_hidden);
+        proposal.choice = Choice::Kept { with_logits: true };
+        self.decoder.propose(&Step { rows: run.slot_rows, ..run.step }, &proposal)
+    }
+
+    /// Runs the blocks of the step's rows, the drafting ones, with so many slots.
+    pub(super) fn run<'r>(&self, step: &Step<'r>, drafts: usize) -> Result<BlockRun<'r>> {
+        let scratch = block_scratch(step);
         let len = self.rows_of_block(drafts);
         let sequences = step.batch.num_sequences;
         let rows = scratch.rows.slice(0, sequences * len);
@@ -273,7 +308,7 @@ impl Block {
             to: scratch.slot_hidden,
         };
         step.backend.gather(step.stream, &gather)?;
-        let run = BlockRun {
+        Ok(BlockRun {
             step: *step,
             sequences,
             slots: Slots { draft: step.rows, len, first_slot: self.first_slot, num_slots: drafts },
@@ -281,12 +316,7 @@ impl Block {
             hidden: scratch.hidden,
             slot_rows: slots,
             slot_hidden: scratch.slot_hidden,
-        };
-        self.head.propose(&self.decoder, &run, &scratch.head)?;
-        match self.confidence.as_ref().zip(scratch.confidence) {
-            Some((head, part)) => head.rate(&self.decoder, &run, &self.head, part),
-            None => Ok(()),
-        }
+        })
     }
 
     fn input<'s>(&'s self, step: &Step<'s>) -> BlockInput<'s> {
@@ -299,6 +329,13 @@ impl Block {
             }
         }
     }
+}
+
+fn block_scratch<'s>(step: &Step<'s>) -> &'s BlockScratch {
+    let Some(scratch) = &step.scratch.block else {
+        unreachable!("carve gives these networks memory for blocks")
+    };
+    scratch
 }
 
 impl Head {

@@ -28,7 +28,7 @@ use sequential::Sequential;
 use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use trees::Stepwise;
+use trees::Branching;
 
 /// The most features that a speculator may read.
 pub const FEATURES_MAX: usize = 64;
@@ -122,12 +122,15 @@ impl Network {
         }
     }
 
-    /// The network, if it can draft trees.
-    pub fn stepwise(&self) -> Option<Stepwise<'_>> {
+    /// The network, if it can draft trees; otherwise why it cannot.
+    pub fn branching(&self) -> std::result::Result<Branching<'_>, &'static str> {
         match self {
-            Self::Sequential(network) => Some(Stepwise::Sequential(network)),
-            Self::Heads(network) => Some(Stepwise::Heads(network)),
-            Self::Block(_) => None,
+            Self::Sequential(network) => Ok(Branching::Sequential(network)),
+            Self::Heads(network) => Ok(Branching::Heads(network)),
+            Self::Block(network) => match network.tree_obstacle() {
+                None => Ok(Branching::Block(network)),
+                Some(obstacle) => Err(obstacle),
+            },
         }
     }
 
@@ -296,6 +299,14 @@ impl Model {
             Network::Sequential(_) => usize::MAX,
             Network::Block(network) => network.most_drafts(),
             Network::Heads(network) => network.most_drafts(),
+        }
+    }
+
+    /// The most levels of a tree below the root, where there is a bound: the slots of a block.
+    pub fn most_levels(&self) -> Option<usize> {
+        match &self.network {
+            Network::Sequential(_) | Network::Heads(_) => None,
+            Network::Block(network) => Some(network.most_drafts()),
         }
     }
 

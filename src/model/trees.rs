@@ -1,6 +1,8 @@
-//! What networks that draft one token after the other need for trees: memory for the rows of a level, and
-//! for keys and values that never enter the pool.
+//! How networks draft trees, level by level. Those that draft one token after the other run the rows of a
+//! level, and need memory for keys and values that never enter the pool. A block runs once, and what it
+//! tells of a slot is the law of all nodes of a depth.
 
+use super::block::{Block, BlockRun};
 use super::decoder::{Decoder, RowLimits, Step};
 use super::heads::Heads;
 use super::sequential::Sequential;
@@ -37,9 +39,11 @@ pub struct TreeScratch {
     limits: TreeLimits,
     /// Levels take turns.
     levels: [LevelScratch; 2],
+    /// Elements from one row's path to the next; 0 where rows have no keys and values.
+    stride: usize,
     /// The keys and values of all rows.
     pages: Matrix,
-    /// The children of a level's rows, and their logits.
+    /// The children below a level's laws, and their logits.
     ids: Span<i32>,
     values: Span<f32>,
     tokens: Span<i32>,
@@ -58,7 +62,7 @@ struct LevelScratch {
 }
 
 impl TreeScratch {
-    /// Cuts the memory, if the session drafts trees.
+    /// Cuts the memory for rows that run through a decoder, if the session drafts trees.
     pub(super) fn carve(
         carver: &mut Carver,
         pool: &KvPool,
@@ -66,20 +70,47 @@ impl TreeScratch {
         decoder: &Decoder,
     ) -> Option<Self> {
         let tree = limits.tree?;
+        let (width, laws) = (decoder.hidden_size(), limits.draft_rows());
+        Some(Self::cut(carver, pool, (limits, tree), decoder, (width, tree.depth, laws)))
+    }
+
+    /// Cuts the memory for rows that nothing is kept of, and that share the laws of a block's slots.
+    pub(super) fn carve_shared(
+        carver: &mut Carver,
+        pool: &KvPool,
+        limits: &RowLimits,
+        decoder: &Decoder,
+        most_drafts: usize,
+    ) -> Option<Self> {
+        let tree = limits.tree?;
+        let tree = TreeLimits { depth: tree.depth.min(most_drafts), ..tree };
+        Some(Self::cut(carver, pool, (limits, tree), decoder, (0, 0, limits.sequences)))
+    }
+
+    /// Cuts memory for rows with hidden states and paths so wide, and so many laws.
+    fn cut(
+        carver: &mut Carver,
+        pool: &KvPool,
+        (limits, tree): (&RowLimits, TreeLimits),
+        decoder: &Decoder,
+        (width, stride, laws): (usize, usize, usize),
+    ) -> Self {
         let rows = limits.draft_rows();
         let per_tree = |count: usize| limits.sequences.saturating_mul(count);
         let mut level = || LevelScratch {
             rows: Rows::carve(carver, rows),
-            hidden: carver.matrix(Dtype::F32, rows, decoder.hidden_size()),
-            paths: carver.span(rows.saturating_mul(tree.depth)),
+            hidden: carver.matrix(Dtype::F32, rows, width),
+            paths: carver.span(rows.saturating_mul(stride)),
         };
         let levels = [level(), level()];
-        let pages = per_tree(tree.slots()).div_ceil(pool.page_size);
+        let slots = if stride == 0 { 0 } else { per_tree(tree.slots()) };
+        let pages = slots.div_ceil(pool.page_size);
         let children = limits.drafts.max(tree.width).min(CHILDREN_MAX);
-        let children = rows.saturating_mul(children.min(decoder.draft_vocabulary()));
-        Some(Self {
+        let children = laws.saturating_mul(children.min(decoder.draft_vocabulary()));
+        Self {
             limits: tree,
             levels,
+            stride,
             pages: carver.matrix(pool.pages.dtype, pages, pool.pages.columns),
             ids: carver.span(children),
             values: carver.span(children),
@@ -88,7 +119,7 @@ impl TreeScratch {
             expanded: carver.span(per_tree(tree.slots())),
             order: carver.span(per_tree(tree.candidates())),
             best: carver.span(rows),
-        })
+        }
     }
 
     /// The candidates of dynamic trees of a width.
@@ -111,13 +142,15 @@ fn compact(span: Span<f32>, rows: usize, columns: usize) -> Matrix {
     Matrix { address, dtype: Dtype::F32, rows, columns, row_stride: columns }
 }
 
-/// A network that drafts one token after the other.
+/// A network that tells below each node which tokens its children may be.
 #[derive(Clone, Copy)]
-pub enum Stepwise<'n> {
+pub enum Branching<'n> {
     /// The same network in each step.
     Sequential(&'n Sequential),
     /// A head for each step.
     Heads(&'n Heads),
+    /// One pass for all levels, whose slots do not know of each other's tokens.
+    Block(&'n Block),
 }
 
 /// The rows of a level that have passed the network.
@@ -128,6 +161,8 @@ pub struct LevelRun<'a> {
     /// The level.
     pub level: TreeLevel,
     hidden: Matrix,
+    /// The pass that tells of all levels.
+    block: Option<BlockRun<'a>>,
 }
 
 impl LevelRun<'_> {
@@ -138,9 +173,15 @@ impl LevelRun<'_> {
         scratch
     }
 
-    /// The logits of the rows, once the network has mapped them.
+    /// The logits of the level's laws, once the network has mapped them.
     pub fn logits(&self) -> Matrix {
-        self.step.scratch.logits
+        let logits = self.step.scratch.logits;
+        self.block.as_ref().map_or(logits, |block| block.every_slot(logits, self.level.depth))
+    }
+
+    /// As many rows as there are laws.
+    fn law_rows(&self) -> Rows {
+        self.block.as_ref().map_or(self.level.rows, |block| block.step.rows)
     }
 
     /// Scratch of the phases that read logits, prepared.
@@ -156,9 +197,10 @@ impl LevelRun<'_> {
         TreeLevel {
             rows: rows.slice(0, self.step.batch.num_sequences * width),
             width,
+            shared: if self.block.is_some() { width } else { 1 },
             depth,
             paths,
-            stride: scratch.limits.depth,
+            stride: scratch.stride,
             slots: scratch.limits.slots(),
             first_slot,
         }
@@ -170,11 +212,12 @@ impl LevelRun<'_> {
     }
 }
 
-impl<'n> Stepwise<'n> {
+impl<'n> Branching<'n> {
     fn decoder(&self) -> &'n Decoder {
         match self {
             Self::Sequential(network) => &network.decoder,
             Self::Heads(network) => &network.decoder,
+            Self::Block(network) => &network.decoder,
         }
     }
 
@@ -183,32 +226,41 @@ impl<'n> Stepwise<'n> {
         match self {
             Self::Sequential(network) => network.commit(step),
             Self::Heads(_) => Ok(()),
+            Self::Block(network) => network.commit(step),
         }
     }
 
-    /// Runs the roots: the step's rows, which are those that go on drafting.
-    pub fn start<'a>(&self, step: Step<'a>) -> Result<LevelRun<'a>> {
+    /// Runs the roots of trees with so many levels below: the step's rows, which are those that go on
+    /// drafting.
+    pub fn start<'a>(&self, step: Step<'a>, levels: usize) -> Result<LevelRun<'a>> {
         let none = Span::new(0, 0);
         let level = TreeLevel {
             rows: step.rows,
             width: 1,
+            shared: 1,
             depth: 0,
             paths: none,
             stride: 0,
             slots: 0,
             first_slot: 0,
         };
-        let mut run = LevelRun { step, level, hidden: step.scratch.draft_hidden };
+        let hidden = step.scratch.draft_hidden;
+        let mut run = LevelRun { step, level, hidden, block: None };
         run.level.slots = run.scratch().limits.slots();
         match self {
             Self::Sequential(network) => network.continue_from_commit(&step)?,
             Self::Heads(network) => network.advance(&step, 0, run.hidden)?,
+            Self::Block(network) => run.block = Some(network.run(&step, levels)?),
         }
         Ok(run)
     }
 
     /// Runs the next level, which was laid out.
     pub fn advance<'a>(&self, run: &LevelRun<'a>, next: TreeLevel) -> Result<LevelRun<'a>> {
+        if let Self::Block(_) = self {
+            let step = Step { rows: next.rows, ..run.step };
+            return Ok(LevelRun { step, level: next, ..*run });
+        }
         let scratch = run.scratch();
         let hidden = scratch.levels[next.depth % 2].hidden;
         let gather = Gather {
@@ -229,30 +281,35 @@ impl<'n> Stepwise<'n> {
         match self {
             Self::Sequential(network) => network.forward(&step, hidden)?,
             Self::Heads(network) => network.advance(&step, next.depth, hidden)?,
+            Self::Block(_) => {}
         }
-        Ok(LevelRun { step, level: next, hidden })
+        Ok(LevelRun { step, level: next, hidden, block: None })
     }
 
     /// Positions from a row to the tokens below it.
     pub fn distance(&self) -> usize {
         match self {
             Self::Sequential(network) => network.distance(),
-            Self::Heads(_) => 2,
+            Self::Heads(_) | Self::Block(_) => 2,
         }
     }
 
-    /// Maps the rows to logits.
+    /// Maps the rows to logits, if they were not mapped with those of a level above.
     pub fn map_to_logits(&self, run: &LevelRun<'_>) -> Result<()> {
         match self {
             Self::Sequential(network) => network.map_to_logits(&run.step, run.hidden),
             Self::Heads(network) => network.map_to_logits(&run.step, run.level.depth, run.hidden),
+            Self::Block(network) => match &run.block {
+                Some(block) if run.level.depth == 0 => network.map_to_logits(block),
+                _ => Ok(()),
+            },
         }
     }
 
-    /// Selects the most probable tokens below each row, at most so many.
+    /// Selects the most probable tokens of each law, at most so many.
     pub fn select(&self, run: &LevelRun<'_>, most: usize) -> Result<ChildTokens> {
         let (scratch, decoder) = (run.scratch(), self.decoder());
-        let (rows, count) = (run.level.rows, most.min(decoder.draft_vocabulary()));
+        let (rows, count) = (run.law_rows(), most.min(decoder.draft_vocabulary()));
         let children = ChildTokens {
             ids: scratch.ids.slice(0, rows.len() * count),
             values: compact(scratch.values, rows.len(), count),

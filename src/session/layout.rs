@@ -207,9 +207,9 @@ impl<'a> Layout<'a> {
 
 /// Refuses trees that the model does not draft, or whose rows could not be numbered.
 fn check_trees(model: &Model, tree: &TreeLimits, max_sequences: usize) -> Result<()> {
-    if model.network().stepwise().is_none() {
+    if let Err(obstacle) = model.network().branching() {
         return Err(Error::unsupported(format!(
-            "max_tree_width: expected 0, as trees are not drafted with {}, found {}",
+            "max_tree_width: expected 0, as trees are not drafted with {}: {obstacle}; found {}",
             model.kind(),
             tree.width
         )));

@@ -128,7 +128,7 @@ impl Session {
             scratch: &self.scratch,
         };
         let network = self.model.network();
-        if let Some((shape, network)) = batch.shape.as_ref().zip(network.stepwise()) {
+        if let Some((shape, network)) = batch.shape.as_ref().zip(network.branching().ok()) {
             return tree::draft(&call, &network, shape);
         }
         match network {

@@ -325,7 +325,9 @@ impl<'a> Prepared<'a> {
         let mut logits = call.logits.map(|dtype| Matrix::filled(rows, columns, dtype, LOGIT_MARK));
         let has_candidates = outputs.has_row_candidates && logits.is_some();
         let mut candidates = has_candidates.then(|| Buffer::filled(rows * columns, MARK));
-        let mut confidence = outputs.has_confidence.then(|| Buffer::filled(rows, LOGIT_MARK));
+        // Proposals of trees are not rated.
+        let is_rated = outputs.has_confidence && call.shape.is_none();
+        let mut confidence = is_rated.then(|| Buffer::filled(rows, LOGIT_MARK));
         let stride = call.tree_stride.unwrap_or(0);
         let array = |_| Buffer::filled(sequences * stride, MARK);
         let mut trees: Vec<Buffer<i32>> =

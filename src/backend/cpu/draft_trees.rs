@@ -14,6 +14,12 @@ use crate::backend::phases::DraftBatch;
 use crate::sampling::{WEIGHT_BITS, log2};
 use crate::tree::{Limits, NODES_MAX, Topology};
 use std::cmp::Ordering;
+use std::ops::Range;
+
+/// The rows of a law.
+fn rows_of(level: &TreeLevel, law: usize) -> Range<usize> {
+    law * level.shared..(law + 1) * level.shared
+}
 
 /// A row's place in a level: its sequence's tree, and its number there.
 fn place_in(level: &TreeLevel, row: usize) -> (usize, usize) {
@@ -56,23 +62,23 @@ impl Parent {
     }
 }
 
-/// The token of a row's child, if there is a candidate for its rank.
+/// The token of a child of a law's rows, if there is a candidate for its rank.
 ///
 /// # Safety
 ///
 /// The contract of [`crate::backend::Backend`].
-unsafe fn child_token(children: &ChildTokens, at: usize, rank: usize) -> Option<i32> {
+unsafe fn child_token(children: &ChildTokens, law: usize, rank: usize) -> Option<i32> {
     let count = children.count();
     if rank >= count {
         return None;
     }
     // SAFETY: as this function's contract.
     unsafe {
-        let is_candidate = row(&children.values, at)[rank] > f32::NEG_INFINITY;
+        let is_candidate = row(&children.values, law)[rank] > f32::NEG_INFINITY;
         if rank > 0 && !is_candidate {
             return None;
         }
-        let column = read(children.ids, at * count + rank) as usize;
+        let column = read(children.ids, law * count + rank) as usize;
         Some(children.target_ids.map_or(column as i32, |ids| read(ids, column)))
     }
 }
@@ -93,6 +99,9 @@ unsafe fn continue_row(level: &TreeLevel, parent: usize, next: &TreeLevel, to: u
         *place(rows.rope_position, to) = read(from.rope_position, parent).wrapping_add(1);
         *place(rows.token, to) = token;
         *place(rows.source, to) = parent as i32;
+        if next.stride == 0 {
+            return;
+        }
         let path = elements_mut(next.paths.slice(to * next.stride, next.depth));
         path[..level.depth]
             .copy_from_slice(elements(level.paths.slice(parent * level.stride, level.depth)));
@@ -106,19 +115,21 @@ impl CpuBackend {
         let level = &phase.level;
         let Some(wanted) = level.batch.draft_logits else { return };
         // SAFETY: the contract of Backend.
-        let rows = unsafe { active(&level.level.rows) };
-        self.pool.run(rows, &|index| {
-            // SAFETY: the row's own memory, as the contract of Backend says.
+        let laws = level.level.law(unsafe { active(&level.level.rows) });
+        self.pool.run(laws, &|law| {
+            // SAFETY: the law's own memory and that of its rows, as the contract of Backend says.
             unsafe {
-                let parent = Parent::of(level, index);
-                let logits = row_mut(&phase.logits, index);
-                if parent.children(level).next().is_none() || !parent.is_there(level) {
-                    return;
+                let logits = row_mut(&phase.logits, law);
+                for index in rows_of(&level.level, law) {
+                    let parent = Parent::of(level, index);
+                    if parent.children(level).next().is_none() || !parent.is_there(level) {
+                        continue;
+                    }
+                    let wanted_row = parent.sequence * level.batch.max_drafts + parent.node;
+                    let address = wanted.row_address(wanted_row);
+                    store(logits, address, wanted.dtype);
+                    super::vector::widen(self.isa, address, wanted.dtype, logits);
                 }
-                let wanted_row = parent.sequence * level.batch.max_drafts + parent.node;
-                let address = wanted.row_address(wanted_row);
-                store(logits, address, wanted.dtype);
-                super::vector::widen(self.isa, address, wanted.dtype, logits);
             }
         });
     }
@@ -126,23 +137,24 @@ impl CpuBackend {
     pub(super) unsafe fn draw_sibling_rows(&self, phase: &DrawSiblings<'_>) {
         let level = &phase.level;
         // SAFETY: the contract of Backend.
-        let rows = unsafe { active(&level.level.rows) };
-        self.pool.run(rows, &|index| {
-            // SAFETY: the row's own memory, as the contract of Backend says.
+        let laws = level.level.law(unsafe { active(&level.level.rows) });
+        self.pool.run(laws, &|law| {
+            // SAFETY: the law's own memory, as the contract of Backend says.
             unsafe {
-                let parent = Parent::of(level, index);
                 let (children, count) = (&phase.children, phase.children.count());
-                let wanted = parent.children(level).count().min(count);
-                let scratch = row_scratch(phase.scratch, phase.logits.rows, index);
+                let rows = rows_of(&level.level, law);
+                let of_row = |row: usize| Parent::of(level, row).children(level).count();
+                let wanted = rows.clone().map(of_row).max().unwrap_or(0).min(count);
+                let scratch = row_scratch(phase.scratch, phase.logits.rows, law);
                 let siblings = Siblings {
-                    logits: phase.logits.row_range(index, 1),
+                    logits: phase.logits.row_range(law, 1),
                     sampling: level.batch.sampling,
-                    sequence: parent.sequence,
-                    position: read(level.level.rows.position, index) + phase.distance as i32,
+                    sequence: Parent::of(level, rows.start).sequence,
+                    position: read(level.level.rows.position, rows.start) + phase.distance as i32,
                     before: level.level.depth,
                 };
-                let ids = elements_mut(children.ids.slice(index * count, wanted));
-                siblings.draw(self.isa, ids, row_mut(&children.values, index), scratch);
+                let ids = elements_mut(children.ids.slice(law * count, wanted));
+                siblings.draw(self.isa, ids, row_mut(&children.values, law), scratch);
             }
         });
     }
@@ -179,8 +191,9 @@ impl CpuBackend {
             let parent = Parent::of(level, index);
             let is_there = parent.is_there(level);
             let (tree, _) = place_in(&level.level, index);
+            let law = level.level.law(index);
             for (rank, child) in parent.children(level).enumerate() {
-                let token = child_token(children, index, rank).filter(|_| is_there);
+                let token = child_token(children, law, rank).filter(|_| is_there);
                 *place(tokens.span, parent.sequence * tokens.stride + child - 1) =
                     token.unwrap_or(-1);
                 let Some((next, number)) = next.as_ref().zip(level.inner.number(child)) else {
@@ -195,34 +208,15 @@ impl CpuBackend {
     }
 
     pub(super) unsafe fn score_rows(&self, phase: &ScoreChildren<'_>) {
-        let (level, pool) = (&phase.level.level, &phase.level.pool);
+        let level = &phase.level.level;
         // SAFETY: the contract of Backend.
-        let rows = unsafe { active(&level.rows) };
-        self.pool.run(rows, &|index| {
-            let (tree, number) = place_in(level, index);
-            let depth = level.depth + 1;
-            let first = tree * pool.stride + pool.first(depth) + number * pool.width;
-            // SAFETY: the row's own candidates, as the contract of Backend says.
+        let laws = level.law(unsafe { active(&level.rows) });
+        self.pool.run(laws, &|law| {
+            // SAFETY: the law's own memory and that of its rows, as the contract of Backend says.
             unsafe {
-                let sequence = read(level.rows.sequence, index) as usize;
-                let is_too_deep = depth > read(phase.level.plan.depth, sequence) as usize;
-                let parent = match level.depth {
-                    0 => 0.0,
-                    _ => read(pool.scores, tree * pool.stride + expanded(pool, level, index)),
-                };
-                let scratch = row_scratch(phase.scratch, phase.logits.rows, index);
-                let sum = row_sum(self.isa, &phase.logits.row_range(index, 1), scratch);
-                let scores = elements_mut(pool.scores.slice(first, pool.width));
-                let tokens = elements_mut(pool.tokens.slice(first, pool.width));
-                let values = row(&phase.children.values, index);
-                for (rank, (score, token)) in scores.iter_mut().zip(tokens).enumerate() {
-                    let value = values.get(rank).copied().unwrap_or(f32::NEG_INFINITY);
-                    *token = child_token(&phase.children, index, rank).unwrap_or(0);
-                    *score = match sum {
-                        Some(sum) if !is_too_deep => score_below(parent, (value, values[0]), sum),
-                        _ => f32::NEG_INFINITY,
-                    };
-                }
+                let scratch = row_scratch(phase.scratch, phase.logits.rows, law);
+                let sum = row_sum(self.isa, &phase.logits.row_range(law, 1), scratch);
+                rows_of(level, law).for_each(|index| score_row(phase, index, sum));
             }
         });
     }
@@ -319,6 +313,38 @@ impl CpuBackend {
                 describe(batch, sequence, &topology.parents()[..nodes]);
             }
         });
+    }
+}
+
+/// Scores the children of a row, whose weights have a sum if there are any.
+///
+/// # Safety
+///
+/// The contract of [`crate::backend::Backend`].
+unsafe fn score_row(phase: &ScoreChildren<'_>, index: usize, sum: Option<u64>) {
+    let (level, pool) = (&phase.level.level, &phase.level.pool);
+    let (tree, number) = place_in(level, index);
+    let (law, depth) = (level.law(index), level.depth + 1);
+    let first = tree * pool.stride + pool.first(depth) + number * pool.width;
+    // SAFETY: the row's own candidates, as this function's contract says.
+    unsafe {
+        let sequence = read(level.rows.sequence, index) as usize;
+        let is_too_deep = depth > read(phase.level.plan.depth, sequence) as usize;
+        let parent = match level.depth {
+            0 => 0.0,
+            _ => read(pool.scores, tree * pool.stride + expanded(pool, level, index)),
+        };
+        let scores = elements_mut(pool.scores.slice(first, pool.width));
+        let tokens = elements_mut(pool.tokens.slice(first, pool.width));
+        let values = row(&phase.children.values, law);
+        for (rank, (score, token)) in scores.iter_mut().zip(tokens).enumerate() {
+            let value = values.get(rank).copied().unwrap_or(f32::NEG_INFINITY);
+            *token = child_token(&phase.children, law, rank).unwrap_or(0);
+            *score = match sum {
+                Some(sum) if !is_too_deep => score_below(parent, (value, values[0]), sum),
+                _ => f32::NEG_INFINITY,
+            };
+        }
     }
 }
 

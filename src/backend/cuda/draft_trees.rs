@@ -92,7 +92,7 @@ struct LevelArgument {
     stride: u32,
     slots: u32,
     first_slot: u32,
-    padding: u32,
+    shared: u32,
 }
 
 impl From<&TreeLevel> for LevelArgument {
@@ -106,7 +106,7 @@ impl From<&TreeLevel> for LevelArgument {
             stride: level.stride as u32,
             slots: level.slots as u32,
             first_slot: level.first_slot as u32,
-            padding: 0,
+            shared: level.shared as u32,
         }
     }
 }
@@ -198,7 +198,7 @@ pub unsafe fn tell_logits(kernels: &Kernels, stream: Stream, phase: &TellLogits<
         logits: (&phase.logits).into(),
     };
     let blocks = phase.logits.columns.div_ceil(THREADS as usize * LOGITS_OF_THREAD);
-    let shape = grid(phase.level.level.rows.len(), blocks);
+    let shape = grid(phase.level.level.laws(), blocks);
     // SAFETY: this function's contract.
     unsafe { kernels.launch(Kernel::TellLogits, stream, &shape, &arguments) }
 }
@@ -237,7 +237,7 @@ pub unsafe fn draw_siblings(
         distance: phase.distance as u32,
         padding: 0,
     };
-    let shape = grid(phase.level.level.rows.len(), 1);
+    let shape = grid(phase.level.level.laws(), 1);
     // SAFETY: this function's contract.
     unsafe { kernels.launch(Kernel::DrawSiblings, stream, &shape, &arguments) }
 }
@@ -339,7 +339,7 @@ pub unsafe fn score_children(
         children: (&phase.children).into(),
         scratch: ScratchArgument::of(phase.scratch, &phase.logits),
     };
-    let shape = grid(level.rows.len(), 1);
+    let shape = grid(level.laws(), 1);
     // SAFETY: this function's contract.
     unsafe { kernels.launch(Kernel::ScoreChildren, stream, &shape, &arguments) }
 }
