@@ -149,8 +149,11 @@ fn trees_of_every_shape_allocate_nothing() {
         Shape::language_model("qwen2").write("tree-tokens", 3),
         MlpShape::default().write("tree-heads", 3),
     ];
-    for (directory, shape) in directories.iter().flat_map(|d| shapes.iter().map(move |s| (d, s))) {
-        let model = Model::load(&context, directory, None).expect("a model");
+    let of = |directory| Model::load(&context, directory, None).expect("a model");
+    let mut models: Vec<Model> = directories.iter().map(|directory| of(directory)).collect();
+    let blocks = golden::supported_cases().into_iter().filter(|case| case.kind == "dflash");
+    models.extend(blocks.map(|case| case.load(&context).expect("a model")));
+    for (model, shape) in models.iter().flat_map(|m| shapes.iter().map(move |s| (m, s))) {
         let options = spec_session_options {
             max_sequences: SEQUENCES as i32,
             max_rows: (SEQUENCES * PROMPT) as i32,
@@ -160,7 +163,7 @@ fn trees_of_every_shape_allocate_nothing() {
             max_tree_depth: 3,
             ..session_options()
         };
-        let session = Session::create(&model, &options).expect("a session");
+        let session = Session::create(model, &options).expect("a session");
         let vocabulary = model.info().vocabulary;
         let text = Text::random(&mut Random::new(4), PROMPT + 1, vocabulary, &model.widths());
         let turn = |slot| Turn {
