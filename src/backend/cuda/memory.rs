@@ -268,9 +268,8 @@ pub unsafe fn fetch(memory: Span<u8>, bytes: &mut [u8], stream: Stream) -> Resul
     }
     let to = bytes.as_mut_ptr().cast();
     // SAFETY: this function's contract; the bytes are borrowed until the copy is done, below.
-    let enqueued = unsafe {
-        driver::cuMemcpyDtoHAsync_v2(to, memory.address(), memory.len(), raw(stream))
-    };
+    let enqueued =
+        unsafe { driver::cuMemcpyDtoHAsync_v2(to, memory.address(), memory.len(), raw(stream)) };
     // After an error too: nothing may write the bytes any more.
     let done = synchronise(stream);
     enqueued.map_err(Error::from).and(done)

@@ -193,8 +193,7 @@ impl Procedure for KeyedByPosition<'_> {
         let steps = seeds.iter().flat_map(|&(seed, position)| {
             (0..scene.numbers() as u64).map(move |place| {
                 let position = position as u64 + place / 2 + 1;
-                let purpose =
-                    if place % 2 == 0 { Purpose::AcceptBlock } else { Purpose::Emit };
+                let purpose = if place % 2 == 0 { Purpose::AcceptBlock } else { Purpose::Emit };
                 uniform(seed, position, purpose, 0) / ((1 << 11) * (STEPS >> 53))
             })
         });
@@ -249,7 +248,7 @@ impl Rule for Meddling {
 
     fn decide(&self, children: &mut [Child], row: &mut dyn TargetRow) -> Decision {
         if let [first, ..] = *children
-            && row.test_number(&Child { node: first.node + 2, ..first }) < 1 << 62
+            && row.test_number(&Child { node: 4, ..first }) < 1 << 62
         {
             return Decision::Emit(row.draw());
         }
@@ -275,14 +274,4 @@ fn every_rule_keeps_its_promise() {
     let context = context();
     let report = super::selftest(&context, Stream::NONE, false).unwrap();
     report.outcome().unwrap();
-}
-#[test]
-fn zz_timing() {
-    let context = context();
-    let p = OnDevice::new(&context, Stream::NONE, &ByNumber);
-    for case in cases::all() {
-        let t = std::time::Instant::now();
-        let f = examine(&p, &case).unwrap();
-        eprintln!("{:?} {} {:?} {:?}", case.rule, case.name, f, t.elapsed());
-    }
 }

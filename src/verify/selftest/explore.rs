@@ -55,6 +55,8 @@ pub struct Explorer<'a> {
     scene: &'a Scene,
     /// Decisions so far.
     pub decisions: usize,
+    /// Where cells were found to end, and the steps before, in order: likely ends of others.
+    known: Vec<u64>,
 }
 
 /// A number between two steps at which the outcomes differ.
@@ -64,10 +66,55 @@ struct Gap {
     high: (u64, Outcome),
 }
 
+impl Gap {
+    /// A step inside: of those where cells are known to end the one in the middle, or that in the
+    /// middle of all.
+    fn middle(&self, known: &[u64]) -> u64 {
+        let first = known.partition_point(|&step| step <= self.low.0);
+        let end = known.partition_point(|&step| step < self.high.0);
+        match known.get(first + end.saturating_sub(first) / 2) {
+            Some(&step) if first < end => step,
+            _ => self.low.0 + (self.high.0 - self.low.0) / 2,
+        }
+    }
+
+    /// The parts below and above a step.
+    fn halves(&self, middle: (u64, Outcome)) -> [Self; 2] {
+        let Self { cell, low, high } = *self;
+        [Self { cell, low, high: middle }, Self { cell, low: middle, high }]
+    }
+
+    /// Whether a border is somewhere inside. One that is found is noted.
+    fn is_open(&self, borders: &mut [Vec<u64>]) -> bool {
+        if self.low.1 == self.high.1 {
+            return false;
+        }
+        let is_found = self.high.0 - self.low.0 == 1;
+        if is_found {
+            borders[self.cell].push(self.high.0);
+        }
+        !is_found
+    }
+}
+
+/// Few cells, more, and the others.
+fn waves(cells: &[usize]) -> [Vec<usize>; 3] {
+    let mut waves = [const { Vec::new() }; 3];
+    for (index, &cell) in cells.iter().enumerate() {
+        let wave = match index {
+            _ if index.is_multiple_of(16) => 0,
+            _ if index.is_multiple_of(4) => 1,
+            _ => 2,
+        };
+        waves[wave].push(cell);
+    }
+    waves
+}
+
 impl<'a> Explorer<'a> {
     /// Looks at what a procedure decides in a scene.
     pub fn new(procedure: &'a dyn Procedure, scene: &'a Scene) -> Self {
-        Self { procedure, scene, decisions: 0 }
+        Self { procedure, scene, decisions: 0, known: Vec::new() }
     }
 
     /// The cells of all jobs. `look` tells the outcome of a job from its record.
@@ -97,7 +144,8 @@ impl<'a> Explorer<'a> {
         Ok(cells)
     }
 
-    /// Splits cells where their next number makes a difference.
+    /// Splits cells where their next number makes a difference: some cells before others, which end
+    /// where those did as often as not.
     fn split(
         &mut self,
         jobs: &[Job],
@@ -107,39 +155,41 @@ impl<'a> Explorer<'a> {
         look: &dyn Fn(usize, &[i32]) -> Outcome,
     ) -> Result<Vec<Cell>> {
         let place = |cell: &Cell| jobs[cell.job].order.get(level).copied();
-        let with = |(cell, step): (usize, u64)| {
+        let at = |&(cell, step): &(usize, u64)| {
             let mut numbers = cells[cell].numbers.clone();
             if let Some(place) = place(&cells[cell]) {
                 numbers[place] = step;
             }
             (cells[cell].job, cells[cell].job, numbers)
         };
-        let open: Vec<usize> = (0..cells.len()).filter(|&cell| place(&cells[cell]).is_some()).collect();
-        let ends = open.iter().flat_map(|&cell| [(cell, 0), (cell, LAST)]);
-        let ends = self.outcomes(proposals, ends.map(with).collect(), look)?;
-        let gaps = open.iter().zip(ends.chunks(2)).map(|(&cell, ends)| Gap {
-            cell,
-            low: (0, ends[0]),
-            high: (LAST, ends[1]),
-        });
-        let mut gaps: Vec<Gap> = gaps.filter(|gap| gap.low.1 != gap.high.1).collect();
+        let open: Vec<usize> =
+            (0..cells.len()).filter(|&cell| place(&cells[cell]).is_some()).collect();
         let mut borders = vec![Vec::new(); cells.len()];
-        while !gaps.is_empty() {
-            let middle = |gap: &Gap| gap.low.0 + (gap.high.0 - gap.low.0) / 2;
-            let points = gaps.iter().map(|gap| with((gap.cell, middle(gap)))).collect();
-            let found = self.outcomes(proposals, points, look)?;
-            let mut halves = Vec::new();
-            for (gap, outcome) in gaps.iter().zip(found) {
-                let middle = (middle(gap), outcome);
-                for (low, high) in [(gap.low, middle), (middle, gap.high)] {
-                    match (low.1 == high.1, high.0 - low.0) {
-                        (true, _) => {}
-                        (false, 1) => borders[gap.cell].push(high.0),
-                        _ => halves.push(Gap { cell: gap.cell, low, high }),
-                    }
-                }
+        for wave in waves(&open) {
+            let ends: Vec<(usize, u64)> =
+                wave.iter().flat_map(|&cell| [(cell, 0), (cell, LAST)]).collect();
+            let outcomes = self.outcomes(proposals, ends.iter().map(at).collect(), look)?;
+            let gap = |(&cell, ends): (&usize, &[Outcome])| Gap {
+                cell,
+                low: (0, ends[0]),
+                high: (LAST, ends[1]),
+            };
+            let gaps = wave.iter().zip(outcomes.chunks(2)).map(gap);
+            let mut gaps: Vec<Gap> = gaps.filter(|gap| gap.low.1 != gap.high.1).collect();
+            while !gaps.is_empty() {
+                let middles: Vec<(usize, u64)> =
+                    gaps.iter().map(|gap| (gap.cell, gap.middle(&self.known))).collect();
+                let found = self.outcomes(proposals, middles.iter().map(at).collect(), look)?;
+                let halves = gaps.iter().zip(&middles).zip(found);
+                gaps = halves
+                    .flat_map(|((gap, &(_, middle)), outcome)| gap.halves((middle, outcome)))
+                    .filter(|gap| gap.is_open(&mut borders))
+                    .collect();
             }
-            gaps = halves;
+            let ends = wave.iter().flat_map(|&cell| &borders[cell]);
+            self.known.extend(ends.flat_map(|&end| [end - 1, end]));
+            self.known.sort_unstable();
+            self.known.dedup();
         }
         let parts = cells.iter().zip(&mut borders);
         Ok(parts.flat_map(|(cell, borders)| cut(cell, place(cell), borders)).collect())
@@ -203,7 +253,8 @@ impl<'a> Explorer<'a> {
         for points in points.chunks(MOST_SEQUENCES) {
             let of: Vec<usize> = points.iter().map(|(proposal, ..)| *proposal).collect();
             let steps = points.iter().flat_map(|(.., numbers)| numbers.iter().copied()).collect();
-            let records = self.procedure.decide(self.scene, proposals, &of, &Draws::Given(steps))?;
+            let records =
+                self.procedure.decide(self.scene, proposals, &of, &Draws::Given(steps))?;
             let records = records.chunks(record::len(self.scene.max_drafts));
             let told = records.zip(points).map(|(record, (_, job, _))| look(*job, record));
             outcomes.extend(told);

@@ -30,9 +30,9 @@ use report::CaseReport;
 use rounds::Findings;
 use world::World;
 
-/// What a law may differ by from the target's: cells end at one of 2^53 steps, and what rejected
-/// siblings leave is rounded to 2^-62.
-const EXACT: f64 = 1e-12;
+/// What a law may differ by from the target's: cells end at one of 2^53 steps, what rejected siblings
+/// leave is rounded to 2^-62, and what block verification draws from to 2^-42 for each token.
+const EXACT: f64 = 4e-12;
 
 /// What a decision may differ by from what a rule that is not lossless says in real numbers.
 const PROMISED: f64 = 1e-9;
@@ -77,8 +77,8 @@ fn examine(procedure: &dyn Procedure, case: &Case) -> Result<Findings> {
         return Ok(findings);
     };
     let rounds = rounds::chain_rounds(procedure, case, &world, &mut findings)?;
-    let names = seeds::names(procedure, case.rule, drafts)?;
-    findings.decisions += names.len() * names[0].len() * u64::BITS as usize;
+    let names = seeds::names(procedure, case, drafts)?;
+    findings.decisions += names.len() * names[0].len() * seeds::SEEDS as usize;
     let name = |after: usize, place: usize| names[after][place];
     findings.differ(text::deviation(&world.p, &rounds, drafts + 1, Some(&name)));
     Ok(findings)

@@ -90,8 +90,12 @@ pub trait Procedure {
 /// How a batch that lies on a device is decided, and what workspace that takes.
 pub trait Verify {
     /// Bytes of workspace.
-    fn workspace_bytes(&self, backend: &dyn Backend, scene: &Scene, batch: &VerifyBatch)
-    -> Result<usize>;
+    fn workspace_bytes(
+        &self,
+        backend: &dyn Backend,
+        scene: &Scene,
+        batch: &VerifyBatch,
+    ) -> Result<usize>;
 
     /// Decides, or enqueues that.
     fn verify(
@@ -156,7 +160,8 @@ impl Procedure for OnDevice<'_> {
         let mut memory = self.memory.borrow_mut();
         let records = of.len() * record::len(scene.max_drafts);
         loop {
-            let (base, room) = memory.as_ref().map_or((0, 0), |block| (block.address(), block.bytes()));
+            let (base, room) =
+                memory.as_ref().map_or((0, 0), |block| (block.address(), block.bytes()));
             let mut image = Image { base, bytes: Vec::new() };
             let batch = image.batch(scene, proposals, of, draws);
             let needed = self.by.workspace_bytes(backend, scene, &batch)?;

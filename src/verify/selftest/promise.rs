@@ -60,10 +60,8 @@ fn first_that(tokens: &[usize], p: &[f64], passes: impl Fn(usize) -> bool) -> Pr
 /// A child is followed if it reaches the single threshold, or if the number of the siblings is
 /// below the probability of it and those before over the other threshold.
 fn by_thresholds(case: &Case, p: &[f64], tokens: &[usize]) -> Promise {
-    let (single, accumulated) = (
-        f64::from(case.leniency.threshold_single),
-        f64::from(case.leniency.threshold_accumulated),
-    );
+    let (single, accumulated) =
+        (f64::from(case.leniency.threshold_single), f64::from(case.leniency.threshold_accumulated));
     let (mut children, mut left) = (Vec::new(), p.to_vec());
     let (mut passed, mut reached) = (0.0_f64, 0.0);
     for &token in tokens {

@@ -84,9 +84,9 @@ impl Report {
     /// An error that names the case with the largest deviation, if there is one that does not hold.
     pub fn outcome(&self) -> Result<()> {
         let failed = self.cases.iter().filter(|case| !case.holds());
-        let worst = failed.clone().max_by(|left, right| {
-            left.findings.deviation.total_cmp(&right.findings.deviation)
-        });
+        let worst = failed
+            .clone()
+            .max_by(|left, right| left.findings.deviation.total_cmp(&right.findings.deviation));
         match worst {
             None => Ok(()),
             Some(worst) => Err(Error::internal(format!(

@@ -51,11 +51,14 @@ impl Findings {
     /// Counts cells, and whether there is something wrong with them.
     fn note(&mut self, cells: &[Cell]) {
         self.branches += cells.len();
-        if cells.iter().any(|cell| cell.outcome == LOST) {
-            self.defect = Some("a sequence was not decided");
-        } else if cells.iter().any(|cell| !cell.is_constant) {
-            self.defect = Some("a decision depends on what it must not depend on");
-        }
+        let found = if cells.iter().any(|cell| !cell.is_constant) {
+            Some("a decision depends on what it must not depend on")
+        } else if cells.iter().any(|cell| cell.outcome == LOST) {
+            Some("a sequence was not decided")
+        } else {
+            None
+        };
+        self.defect = self.defect.or(found);
     }
 
     /// Notes a difference.
@@ -153,8 +156,7 @@ fn chains(case: &Case, world: &World, root: usize) -> Vec<(Vec<i32>, usize, f64)
         let mut removed = 0.0;
         for (drawn, probability) in case.siblings(q, world.allowed(row), 1) {
             let token = drawn[0];
-            let is_removed =
-                matches!(case.cut, Cut::Improbable(least) if token >= 0 && q[token as usize] < least);
+            let is_removed = matches!(case.cut, Cut::Improbable(least) if token >= 0 && q[token as usize] < least);
             if is_removed {
                 removed += probability;
             } else {
@@ -207,14 +209,13 @@ pub fn tree_rounds(
         fixed: Vec::new(),
     };
     let mut places: Vec<Place> = (0..case.vocabulary).map(start).collect();
+    let mut explorer = Explorer::new(procedure, &world.scene);
     while !places.is_empty() {
         let level = Level::new(case, world, &places);
-        let mut explorer = Explorer::new(procedure, &world.scene);
         let cells = explorer.explore(&level.jobs, &|job, record| {
             let place = &places[level.origins[job].place];
             at_node(record, place.node, place.depth)
         })?;
-        findings.decisions += explorer.decisions;
         findings.note(&cells);
         level.compare_promises(case, world, &places, &cells, findings);
         let mut next: BTreeMap<(usize, usize), Place> = BTreeMap::new();
@@ -231,6 +232,7 @@ pub fn tree_rounds(
         }
         places = next.into_values().collect();
     }
+    findings.decisions += explorer.decisions;
     Ok((0..case.vocabulary).map(|root| branches(&kernels, 0, root)).collect())
 }
 
@@ -322,11 +324,8 @@ fn job(world: &World, place: &Place, children: &Vec<(usize, i32)>) -> Job {
     children.iter().for_each(|&(child, draft)| drafts[child - 1] = Some(draft));
     let filled = |token: i32| drafts.iter().map(|draft| draft.unwrap_or(token)).collect();
     let proposal = |token| world.proposal(place.root, filled(token), drafts.len());
-    let order: Vec<usize> = children
-        .iter()
-        .map(|&(child, _)| test(child))
-        .chain([emission(place.node)])
-        .collect();
+    let order: Vec<usize> =
+        children.iter().map(|&(child, _)| test(child)).chain([emission(place.node)]).collect();
     let is_free = |number: &usize| !order.contains(number) && !place.fixed.contains(number);
     Job {
         proposal: proposal(0),
@@ -357,11 +356,7 @@ fn event(cell: &Cell, proposal: &Proposal) -> (Option<usize>, usize) {
 }
 
 /// What can happen from a node on.
-fn branches(
-    kernels: &BTreeMap<(usize, usize), Kernel>,
-    node: usize,
-    token: usize,
-) -> Vec<Branch> {
+fn branches(kernels: &BTreeMap<(usize, usize), Kernel>, node: usize, token: usize) -> Vec<Branch> {
     let Some(kernel) = kernels.get(&(node, token)) else { return Vec::new() };
     let mut all = Vec::new();
     for (&(child, token), &probability) in kernel {

@@ -1,13 +1,14 @@
 //! Which of the random numbers of two rounds are the same one, where they come from a seed: seen
 //! in what they decide for many seeds.
 
+use super::cases::Case;
 use super::procedure::{Draws, Procedure, Proposal, Scene};
 use crate::backend::verify::{Leniency, record};
 use crate::error::Result;
 use crate::sampling::Parameters;
 
 /// Seeds: as many as a name has bits.
-const SEEDS: u64 = u64::BITS as u64;
+pub const SEEDS: u64 = 32;
 
 /// The position of the first round's root.
 const POSITION: i32 = 7;
@@ -20,15 +21,16 @@ const NOTHING: usize = 2;
 
 /// The names of the numbers of a chain's rounds, by the tokens between the roots and by place: what
 /// each decided for every seed. Two numbers that are not the same have another name but for one case
-/// in 2^64; one that decides nothing has a name of its own.
-pub fn names(procedure: &dyn Procedure, rule: i32, drafts: usize) -> Result<Vec<Vec<u64>>> {
+/// in 2^32; one that decides nothing has a name of its own.
+pub fn names(procedure: &dyn Procedure, case: &Case, drafts: usize) -> Result<Vec<Vec<u64>>> {
     let nothing = f32::NEG_INFINITY;
     let plain = Parameters { temperature: 1.0, ..Parameters::GREEDY };
+    let certain = vec![0.0, nothing, nothing];
     let scene = Scene {
-        rule,
+        rule: case.rule,
         max_drafts: drafts,
-        target: vec![vec![0.0, nothing, nothing], vec![0.0, 0.0, nothing], vec![nothing, 0.0, 0.0]],
-        draft: None,
+        draft: case.has_distribution().then(|| vec![certain.clone(); 3]),
+        target: vec![certain, vec![0.0, 0.0, nothing], vec![nothing, 0.0, 0.0]],
         parameters: plain,
         draft_parameters: plain,
         masks: None,
@@ -50,12 +52,13 @@ pub fn names(procedure: &dyn Procedure, rule: i32, drafts: usize) -> Result<Vec<
     let mut found: Vec<u64> = records
         .chunks(SEEDS as usize)
         .zip((0..places).cycle())
-        .map(|(records, place)| records.iter().fold(0, |name, record| name << 1 | bit(record, place)))
+        .map(|(records, place)| {
+            records.iter().fold(0, |name, record| name << 1 | bit(record, place))
+        })
         .collect();
     for (index, name) in found.iter_mut().enumerate() {
-        if *name == 0 || *name == u64::MAX {
-            // Few bits, so that it is no name of a number.
-            *name = index as u64;
+        if *name == 0 || *name == (1 << SEEDS) - 1 {
+            *name = (1 << SEEDS) + index as u64;
         }
     }
     Ok(found.chunks(places).map(<[u64]>::to_vec).collect())

@@ -94,7 +94,8 @@ pub fn deviation(
         largest = largest.max(law.deviation());
     }
     let mut law = TextLaw::new(p, 0, 2 * tokens_per_round);
-    let summed: Vec<Vec<(&Text, f64)>> = rounds.iter().map(|round| summed(round, &single)).collect();
+    let summed: Vec<Vec<(&Text, f64)>> =
+        rounds.iter().map(|round| summed(round, &single)).collect();
     for first in &rounds[0] {
         let Some(&last) = first.text.last() else { continue };
         let (len, second) = (first.text.len(), usize::from(last));

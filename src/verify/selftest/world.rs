@@ -29,8 +29,8 @@ pub struct World {
 impl World {
     /// The world of a case.
     pub fn new(procedure: &dyn Procedure, case: &Case) -> Result<Self> {
-        let target = table(case.vocabulary, 5, 3.0);
-        let draft = table(case.vocabulary, 11, 2.0);
+        let target = table(case.vocabulary, 43, 3.0);
+        let draft = table(case.vocabulary, 5, 2.5);
         let masks = case.has_masks.then(|| masks(case.vocabulary));
         let parents = case.parents();
         let scene = Scene {
@@ -69,7 +69,7 @@ impl World {
 /// Logits without any order, none of them near another of its row, up to `width` apart.
 fn table(vocabulary: usize, salt: usize, width: f32) -> Vec<Vec<f32>> {
     let logit = |row: usize, token: usize| {
-        let mixed = (row * 23 + token * 71 + salt * 37) * 29 % 101;
+        let mixed = (row * 17 + token * 29 + salt * 13).pow(2) * 7 % 101;
         width * mixed as f32 / 101.0
     };
     (0..vocabulary).map(|row| (0..vocabulary).map(|token| logit(row, token)).collect()).collect()
