@@ -456,6 +456,9 @@ typedef struct spec_session spec_session;
  */
 #define SPEC_KV_COMPACT_FLAG_INVALID 1
 
+/** `flags` of `spec_selftest`: fewer cases, for devices that are slow or in use. */
+#define SPEC_SELFTEST_QUICK 1
+
 /**
  * The result of a call: `SPEC_OK` or one of the `SPEC_ERROR_*` codes. Codes are never reused; a
  * host treats a code that it does not know as a failure.
@@ -2137,6 +2140,39 @@ spec_status spec_kv_compact(const spec_context *context,
                             const spec_kv_compact_args *args,
                             void *stream,
                             spec_error *error);
+
+/**
+ * Proves on the context's device that every rule of `spec_verify` keeps its promise.
+ *
+ * Small language models are made up, and chains and trees of drafts are verified by the same code
+ * as in `spec_verify`, in all the branches that random numbers can take: so the law of the text is
+ * computed, not estimated. Rules that are lossless have to emit the target's law, after one round
+ * and after two, with filters and masks; the others have to decide as they are defined.
+ *
+ * `flags` is `SPEC_SELFTEST_QUICK` or 0. The report is JSON: `holds`, `device`, `instruction_set`,
+ * `quick` and `rules`, each with `rule` (its number), `name`, `holds`, `lossy`, `exact` (whether it is
+ * lossless and holds), `branches`, `decisions`, `largest_deviation`, `tolerance` and `cases`, which
+ * have a `name`, `holds`, `branches`, `decisions`, `largest_deviation` and a `defect`, a text or
+ * null; later versions may add members. It is the same in every call, as no chance is in it. `json`,
+ * `capacity` and `length` as in `spec_checkpoint_inspect`: that asks for the length alone runs the
+ * test as well, and 64 KiB are enough.
+ *
+ * `stream` is NULL on the CPU. Errors: INTERNAL (a rule does not keep its promise: the message names the
+ * rule, the case and the deviation, the report is written), INVALID_ARGUMENT (also a stream that is
+ * being captured, or a capacity that is too small: the length is written), UNSUPPORTED (a flag
+ * that this version does not know), OUT_OF_MEMORY, DEVICE.
+ *
+ * Contract: any thread, on a CUDA device not while any stream is being captured; blocks until the
+ * test is done, less than a second on a CPU; allocates, memory of the device from the context's
+ * allocator, and gives it back; on `stream`.
+ */
+spec_status spec_selftest(const spec_context *context,
+                          uint32_t flags,
+                          char *json,
+                          uint64_t capacity,
+                          uint64_t *length,
+                          void *stream,
+                          spec_error *error);
 
 #ifdef __cplusplus
 }  // extern "C"

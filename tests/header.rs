@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The files of `src/capi` with items for hosts, in the order in which a reader wants them.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     "version",
     "types",
     "context",
@@ -16,6 +16,7 @@ const SOURCES: [&str; 10] = [
     "draft",
     "tree",
     "compact",
+    "selftest",
 ];
 
 /// The files of `src/capi` that only serve the others.

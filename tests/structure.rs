@@ -12,7 +12,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("session", &["backend", "context", "drafter", "error", "model", "tensor", "tree"]),
     ("drafter", &["backend", "error", "model", "sampling", "tensor", "tree"]),
     ("model", &["backend", "checkpoint", "context", "error", "tensor"]),
-    ("verify", &["backend", "error", "sampling", "tensor", "tree"]),
+    ("verify", &["backend", "context", "error", "sampling", "tensor", "tree"]),
     ("checkpoint", &["error", "tensor"]),
     ("context", &["backend", "error", "tensor"]),
     ("backend", &["error", "sampling", "tensor", "tree"]),

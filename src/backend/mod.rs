@@ -125,6 +125,9 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
         source: &mut dyn FnMut(usize, &mut [u8]) -> Result<()>,
     ) -> Result<()>;
 
+    /// Copies what the work on the stream has left at `source` to the host, to as many bytes. Blocks.
+    fn fetch(&self, stream: Stream, source: Span<u8>, bytes: &mut [u8]) -> Result<()>;
+
     /// Makes scratch that a session keeps ready for its phases, which expect it as the one before
     /// left it. Blocks.
     fn prepare_scratch(&self, scratch: Span<u8>) -> Result<()>;

@@ -19,6 +19,12 @@ pub struct SamplingArrays {
     pub seed: Option<Span<u64>>,
 }
 
+impl SamplingArrays {
+    /// All absent.
+    pub const NONE: Self =
+        Self { temperature: None, top_k: None, top_p: None, min_p: None, seed: None };
+}
+
 /// The distribution that drafts were drawn from.
 #[derive(Clone, Copy, Debug)]
 pub struct DraftDistribution {
@@ -100,6 +106,38 @@ pub struct Logprobs {
     pub ranks: Option<Span<i32>>,
 }
 
+impl VerifyBatch {
+    /// Greedy chains of `max_drafts` drafts, taken as given, without limits and stop tokens.
+    pub const fn new(
+        (num_sequences, max_drafts): (usize, usize),
+        logits: Matrix,
+        draft_tokens: Column,
+        position: Column,
+        decisions: Column,
+    ) -> Self {
+        Self {
+            num_sequences,
+            max_drafts,
+            logits,
+            row_begin: None,
+            num_drafts: None,
+            draft_tokens,
+            parents: None,
+            position,
+            limit: None,
+            processing: None,
+            sampling: SamplingArrays::NONE,
+            draft: None,
+            uniforms: None,
+            leniency: Leniency::NONE,
+            stop_tokens: Span::new(0, 0),
+            padding: -1,
+            decisions,
+            counters: None,
+        }
+    }
+}
+
 /// What lossy rules go by; each looks at its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Leniency {
@@ -119,17 +157,22 @@ pub struct Leniency {
     pub acceptance: Option<Span<f32>>,
 }
 
+impl Leniency {
+    /// None.
+    pub const NONE: Self = Self {
+        top_n: 1,
+        tolerance: 0.0,
+        epsilon: 1.0,
+        log2_alpha: 0,
+        threshold_single: 1.0,
+        threshold_accumulated: 1.0,
+        acceptance: None,
+    };
+}
+
 impl Default for Leniency {
     fn default() -> Self {
-        Self {
-            top_n: 1,
-            tolerance: 0.0,
-            epsilon: 1.0,
-            log2_alpha: 0,
-            threshold_single: 1.0,
-            threshold_accumulated: 1.0,
-            acceptance: None,
-        }
+        Self::NONE
     }
 }
 

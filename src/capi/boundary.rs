@@ -304,6 +304,19 @@ pub unsafe fn optional_path(text: *const c_char, what: &str) -> Result<Option<Pa
     Ok(unsafe { string(text, what)? }.map(PathBuf::from))
 }
 
+/// Refuses what [`write_text`] cannot write to, whatever the text.
+pub fn check_text_place(buffer: *const c_char, capacity: u64, length: *const u64) -> Result<()> {
+    if !length.is_aligned() {
+        return Err(Error::invalid(format!("length: expected an aligned place, found {length:p}")));
+    }
+    if buffer.is_null() && (capacity > 0 || length.is_null()) {
+        return Err(Error::invalid(
+            "expected a buffer, or a place for the length alone, found NULL",
+        ));
+    }
+    Ok(())
+}
+
 /// Writes a text with its NUL into the host's buffer and its length without NUL to `length`; with
 /// neither buffer nor capacity, only the length.
 ///
@@ -316,14 +329,7 @@ pub unsafe fn write_text(
     capacity: u64,
     length: *mut u64,
 ) -> Result<()> {
-    if !length.is_aligned() {
-        return Err(Error::invalid(format!("length: expected an aligned place, found {length:p}")));
-    }
-    if buffer.is_null() && (capacity > 0 || length.is_null()) {
-        return Err(Error::invalid(
-            "expected a buffer, or a place for the length alone, found NULL",
-        ));
-    }
+    check_text_place(buffer, capacity, length)?;
     if !length.is_null() {
         // SAFETY: writable, by this function's contract.
         unsafe { length.write(text.len() as u64) };

@@ -272,7 +272,8 @@ impl Block {
 
     /// Maps the slots of blocks to logits, which later phases read.
     pub(super) fn map_to_logits(&self, run: &BlockRun<'_>) -> Result<()> {
-        let mut proposal = self.decoder.proposal(&run.step, 0, run.slots.num_slots, run.slot_hidden);
+        let mut proposal =
+            self.decoder.proposal(&run.step, 0, run.slots.num_slots, run.slot_hidden);
         proposal.choice = Choice::Kept { with_logits: true };
         self.decoder.propose(&Step { rows: run.slot_rows, ..run.step }, &proposal)
     }

@@ -5,6 +5,7 @@ mod follow;
 mod greedy;
 mod rejection;
 mod relaxed;
+mod selftest;
 mod synthetic;
 mod threshold;
 mod typical;
@@ -22,6 +23,7 @@ pub use follow::Follow;
 pub use greedy::Greedy;
 pub use rejection::Rejection;
 pub use relaxed::Relaxed;
+pub use selftest::{Report, selftest};
 pub use synthetic::Synthetic;
 pub use threshold::Threshold;
 pub use typical::Typical;
@@ -31,23 +33,34 @@ use crate::backend::verify::{Rule, Siblings};
 use crate::error::{Error, Result};
 use crate::tensor::Span;
 
-/// The rules by their numbers in the C API. Number 0 is the default.
+/// The numbers of the rules in the C API. The default is one of the others.
+const DEFAULT: i32 = 0;
+const FOLLOW: i32 = 1;
+const REJECTION: i32 = 2;
+const DISTINCT: i32 = 3;
+const BLOCK: i32 = 4;
+const TYPICAL: i32 = 16;
+const THRESHOLD: i32 = 17;
+const RELAXED: i32 = 18;
+const SYNTHETIC: i32 = 19;
+
+/// The rules by their numbers.
 const RULES: [(i32, &dyn Rule); 8] = [
-    (1, &Follow),
-    (2, &Rejection(Siblings::Independent)),
-    (3, &Rejection(Siblings::Distinct)),
-    (4, &Block),
-    (16, &Typical),
-    (17, &Threshold),
-    (18, &Relaxed),
-    (19, &Synthetic),
+    (FOLLOW, &Follow),
+    (REJECTION, &Rejection(Siblings::Independent)),
+    (DISTINCT, &Rejection(Siblings::Distinct)),
+    (BLOCK, &Block),
+    (TYPICAL, &Typical),
+    (THRESHOLD, &Threshold),
+    (RELAXED, &Relaxed),
+    (SYNTHETIC, &Synthetic),
 ];
 
 /// The rule with this number, for a batch as it is.
 fn rule(number: i32, batch: &VerifyBatch) -> Result<&'static dyn Rule> {
     let rule: &dyn Rule = match (number, batch.draft.is_some()) {
-        (0, true) => &Rejection(Siblings::Distinct),
-        (0, false) => &Follow,
+        (DEFAULT, true) => &Rejection(Siblings::Distinct),
+        (DEFAULT, false) => &Follow,
         _ => RULES.iter().find(|(known, _)| *known == number).map(|(_, rule)| *rule).ok_or_else(
             || {
                 let known: Vec<String> = RULES.iter().map(|(known, _)| known.to_string()).collect();

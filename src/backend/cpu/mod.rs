@@ -113,6 +113,12 @@ impl Backend for CpuBackend {
         source(0, unsafe { memory::elements_mut(destination) })
     }
 
+    fn fetch(&self, _: Stream, source: Span<u8>, bytes: &mut [u8]) -> Result<()> {
+        // SAFETY: the contract of Backend.
+        bytes.copy_from_slice(unsafe { memory::elements(source) });
+        Ok(())
+    }
+
     fn prepare_scratch(&self, _: Span<u8>) -> Result<()> {
         Ok(())
     }

@@ -256,6 +256,25 @@ pub unsafe fn clear(memory: Span<u8>, stream: Stream) -> Result<()> {
         .map_err(Error::from)
 }
 
+/// Copies memory to as many bytes of the host, after the work of the stream. Blocks.
+///
+/// # Safety
+///
+/// The memory is valid, and not written but by the stream; the context is current.
+pub unsafe fn fetch(memory: Span<u8>, bytes: &mut [u8], stream: Stream) -> Result<()> {
+    assert_eq!(memory.len(), bytes.len(), "as many bytes on both sides");
+    if bytes.is_empty() {
+        return synchronise(stream);
+    }
+    let to = bytes.as_mut_ptr().cast();
+    // SAFETY: this function's contract; the bytes are borrowed until the copy is done, below.
+    let enqueued =
+        unsafe { driver::cuMemcpyDtoHAsync_v2(to, memory.address(), memory.len(), raw(stream)) };
+    // After an error too: nothing may write the bytes any more.
+    let done = synchronise(stream);
+    enqueued.map_err(Error::from).and(done)
+}
+
 /// Waits for the work of a stream; the context is current.
 pub fn synchronise(stream: Stream) -> Result<()> {
     // SAFETY: a default stream or one that the host vouches for.

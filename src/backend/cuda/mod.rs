@@ -208,6 +208,12 @@ impl Backend for CudaBackend {
         self.with_staging(granule, |staging| staging.upload(destination, granule, source))
     }
 
+    fn fetch(&self, stream: Stream, source: Span<u8>, bytes: &mut [u8]) -> Result<()> {
+        let _entered = self.device.enter()?;
+        // SAFETY: the contract of Backend.
+        unsafe { memory::fetch(source, bytes, stream) }
+    }
+
     fn prepare_scratch(&self, scratch: Span<u8>) -> Result<()> {
         let _entered = self.device.enter()?;
         // SAFETY: the contract of Backend.
