@@ -134,6 +134,8 @@ impl VerifyBatch {
             padding: -1,
             decisions,
             counters: None,
+            raw_logprobs: None,
+            processed_logprobs: None,
         }
     }
 }
