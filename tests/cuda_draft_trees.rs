@@ -495,12 +495,8 @@ impl<'c> Scenario<'c> {
             values: self.place.output(rows, count),
             target_ids: self.call.target_ids.as_ref().map(|ids| self.place.array(ids)),
         };
-        let select = SelectCandidates {
-            rows: law_rows,
-            logits,
-            ids: children.ids,
-            values: children.values,
-        };
+        let select =
+            SelectCandidates { rows: law_rows, logits, ids: children.ids, values: children.values };
         self.place.run(|backend, stream| backend.select_candidates(stream, &select).unwrap());
         children
     }
