@@ -848,13 +848,13 @@ typedef struct spec_session_options {
   /**
    * Trees: the most nodes of a level, of one sequence, that have children, 0 to 256; so many
    * rows of each sequence pass the drafter at a time. 0: the session drafts chains only. More
-   * only if the kind drafts one token after the other, see `spec_draft_args.tree_shape`.
+   * only if the kind drafts trees, see `spec_draft_args.tree_shape`.
    */
   int32_t max_tree_width;
   /**
    * Trees: the most levels below the root, 1 to max_drafts. The workspace has keys and values
-   * of max_tree_width nodes on each level but the last. 0: the smaller of max_drafts and 8; 0
-   * also if max_tree_width is 0.
+   * of max_tree_width nodes on each level but the last, unless the kind drafts blocks. 0: the
+   * smaller of max_drafts and 8; 0 also if max_tree_width is 0.
    */
   int32_t max_tree_depth;
 } spec_session_options;
@@ -1279,7 +1279,10 @@ typedef struct spec_tree_shape {
   int32_t kind;
   /** N: nodes of a tree, the root among them, 1 to max_drafts of the call + 1. */
   int32_t num_nodes;
-  /** DYNAMIC: levels below the root, 1 to the session's max_tree_depth. 0 otherwise. */
+  /**
+   * DYNAMIC: levels below the root, 1 to the session's max_tree_depth, and no more than the
+   * model's `most_drafts` if the kind drafts blocks. 0 otherwise.
+   */
   int32_t depth;
   /**
    * DYNAMIC: children of a node that are looked at, and nodes of a level that are expanded, 1 to
@@ -1291,8 +1294,8 @@ typedef struct spec_tree_shape {
   /**
    * `[num_nodes]`: -1, then the parent of each node, which comes before it. Nodes are in the
    * order of their depths, so that the first of them are always a tree. At most max_tree_depth
-   * levels below the root, 256 children of a node, and max_tree_width nodes with children on a
-   * level. NULL for DYNAMIC.
+   * levels below the root (of kinds that draft blocks no more than the model's `most_drafts`),
+   * 256 children of a node, and max_tree_width nodes with children on a level. NULL for DYNAMIC.
    */
   const int32_t *parents;
 } spec_tree_shape;
@@ -1465,8 +1468,9 @@ typedef struct spec_draft_args {
    */
   float *confidence;
   /**
-   * Trees instead of chains, for kinds that draft one token after the other: `eagle`, `eagle3`,
-   * `mtp`, `independent` and `mlp`, in a session with max_tree_width. Draft i of a sequence is
+   * Trees instead of chains, in a session with max_tree_width, for kinds that draft one token
+   * after the other: `eagle`, `eagle3`, `mtp`, `independent` and `mlp`, and of those that draft
+   * blocks for `peagle`, `dflash` and `dspark`; UNSUPPORTED for others. Draft i of a sequence is
    * then node i + 1 of its tree. `num_drafts` cuts the tree to as many drafts, those of the
    * first nodes (DYNAMIC: the best ones); what else bounds chains (`limit`, max_position,
    * `most_drafts`) bounds its depth. Row `b * max_drafts + n` of `draft_logits` has the logits
@@ -1474,7 +1478,11 @@ typedef struct spec_draft_args {
    * they were; DYNAMIC does not give them (UNSUPPORTED), as its tokens are not drawn. All rows
    * of a level are one run of the drafter; each sees the context and its own path. Their keys
    * and values are kept in the workspace, so that the pages need reach no further than
-   * position - 1, or position for `independent` if anything is proposed. NULL: chains.
+   * position - 1, or position for `independent` if anything is proposed. A block is run once.
+   * Where its tokens do not depend on each other (`peagle`, `dflash`, `dspark` without a Markov
+   * head), all nodes of a depth have the logits of its slot, and those of one tree the same
+   * children, as far as each has any; a Markov head is stepped for each node. Proposals of trees
+   * are not rated: `confidence` is NULL and `min_confidence` 0 (UNSUPPORTED). NULL: chains.
    */
   const spec_tree_shape *tree_shape;
 } spec_draft_args;

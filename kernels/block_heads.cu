@@ -92,20 +92,23 @@ struct MarkovArguments {
   Matrix state;
   Matrix next_state;
   Matrix output;
+  const u32 *from;   // the row of the state that each row goes on from; NULL: its own
+  u32 rows_of_part;  // rows that share a row of part, one after the other
   u32 cell;
   u32 is_first;  // the state is zero before
+  u32 padding;
 };
-static_assert(sizeof(MarkovArguments) == 224, "as in src/backend/cuda/block_heads.rs");
+static_assert(sizeof(MarkovArguments) == 240, "as in src/backend/cuda/block_heads.rs");
 
 // What a gate of a row comes to: row `gate` of the weight times what the cell reads, plus the row's part.
-DEVICE f32 gate_of(const MarkovArguments &arguments, u32 row, u64 embedded, u32 gate) {
+DEVICE f32 gate_of(const MarkovArguments &arguments, u32 row, u32 from, u64 embedded, u32 gate) {
   const u32 rank = arguments.output.columns;
   const Matrix &weight = arguments.weight;
   u64 weights = row_address(weight, gate);
-  f32 sum = f32_row(arguments.part, row)[gate];
+  f32 sum = f32_row(arguments.part, row / arguments.rows_of_part)[gate];
   if (arguments.cell == recurrent_cell) {
     if (!arguments.is_first) {
-      sum = add_rn(sum, dot(weights, weight.dtype, row_address(arguments.state, row), dtype_f32, rank));
+      sum = add_rn(sum, dot(weights, weight.dtype, row_address(arguments.state, from), dtype_f32, rank));
     }
     weights += u64(rank) * dtype_bytes(weight.dtype);
   }
@@ -119,19 +122,20 @@ KERNEL_RESIDENT(256, 3, step_markov, MarkovArguments) {
   if (row >= count_rows(arguments.rows) || column >= rank) return;
   const u32 token = reinterpret_cast<const u32 *>(arguments.token)[row];
   const u64 embedded = row_address(arguments.embedding, token);
+  const u32 from = arguments.from != nullptr ? arguments.from[row] : row;
   f32 output;
   if (arguments.cell == recurrent_cell) {
-    const f32 keep = sigmoid(gate_of(arguments, row, embedded, column));
-    const f32 input = tanhf(gate_of(arguments, row, embedded, rank + column));
-    output = tanhf(gate_of(arguments, row, embedded, 2 * rank + column));
-    const f32 before = arguments.is_first ? 0.0f : f32_row(arguments.state, row)[column];
+    const f32 keep = sigmoid(gate_of(arguments, row, from, embedded, column));
+    const f32 input = tanhf(gate_of(arguments, row, from, embedded, rank + column));
+    output = tanhf(gate_of(arguments, row, from, embedded, 2 * rank + column));
+    const f32 before = arguments.is_first ? 0.0f : f32_row(arguments.state, from)[column];
     const f32 state =
         fused_multiply_add(keep, before, multiply_rn(subtract_rn(1.0f, keep), input));
     if (lane_index() == 0) f32_row(arguments.next_state, row)[column] = state;
   } else {
     output = load_element(embedded, arguments.embedding.dtype, column);
     if (arguments.cell == gated_cell) {
-      output = multiply_rn(sigmoid(gate_of(arguments, row, embedded, column)), output);
+      output = multiply_rn(sigmoid(gate_of(arguments, row, from, embedded, column)), output);
     }
   }
   if (lane_index() == 0) f32_row(arguments.output, row)[column] = output;

@@ -36,7 +36,7 @@ struct ProposeArguments {
   u32 feeds_back_normed;
   u32 most_last_blocks;
   u32 distance;  // positions from a row to the token that it proposes
-  u32 padding;
+  u32 rows_of_base;  // that share a row of base, one after the other
 };
 static_assert(sizeof(ProposeArguments) == 856, "as in src/backend/cuda/propose.rs");
 
@@ -147,7 +147,7 @@ DEVICE void propose(const ProposeArguments &arguments) {
     column += first_column;
     u64 key = 0;
     if (column < arguments.columns && takes_part(arguments, row)) {
-      if (arguments.base.address != 0) logit = add_rn(f32_row(arguments.base, row)[column], logit);
+      if (arguments.base.address != 0) logit = add_rn(f32_row(arguments.base, row / arguments.rows_of_base)[column], logit);
       if (is_kept) {
         store_element(logits_of(arguments, row), dtype, column, logit);
         logit = rounded_to(dtype, logit);

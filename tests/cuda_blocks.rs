@@ -372,7 +372,10 @@ fn the_slots_of_blocks_propose_and_keep_what_they_do_on_the_cpu() {
         let hidden = f32_values(&mut random, rows.most, width);
         let gain = optional(&mut random, |random| Values::gain(random, width));
         let head = weights(&mut random, columns, width);
-        let base = optional(&mut random, |random| f32_values(random, rows.most, columns));
+        let rows_of_base = 1 + random.below(4);
+        let base = optional(&mut random, |random| {
+            f32_values(random, rows.most.div_ceil(rows_of_base), columns)
+        });
         let choice = match random.below(3) {
             0 => Choice::Kept { with_logits: false },
             1 => Choice::Kept { with_logits: true },
@@ -408,6 +411,7 @@ fn the_slots_of_blocks_propose_and_keep_what_they_do_on_the_cpu() {
                 feed_back_normed: false,
                 head: RowSegments { segments: &head },
                 base: base.as_ref().map(|base| place.matrix(base)),
+                rows_of_base,
                 choice,
                 target_ids: target_ids.as_ref().map(|ids| place.array(ids)),
                 input: place.output(rows.most, width),
@@ -528,7 +532,10 @@ fn markov_cells_step_as_on_the_cpu() {
         let gates = [0, 1, 3][number as usize % 3];
         let embedding = weights(&mut random, vocabulary, rank);
         let weight = weights(&mut random, gates.max(1) * rank, rank * gates.clamp(1, 2));
-        let part = f32_values(&mut random, rows.most, gates.max(1) * rank);
+        let rows_of_part = 1 + random.below(3);
+        let parts = rows.most.div_ceil(rows_of_part);
+        let part = f32_values(&mut random, parts, gates.max(1) * rank);
+        let from = optional(&mut random, |random| tokens(random, rows.most, rows.most));
         let state = f32_values(&mut random, rows.most, rank);
         let is_first = random.chance(0.4);
         let results = on_both(|place| {
@@ -542,7 +549,9 @@ fn markov_cells_step_as_on_the_cpu() {
                     _ => MarkovCell::Recurrent { weight, is_first },
                 },
                 part: place.matrix(&part),
+                rows_of_part,
                 state: place.matrix(&state),
+                from: from.as_ref().map(|from| place.array(from)),
                 next_state: place.output(rows.most, rank),
                 scratch: place.output(rows.most, 5 * rank),
                 output: place.output(rows.most, rank),

@@ -868,6 +868,7 @@ impl ProposeCase {
             feed_back_normed: self.feed_back_normed,
             head: RowSegments { segments: &head },
             base: None,
+            rows_of_base: 1,
             choice: Choice::Proposed,
             target_ids: self.target_ids.as_ref().map(|ids| place.array(ids)),
             input: place.output(most, self.hidden.columns),

@@ -106,8 +106,7 @@ fn random_shape(random: &mut Random, depth: usize, children: usize) -> Vec<i32> 
 
 /// Whether trees are refused with a reference checkpoint.
 fn is_refused(case: &golden::Case) -> bool {
-    let is_chained = case.kind == "dspark" && !case.name.contains("nomarkov");
-    is_chained || ["dflash2", "xpress"].contains(&case.kind.as_str())
+    ["dflash2", "xpress"].contains(&case.kind.as_str())
 }
 
 /// Runs a test on all reference checkpoints that draft trees, and on random models with windows, other types,

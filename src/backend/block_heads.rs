@@ -85,11 +85,15 @@ pub struct StepMarkov {
     pub embedding: Matrix,
     /// What is done to it.
     pub cell: MarkovCell,
-    /// What the cell's map makes of the row's hidden state, biases included: `[rows, rank]` or `[rows, 3 *
+    /// What the cell's map makes of a hidden state, biases included: `[parts, rank]` or `[parts, 3 *
     /// rank]`. No rows where the cell reads none.
     pub part: Matrix,
+    /// Rows that share a row of `part`, one after the other.
+    pub rows_of_part: usize,
     /// `[rows, rank]`: the state after the step before.
     pub state: Matrix,
+    /// The row of `state` that each row goes on from; `None` is its own.
+    pub from: Option<Span<i32>>,
     /// The same after this one, written.
     pub next_state: Matrix,
     /// Scratch, `[rows, 5 * rank]`.

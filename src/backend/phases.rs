@@ -742,8 +742,10 @@ pub struct Propose<'a> {
     pub feed_back_normed: bool,
     /// The rows of the head.
     pub head: RowSegments<'a>,
-    /// Logits that the head's are added to, one row for each; they may be `logits`.
+    /// Logits that the head's are added to; they may be `logits` if each row has its own.
     pub base: Option<Matrix>,
+    /// Rows that share a row of `base`, one after the other.
+    pub rows_of_base: usize,
     /// What becomes of the tokens.
     pub choice: Choice,
     /// The target's id of each row of the head; `None` is the identity.

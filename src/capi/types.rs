@@ -672,19 +672,20 @@ pub struct spec_draft_args {
     /// `has_confidence`.
     pub confidence: *mut f32,
     /// Trees instead of chains, in a session with max_tree_width, for kinds that draft one token
-    /// after the other: `eagle`, `eagle3`, `mtp`, `independent` and `mlp`, and for kinds that draft
-    /// blocks of tokens that do not depend on each other: `peagle`, `dflash`, and `dspark` without
-    /// a Markov head; UNSUPPORTED for others. Draft i of a sequence is then node i + 1 of its tree. `num_drafts` cuts the tree to as many drafts, those of the
+    /// after the other: `eagle`, `eagle3`, `mtp`, `independent` and `mlp`, and of those that draft
+    /// blocks for `peagle`, `dflash` and `dspark`; UNSUPPORTED for others. Draft i of a sequence is
+    /// then node i + 1 of its tree. `num_drafts` cuts the tree to as many drafts, those of the
     /// first nodes (DYNAMIC: the best ones); what else bounds chains (`limit`, max_position,
     /// `most_drafts`) bounds its depth. Row `b * max_drafts + n` of `draft_logits` has the logits
     /// that the children of node n were chosen from; rows of nodes without children are left as
     /// they were; DYNAMIC does not give them (UNSUPPORTED), as its tokens are not drawn. All rows
     /// of a level are one run of the drafter; each sees the context and its own path. Their keys
     /// and values are kept in the workspace, so that the pages need reach no further than
-    /// position - 1, or position for `independent` if anything is proposed. A block is run once,
-    /// and all nodes of a depth have the logits of its slot: of a tree, they have the same
-    /// children, in DYNAMIC ranked by what their paths multiply to. Proposals of trees are not
-    /// rated: `confidence` is NULL and `min_confidence` 0 (UNSUPPORTED). NULL: chains.
+    /// position - 1, or position for `independent` if anything is proposed. A block is run once.
+    /// Where its tokens do not depend on each other (`peagle`, `dflash`, `dspark` without a Markov
+    /// head), all nodes of a depth have the logits of its slot, and those of one tree the same
+    /// children, as far as each has any; a Markov head is stepped for each node. Proposals of trees
+    /// are not rated: `confidence` is NULL and `min_confidence` 0 (UNSUPPORTED). NULL: chains.
     pub tree_shape: *const spec_tree_shape,
 }
 

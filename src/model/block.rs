@@ -13,6 +13,7 @@ use super::refiner::{Refiner, RefinerScratch};
 use super::trees::TreeScratch;
 use crate::backend::Backend;
 use crate::backend::block_heads::Slots;
+use crate::backend::draft_trees::TreeLevel;
 use crate::backend::phases::{
     BlockInput, BlockKv, Choice, Gather, KvPool, Norm, OwnKv, Rows, StartBlock,
 };
@@ -206,9 +207,13 @@ impl Block {
         let drafts = limits.drafts.min(self.most_drafts);
         let (len, hidden) = (self.rows_of_block(drafts), self.decoder.hidden_size());
         let (rows, slots) = (limits.sequences * len, limits.sequences * drafts);
+        let of_level = match self.head {
+            Head::Markov(_) if limits.tree.is_some() => limits.draft_rows(),
+            _ => 0,
+        };
         let extent = Extent {
             rows,
-            proposals: slots,
+            proposals: slots.saturating_add(of_level),
             width: self.head.input_width(),
             layers: match self.entry {
                 Entry::Continued { .. } => 1,
@@ -224,11 +229,11 @@ impl Block {
             pages: carver.matrix(pool.pages.dtype, pages, page_columns),
             hidden: carver.matrix(Dtype::F32, rows, hidden),
             slot_hidden: carver.matrix(Dtype::F32, slots, hidden),
-            head: self.head.carve(carver, limits.sequences, (rows, slots)),
+            head: self.head.carve(carver, limits.draft_rows(), (rows, slots)),
             confidence: self.confidence.as_ref().map(|head| head.carve(carver, rows)),
         });
-        scratch.tree =
-            TreeScratch::carve_shared(carver, &pool, limits, &self.decoder, self.most_drafts);
+        let of_slots = (self.most_drafts, matches!(self.head, Head::Independent));
+        scratch.tree = TreeScratch::carve_of_blocks(carver, &pool, limits, &self.decoder, of_slots);
         scratch
     }
 
@@ -248,8 +253,7 @@ impl Block {
     /// Why no trees are drafted from the blocks, if none are.
     pub(super) fn tree_obstacle(&self) -> Option<&'static str> {
         match &self.head {
-            Head::Independent => None,
-            Head::Markov(_) => Some("its tokens are drawn one after the other along one path"),
+            Head::Independent | Head::Markov(_) => None,
             Head::Candidates(_) => {
                 Some("its candidates are walked through one after the other along one path")
             }
@@ -270,8 +274,24 @@ impl Block {
         }
     }
 
-    /// Maps the slots of blocks to logits, which later phases read.
-    pub(super) fn map_to_logits(&self, run: &BlockRun<'_>) -> Result<()> {
+    /// Maps a level of trees to logits, which later phases read: those of all slots with the roots, or those
+    /// of its rows.
+    pub(super) fn map_level(
+        &self,
+        run: &BlockRun<'_>,
+        level: &TreeLevel,
+        logits: Matrix,
+    ) -> Result<()> {
+        match (&self.head, &block_scratch(&run.step).head) {
+            (Head::Markov(head), HeadScratch::Markov(scratch)) => {
+                head.map_level(&self.decoder, run, (level, logits), scratch)
+            }
+            _ if level.depth == 0 => self.map_slots(run),
+            _ => Ok(()),
+        }
+    }
+
+    fn map_slots(&self, run: &BlockRun<'_>) -> Result<()> {
         let mut proposal =
             self.decoder.proposal(&run.step, 0, run.slots.num_slots, run.slot_hidden);
         proposal.choice = Choice::Kept { with_logits: true };
@@ -365,12 +385,12 @@ impl Head {
     fn carve(
         &self,
         carver: &mut Carver,
-        sequences: usize,
+        rows: usize,
         (block_rows, slots): (usize, usize),
     ) -> HeadScratch {
         match self {
             Self::Independent => HeadScratch::Independent,
-            Self::Markov(head) => HeadScratch::Markov(head.carve(carver, sequences, block_rows)),
+            Self::Markov(head) => HeadScratch::Markov(head.carve(carver, rows, block_rows)),
             Self::Candidates(head) => HeadScratch::Candidates(head.carve(carver, slots)),
             Self::Refined(head) => HeadScratch::Refined(head.carve(carver, (block_rows, slots))),
         }

@@ -675,6 +675,7 @@ impl Decoder {
             norm: self.norm,
             head: &self.head,
             base: None,
+            rows_of_base: 1,
             logits: step.scratch.logits,
             choice: Choice::Proposed,
             feed_back_normed: false,
@@ -695,6 +696,7 @@ impl Decoder {
             feed_back_normed: proposal.feed_back_normed,
             head: RowSegments { segments: proposal.head },
             base: proposal.base,
+            rows_of_base: proposal.rows_of_base,
             choice: proposal.choice,
             target_ids: self.target_ids,
             input: step.scratch.input(proposal.hidden.columns),
@@ -721,6 +723,8 @@ pub(super) struct Proposal<'p> {
     pub(super) head: &'p [Matrix],
     /// Logits that these are added to.
     pub(super) base: Option<Matrix>,
+    /// Rows that share a row of them, one after the other.
+    pub(super) rows_of_base: usize,
     /// Where the sum goes.
     pub(super) logits: Matrix,
     /// What becomes of the tokens.

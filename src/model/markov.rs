@@ -6,9 +6,11 @@ use super::block::{BlockRun, Head};
 use super::decoder::{Decoder, Step};
 use super::placement::Placement;
 use crate::backend::block_heads::{MarkovCell, RateDrafts, StepMarkov};
+use crate::backend::draft_trees::TreeLevel;
+use crate::backend::phases::{Choice, Rows};
 use crate::checkpoint;
 use crate::error::Result;
-use crate::tensor::{Carver, Dtype, Matrix};
+use crate::tensor::{Carver, Dtype, Matrix, Span};
 
 /// The head and where its weights are.
 #[derive(Debug)]
@@ -80,11 +82,11 @@ impl Markov {
         self.embedding
     }
 
-    /// Cuts the memory for blocks of all sequences with so many rows in all.
+    /// Cuts the memory for so many rows that are stepped at a time, and blocks with so many rows in all.
     pub(super) fn carve(
         &self,
         carver: &mut Carver,
-        sequences: usize,
+        rows: usize,
         block_rows: usize,
     ) -> MarkovScratch {
         let rank = self.rank();
@@ -92,9 +94,9 @@ impl Markov {
             self.row_map().map_or((0, 0), |(row, _)| (block_rows, row.rows));
         MarkovScratch {
             part: carver.matrix(Dtype::F32, part_rows, part_columns),
-            states: [(); 2].map(|()| carver.matrix(Dtype::F32, sequences, rank)),
-            scratch: carver.matrix(Dtype::F32, sequences, 5 * rank),
-            output: carver.matrix(Dtype::F32, sequences, rank),
+            states: [(); 2].map(|()| carver.matrix(Dtype::F32, rows, rank)),
+            scratch: carver.matrix(Dtype::F32, rows, 5 * rank),
+            output: carver.matrix(Dtype::F32, rows, rank),
         }
     }
 
@@ -114,21 +116,11 @@ impl Markov {
         scratch: &MarkovScratch,
     ) -> Result<()> {
         let step = &run.step;
-        let logits = step.scratch.logits;
-        decoder.map_to_logits(step, run.slot_rows, run.slot_hidden, logits)?;
-        if let Some((weight, bias)) = self.row_map() {
-            run.map_hidden(decoder, &[weight], bias, scratch.part)?;
-        }
-        // A recurrent cell has seen all rows of a block, those that draft nothing, too.
-        if matches!(self.cell, Cell::Recurrent { .. }) {
-            for at in 0..run.slots.first_slot {
-                self.step(run, (0, at), scratch)?;
-            }
-        }
+        self.start(decoder, run, scratch)?;
         for index in 0..run.slots.num_slots {
-            self.step(run, (index, run.slots.first_slot + index), scratch)?;
-            let base = run.every_slot(logits, index);
             let rows = step.drafting_rows(index);
+            self.step(run, CellRows::of_blocks(rows), run.slots.first_slot + index, scratch)?;
+            let base = run.every_slot(step.scratch.logits, index);
             let mut proposal = decoder.proposal(step, index, 1, scratch.output);
             proposal.norm = None;
             proposal.head = std::slice::from_ref(&self.readout);
@@ -139,16 +131,59 @@ impl Markov {
         Ok(())
     }
 
-    /// A step of the cell, for a proposal, on a row of each block.
+    /// Maps the rows of a level of trees to logits, whose states are those that the level above has left.
+    pub(super) fn map_level(
+        &self,
+        decoder: &Decoder,
+        run: &BlockRun<'_>,
+        (level, logits): (&TreeLevel, Matrix),
+        scratch: &MarkovScratch,
+    ) -> Result<()> {
+        let (rows, depth) = (level.rows, level.depth);
+        if depth == 0 {
+            self.start(decoder, run, scratch)?;
+        }
+        let from = (depth > 0).then_some(rows.source);
+        let cells = CellRows { rows, of_block: level.width, from };
+        self.step(run, cells, run.slots.first_slot + depth, scratch)?;
+        let step = Step { rows, ..run.step };
+        let mut proposal = decoder.proposal(&step, 0, 1, scratch.output);
+        proposal.norm = None;
+        proposal.head = std::slice::from_ref(&self.readout);
+        proposal.base = Some(run.every_slot(step.scratch.logits, depth));
+        proposal.rows_of_base = level.width;
+        proposal.logits = logits;
+        proposal.choice = Choice::Kept { with_logits: true };
+        decoder.propose(&step, &proposal)
+    }
+
+    /// What comes before the first proposal: all that depends on no token drafted.
+    fn start(&self, decoder: &Decoder, run: &BlockRun<'_>, scratch: &MarkovScratch) -> Result<()> {
+        let step = &run.step;
+        decoder.map_to_logits(step, run.slot_rows, run.slot_hidden, step.scratch.logits)?;
+        if let Some((weight, bias)) = self.row_map() {
+            run.map_hidden(decoder, &[weight], bias, scratch.part)?;
+        }
+        // A recurrent cell has seen all rows of a block, those that draft nothing, too.
+        if matches!(self.cell, Cell::Recurrent { .. }) {
+            for at in 0..run.slots.first_slot {
+                self.step(run, CellRows::of_blocks(step.drafting_rows(0)), at, scratch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A step of the cell, at a row of each block.
     fn step(
         &self,
         run: &BlockRun<'_>,
-        (index, at): (usize, usize),
+        cells: CellRows,
+        at: usize,
         scratch: &MarkovScratch,
     ) -> Result<()> {
         let step = &run.step;
         let phase = StepMarkov {
-            rows: step.drafting_rows(index),
+            rows: cells.rows,
             embedding: self.embedding,
             cell: match self.cell {
                 Cell::Vanilla => MarkovCell::Vanilla,
@@ -161,12 +196,31 @@ impl Markov {
                 Some(_) => run.every_row(scratch.part, at),
                 None => scratch.part,
             },
+            rows_of_part: cells.of_block,
+            from: cells.from,
             state: scratch.states[1 - at % 2],
             next_state: scratch.states[at % 2],
             scratch: scratch.scratch,
             output: scratch.output,
         };
         step.backend.step_markov(step.stream, &phase)
+    }
+}
+
+/// What the cell is stepped for.
+struct CellRows {
+    /// The rows, with the tokens before.
+    rows: Rows,
+    /// Rows of each block.
+    of_block: usize,
+    /// The row of the step before that each goes on from, if it is not its own.
+    from: Option<Span<i32>>,
+}
+
+impl CellRows {
+    /// One row of each block.
+    fn of_blocks(rows: Rows) -> Self {
+        Self { rows, of_block: 1, from: None }
     }
 }
 

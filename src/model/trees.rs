@@ -1,6 +1,6 @@
 //! How networks draft trees, level by level. Those that draft one token after the other run the rows of a
 //! level, and need memory for keys and values that never enter the pool. A block runs once, and what it
-//! tells of a slot is the law of all nodes of a depth.
+//! tells of a slot is the law of all nodes of a depth, or what a head makes laws of.
 
 use super::block::{Block, BlockRun};
 use super::decoder::{Decoder, RowLimits, Step};
@@ -37,6 +37,8 @@ impl TreeLimits {
 #[derive(Clone, Copy, Debug)]
 pub struct TreeScratch {
     limits: TreeLimits,
+    /// Whether all rows of a level of a tree have the law of a slot.
+    shares_laws: bool,
     /// Levels take turns.
     levels: [LevelScratch; 2],
     /// Elements from one row's path to the next; 0 where rows have no keys and values.
@@ -74,17 +76,20 @@ impl TreeScratch {
         Some(Self::cut(carver, pool, (limits, tree), decoder, (width, tree.depth, laws)))
     }
 
-    /// Cuts the memory for rows that nothing is kept of, and that share the laws of a block's slots.
-    pub(super) fn carve_shared(
+    /// Cuts the memory for rows that have no keys and values, below blocks with so many slots. They may share
+    /// the laws of these.
+    pub(super) fn carve_of_blocks(
         carver: &mut Carver,
         pool: &KvPool,
         limits: &RowLimits,
         decoder: &Decoder,
-        most_drafts: usize,
+        (slots, shares_laws): (usize, bool),
     ) -> Option<Self> {
         let tree = limits.tree?;
-        let tree = TreeLimits { depth: tree.depth.min(most_drafts), ..tree };
-        Some(Self::cut(carver, pool, (limits, tree), decoder, (0, 0, limits.sequences)))
+        let tree = TreeLimits { depth: tree.depth.min(slots), ..tree };
+        let laws = if shares_laws { limits.sequences } else { limits.draft_rows() };
+        let scratch = Self::cut(carver, pool, (limits, tree), decoder, (0, 0, laws));
+        Some(Self { shares_laws, ..scratch })
     }
 
     /// Cuts memory for rows with hidden states and paths so wide, and so many laws.
@@ -109,6 +114,7 @@ impl TreeScratch {
         let children = laws.saturating_mul(children.min(decoder.draft_vocabulary()));
         Self {
             limits: tree,
+            shares_laws: false,
             levels,
             stride,
             pages: carver.matrix(pool.pages.dtype, pages, pool.pages.columns),
@@ -149,7 +155,7 @@ pub enum Branching<'n> {
     Sequential(&'n Sequential),
     /// A head for each step.
     Heads(&'n Heads),
-    /// One pass for all levels, whose slots do not know of each other's tokens.
+    /// One pass for all levels.
     Block(&'n Block),
 }
 
@@ -176,12 +182,20 @@ impl LevelRun<'_> {
     /// The logits of the level's laws, once the network has mapped them.
     pub fn logits(&self) -> Matrix {
         let logits = self.step.scratch.logits;
-        self.block.as_ref().map_or(logits, |block| block.every_slot(logits, self.level.depth))
+        match &self.block {
+            None => logits,
+            Some(block) if self.scratch().shares_laws => block.every_slot(logits, self.level.depth),
+            // Behind those of the slots.
+            Some(block) => logits.row_range(block.slot_rows.len(), self.level.rows.len()),
+        }
     }
 
     /// As many rows as there are laws.
     fn law_rows(&self) -> Rows {
-        self.block.as_ref().map_or(self.level.rows, |block| block.step.rows)
+        match &self.block {
+            Some(block) if self.scratch().shares_laws => block.step.rows,
+            _ => self.level.rows,
+        }
     }
 
     /// Scratch of the phases that read logits, prepared.
@@ -197,7 +211,7 @@ impl LevelRun<'_> {
         TreeLevel {
             rows: rows.slice(0, self.step.batch.num_sequences * width),
             width,
-            shared: if self.block.is_some() { width } else { 1 },
+            shared: if scratch.shares_laws { width } else { 1 },
             depth,
             paths,
             stride: scratch.stride,
@@ -300,8 +314,8 @@ impl<'n> Branching<'n> {
             Self::Sequential(network) => network.map_to_logits(&run.step, run.hidden),
             Self::Heads(network) => network.map_to_logits(&run.step, run.level.depth, run.hidden),
             Self::Block(network) => match &run.block {
-                Some(block) if run.level.depth == 0 => network.map_to_logits(block),
-                _ => Ok(()),
+                Some(block) => network.map_level(block, &run.level, run.logits()),
+                None => unreachable!("the roots have run the block"),
             },
         }
     }

@@ -105,7 +105,8 @@ impl CpuBackend {
                     let products = [Product::of(&weight, gates, Sink::Store)];
                     multiply(&self.pool, self.isa, &embedded, rows, products);
                     self.pool.run(rows, &|index| {
-                        let (gates, part) = (row(&gates, index), row(&phase.part, index));
+                        let (gates, part) =
+                            (row(&gates, index), row(&phase.part, index / phase.rows_of_part));
                         let embedded = row(&embedded, index);
                         for (c, to) in row_mut(&phase.output, index).iter_mut().enumerate() {
                             *to = sigmoid(gates[c] + part[c]) * embedded[c];
@@ -120,13 +121,15 @@ impl CpuBackend {
                         if is_first {
                             state.fill(0.0);
                         } else {
-                            state.copy_from_slice(row(&phase.state, index));
+                            let from = phase.from.map(|from| elements(from)[index] as usize);
+                            state.copy_from_slice(row(&phase.state, from.unwrap_or(index)));
                         }
                     });
                     let products = [Product::of(&weight, gates, Sink::Store)];
                     multiply(&self.pool, self.isa, &input, rows, products);
                     self.pool.run(rows, &|index| {
-                        let (gates, part) = (row(&gates, index), row(&phase.part, index));
+                        let (gates, part) =
+                            (row(&gates, index), row(&phase.part, index / phase.rows_of_part));
                         let state = row(&state, index);
                         let (next_state, output) =
                             (row_mut(&phase.next_state, index), row_mut(&phase.output, index));

@@ -368,7 +368,8 @@ impl CpuBackend {
             self.norm_rows(&phase.hidden, &phase.input, rows, phase.norm.as_ref());
             if let Some(base) = phase.base.filter(|base| base.address != phase.logits.address) {
                 self.pool.run(rows, &|index| {
-                    row_mut(&phase.logits, index).copy_from_slice(row(&base, index));
+                    let base = row(&base, index / phase.rows_of_base);
+                    row_mut(&phase.logits, index).copy_from_slice(base);
                 });
             }
             let product = Product {

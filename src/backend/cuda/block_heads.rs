@@ -92,8 +92,11 @@ struct MarkovArguments {
     state: MatrixArgument,
     next_state: MatrixArgument,
     output: MatrixArgument,
+    from: u64,
+    rows_of_part: u32,
     cell: u32,
     is_first: u32,
+    padding: u32,
 }
 
 // SAFETY: the struct of kernels/block_heads.cu.
@@ -119,8 +122,11 @@ pub unsafe fn step_markov(kernels: &Kernels, stream: Stream, phase: &StepMarkov)
         state: (&phase.state).into(),
         next_state: (&phase.next_state).into(),
         output: (&phase.output).into(),
+        from: address_or_zero(phase.from),
+        rows_of_part: phase.rows_of_part as u32,
         cell,
         is_first: is_first.into(),
+        padding: 0,
     };
     let shape = grid(phase.rows.len(), phase.output.columns.div_ceil(WARPS));
     // SAFETY: this function's contract.

@@ -45,7 +45,7 @@ struct ProposeArguments {
     feeds_back_normed: u32,
     most_last_blocks: u32,
     distance: u32,
-    padding: u32,
+    rows_of_base: u32,
 }
 
 // SAFETY: the struct of kernels/propose.cu.
@@ -117,7 +117,7 @@ pub unsafe fn propose(kernels: &Kernels, stream: Stream, phase: &Propose<'_>) ->
         feeds_back_normed: phase.feed_back_normed.into(),
         most_last_blocks: most_last_blocks(kernels),
         distance: phase.distance as u32,
-        padding: 0,
+        rows_of_base: phase.rows_of_base as u32,
     };
     let others = std::iter::once(&phase.hidden)
         .chain(phase.norm.iter().filter_map(|norm| norm.weight.as_ref()));
