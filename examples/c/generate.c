@@ -78,6 +78,9 @@ static bool open_drafter(drafter *d, host *h, const demo_options *options) {
         spec_session_create(d->model, &session, &d->session, &error) ||
         spec_session_warm_up(d->session, h->device.stream, &error))
         return fail();
+    /* A block has slots for so many levels. */
+    if (d->shape.depth > d->info.most_drafts)
+        d->shape.depth = d->info.most_drafts;
     /* The hidden states that the speculator reads. */
     for (int32_t i = 0; i < d->info.num_features && i < HOST_MAX_FEATURES; i++) {
         const spec_feature_layer *layer = &d->info.features[i];
