@@ -151,7 +151,9 @@ fn trees_of_every_shape_allocate_nothing() {
     ];
     let of = |directory| Model::load(&context, directory, None).expect("a model");
     let mut models: Vec<Model> = directories.iter().map(|directory| of(directory)).collect();
-    let blocks = golden::supported_cases().into_iter().filter(|case| case.kind == "dflash");
+    let kinds = ["peagle", "dflash", "dspark"];
+    let blocks = golden::supported_cases().into_iter();
+    let blocks = blocks.filter(|case| kinds.contains(&case.kind.as_str()));
     models.extend(blocks.map(|case| case.load(&context).expect("a model")));
     for (model, shape) in models.iter().flat_map(|m| shapes.iter().map(move |s| (m, s))) {
         let options = spec_session_options {

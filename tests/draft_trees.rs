@@ -1097,6 +1097,32 @@ fn for_each_block(mut run: impl FnMut(&World)) {
 }
 
 #[test]
+fn nodes_of_a_depth_have_the_logits_of_a_slot_unless_a_head_reads_their_tokens() {
+    let context = Context::with_threads(1);
+    let mut seen = [0, 0];
+    for case in golden::supported_cases().into_iter().filter(|case| !is_refused(case)) {
+        let model = case.load(&context).expect("a model");
+        if model.info().mask_token < 0 {
+            continue;
+        }
+        let world = World::of(model);
+        let reads_tokens = case.kind == "dspark" && !case.name.contains("nomarkov");
+        let parents = full(2, 3);
+        let text = world.text(&mut Random::new(24), 14);
+        let shape = TreeShape::Static(parents.clone());
+        let tree = draft(&world.session(), &turn(&text, 13, &parents), Some(&shape));
+        // Siblings have different tokens.
+        for (first, second) in [(1, 2), (3, 4), (5, 6)] {
+            let is_equal = tree.logits[first] == tree.logits[second];
+            assert_eq!(is_equal, !reads_tokens, "{}, {first}, {second}", case.name);
+        }
+        assert!(reads_tokens || tree.logits[3] == tree.logits[6], "{}", case.name);
+        seen[usize::from(reads_tokens)] += 1;
+    }
+    assert!(seen[0] >= 3 && seen[1] >= 2, "{seen:?}");
+}
+
+#[test]
 fn trees_with_more_levels_than_a_block_has_slots_are_refused() {
     for_each_block(|world| {
         let most = world.model.info().most_drafts;
