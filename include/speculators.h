@@ -2110,18 +2110,19 @@ spec_status spec_kv_compact(const spec_context *context,
  * computed, not estimated. Rules that are lossless have to emit the target's law, after one round
  * and after two, with filters and masks; the others have to decide as they are defined.
  *
- * `flags` is `SPEC_SELFTEST_QUICK` or 0. The report is JSON: `holds`, `device`, `instruction_set`,
- * `quick` and `rules`, each with `rule` (its number), `name`, `holds`, `lossy`, `exact` (whether it is
- * lossless and holds), `branches`, `decisions`, `largest_deviation`, `tolerance` and `cases`, which
- * have a `name`, `holds`, `branches`, `decisions`, `largest_deviation` and a `defect`, a text or
- * null; later versions may add members. It is the same in every call, as no chance is in it. `json`,
- * `capacity` and `length` as in `spec_checkpoint_inspect`: that asks for the length alone runs the
- * test as well, and 64 KiB are enough.
+ * `flags` is `SPEC_SELFTEST_QUICK` or 0. The report is JSON with the members `holds`, `device`,
+ * `instruction_set`, `quick` and `rules`. A rule has `rule` (its number), `name`, `holds`, `lossy`,
+ * `exact` (whether it is lossless and holds), `branches`, `decisions`, `largest_deviation`,
+ * `tolerance` and `cases`; a case has `name`, `holds`, `branches`, `decisions`,
+ * `largest_deviation` and `defect`, a text or null. Later versions may add some. No chance is in
+ * the test: the report is the same in every call. `json`, `capacity` and `length` are as in
+ * `spec_checkpoint_inspect`; to ask for the length alone takes as long as the test, and 64 KiB
+ * are enough.
  *
- * `stream` is NULL on the CPU. Errors: INTERNAL (a rule does not keep its promise: the message names the
- * rule, the case and the deviation, the report is written), INVALID_ARGUMENT (also a stream that is
- * being captured, or a capacity that is too small: the length is written), UNSUPPORTED (a flag
- * that this version does not know), OUT_OF_MEMORY, DEVICE.
+ * `stream` is NULL on the CPU. Errors: INTERNAL (a rule does not keep its promise: the message
+ * names rule, case and deviation, and the report is written), INVALID_ARGUMENT (also a stream that
+ * is being captured, or a `capacity` too small: `length` is written all the same), UNSUPPORTED (a
+ * flag that this version does not know), OUT_OF_MEMORY, DEVICE.
  *
  * Contract: any thread, on a CUDA device not while any stream is being captured; blocks until the
  * test is done, less than a second on a CPU; allocates, memory of the device from the context's

@@ -36,9 +36,9 @@ pub struct Cell {
     pub ranges: Vec<(u64, u64)>,
     /// A point inside.
     pub numbers: Vec<u64>,
-    /// What is decided there.
+    /// What is decided there, as long as the numbers that are still to explore are [`LAST`].
     pub outcome: Outcome,
-    /// Whether the same is decided at the corners of the cell and at other points of it.
+    /// Whether the same is decided at the corners of the cell and at points of it.
     pub is_constant: bool,
 }
 
@@ -59,7 +59,16 @@ pub struct Explorer<'a> {
     known: Vec<u64>,
 }
 
-/// A number between two steps at which the outcomes differ.
+/// What is explored.
+struct Task<'a> {
+    jobs: &'a [Job],
+    /// Those of all jobs, then the others of all jobs.
+    proposals: Vec<Proposal>,
+    look: &'a dyn Fn(usize, &[i32]) -> Outcome,
+}
+
+/// A number between two steps.
+#[derive(Clone, Copy)]
 struct Gap {
     cell: usize,
     low: (u64, Outcome),
@@ -84,16 +93,14 @@ impl Gap {
         [Self { cell, low, high: middle }, Self { cell, low: middle, high }]
     }
 
-    /// Whether a border is somewhere inside. One that is found is noted.
-    fn is_open(&self, borders: &mut [Vec<u64>]) -> bool {
-        if self.low.1 == self.high.1 {
-            return false;
-        }
-        let is_found = self.high.0 - self.low.0 == 1;
-        if is_found {
-            borders[self.cell].push(self.high.0);
-        }
-        !is_found
+    /// Whether a border is somewhere inside that is not found yet.
+    fn is_open(&self) -> bool {
+        self.low.1 != self.high.1 && self.high.0 - self.low.0 > 1
+    }
+
+    /// Whether this is a border, between one step and the next.
+    fn is_border(&self) -> bool {
+        self.low.1 != self.high.1 && self.high.0 - self.low.0 == 1
     }
 }
 
@@ -123,38 +130,31 @@ impl<'a> Explorer<'a> {
         jobs: &[Job],
         look: &dyn Fn(usize, &[i32]) -> Outcome,
     ) -> Result<Vec<Cell>> {
-        let proposals: Vec<Proposal> = jobs
-            .iter()
-            .map(|job| job.proposal.clone())
-            .chain(jobs.iter().map(|job| job.other.clone()))
-            .collect();
-        let cell = |(job, numbers): (usize, &Job)| Cell {
+        let others = jobs.iter().map(|job| job.other.clone());
+        let proposals = jobs.iter().map(|job| job.proposal.clone()).chain(others).collect();
+        let task = Task { jobs, proposals, look };
+        let start = jobs.iter().enumerate().map(|(index, job)| (index, index, job.numbers.clone()));
+        let outcomes = self.outcomes(&task, start.collect())?;
+        let cell = |((job, numbers), outcome): ((usize, &Job), Outcome)| Cell {
             job,
             ranges: vec![(0, STEPS); numbers.numbers.len()],
             numbers: numbers.numbers.clone(),
-            outcome: 0,
+            outcome,
             is_constant: true,
         };
-        let mut cells: Vec<Cell> = jobs.iter().enumerate().map(cell).collect();
+        let mut cells: Vec<Cell> = jobs.iter().enumerate().zip(outcomes).map(cell).collect();
         let levels = jobs.iter().map(|job| job.order.len()).max().unwrap_or(0);
         for level in 0..levels {
-            cells = self.split(jobs, &proposals, cells, level, look)?;
+            cells = self.split(&task, &cells, level)?;
         }
-        self.check(jobs, &proposals, &mut cells, look)?;
+        self.check(&task, &mut cells)?;
         Ok(cells)
     }
 
     /// Splits cells where their next number makes a difference: some cells before others, which end
     /// where those did as often as not.
-    fn split(
-        &mut self,
-        jobs: &[Job],
-        proposals: &[Proposal],
-        cells: Vec<Cell>,
-        level: usize,
-        look: &dyn Fn(usize, &[i32]) -> Outcome,
-    ) -> Result<Vec<Cell>> {
-        let place = |cell: &Cell| jobs[cell.job].order.get(level).copied();
+    fn split(&mut self, task: &Task<'_>, cells: &[Cell], level: usize) -> Result<Vec<Cell>> {
+        let place = |cell: &Cell| task.jobs[cell.job].order.get(level).copied();
         let at = |&(cell, step): &(usize, u64)| {
             let mut numbers = cells[cell].numbers.clone();
             if let Some(place) = place(&cells[cell]) {
@@ -166,28 +166,31 @@ impl<'a> Explorer<'a> {
             (0..cells.len()).filter(|&cell| place(&cells[cell]).is_some()).collect();
         let mut borders = vec![Vec::new(); cells.len()];
         for wave in waves(&open) {
-            let ends: Vec<(usize, u64)> =
-                wave.iter().flat_map(|&cell| [(cell, 0), (cell, LAST)]).collect();
-            let outcomes = self.outcomes(proposals, ends.iter().map(at).collect(), look)?;
-            let gap = |(&cell, ends): (&usize, &[Outcome])| Gap {
+            let ends: Vec<(usize, u64)> = wave.iter().map(|&cell| (cell, 0)).collect();
+            let outcomes = self.outcomes(task, ends.iter().map(at).collect())?;
+            // The number is the last one as yet: what is decided there is known.
+            let gap = |(&cell, outcome): (&usize, Outcome)| Gap {
                 cell,
-                low: (0, ends[0]),
-                high: (LAST, ends[1]),
+                low: (0, outcome),
+                high: (LAST, cells[cell].outcome),
             };
-            let gaps = wave.iter().zip(outcomes.chunks(2)).map(gap);
-            let mut gaps: Vec<Gap> = gaps.filter(|gap| gap.low.1 != gap.high.1).collect();
+            let gaps = wave.iter().zip(outcomes).map(gap);
+            let mut gaps: Vec<Gap> = gaps.filter(Gap::is_open).collect();
             while !gaps.is_empty() {
                 let middles: Vec<(usize, u64)> =
                     gaps.iter().map(|gap| (gap.cell, gap.middle(&self.known))).collect();
-                let found = self.outcomes(proposals, middles.iter().map(at).collect(), look)?;
+                let found = self.outcomes(task, middles.iter().map(at).collect())?;
                 let halves = gaps.iter().zip(&middles).zip(found);
-                gaps = halves
+                let halves: Vec<Gap> = halves
                     .flat_map(|((gap, &(_, middle)), outcome)| gap.halves((middle, outcome)))
-                    .filter(|gap| gap.is_open(&mut borders))
                     .collect();
+                for border in halves.iter().filter(|gap| gap.is_border()) {
+                    borders[border.cell].push(*border);
+                }
+                gaps = halves.into_iter().filter(Gap::is_open).collect();
             }
-            let ends = wave.iter().flat_map(|&cell| &borders[cell]);
-            self.known.extend(ends.flat_map(|&end| [end - 1, end]));
+            let found = wave.iter().flat_map(|&cell| &borders[cell]);
+            self.known.extend(found.flat_map(|border| [border.low.0, border.high.0]));
             self.known.sort_unstable();
             self.known.dedup();
         }
@@ -195,68 +198,57 @@ impl<'a> Explorer<'a> {
         Ok(parts.flat_map(|(cell, borders)| cut(cell, place(cell), borders)).collect())
     }
 
-    /// Tells what is decided in the cells, and whether it is the same all over them.
-    fn check(
-        &mut self,
-        jobs: &[Job],
-        proposals: &[Proposal],
-        cells: &mut [Cell],
-        look: &dyn Fn(usize, &[i32]) -> Outcome,
-    ) -> Result<()> {
-        const POINTS: usize = 5;
+    /// Tells whether the same is decided all over the cells: at their corners and at points inside.
+    fn check(&mut self, task: &Task<'_>, cells: &mut [Cell]) -> Result<()> {
+        const POINTS: usize = 4;
         let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut random = |_, (low, high): (u64, u64)| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            low + state % (high - low)
+        };
         let mut points = Vec::with_capacity(POINTS * cells.len());
         for cell in &*cells {
-            let job = &jobs[cell.job];
+            let job = &task.jobs[cell.job];
             let mut at = |choose: &mut dyn FnMut(usize, (u64, u64)) -> u64, other: bool| {
                 let mut numbers = cell.numbers.clone();
                 for &place in &job.order {
                     numbers[place] = choose(place, cell.ranges[place]);
                 }
-                if other {
-                    for &place in &job.free {
-                        numbers[place] = choose(place, (0, STEPS));
-                    }
+                for &place in job.free.iter().filter(|_| other) {
+                    numbers[place] = choose(place, (0, STEPS));
                 }
-                let proposal = if other { jobs.len() + cell.job } else { cell.job };
+                let proposal = if other { task.jobs.len() + cell.job } else { cell.job };
                 points.push((proposal, cell.job, numbers));
             };
-            let mut random = |_, (low, high): (u64, u64)| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                low + state % (high - low)
-            };
-            at(&mut |place, _| cell.numbers[place], false);
             at(&mut |_, (low, _)| low, false);
             at(&mut |_, (_, high)| high - 1, false);
             at(&mut random, true);
             at(&mut random, true);
         }
-        let outcomes = self.outcomes(proposals, points, look)?;
+        let outcomes = self.outcomes(task, points)?;
         for (cell, outcomes) in cells.iter_mut().zip(outcomes.chunks(POINTS)) {
-            cell.outcome = outcomes[0];
             cell.is_constant = outcomes.iter().all(|outcome| *outcome == cell.outcome);
         }
         Ok(())
     }
 
-    /// What is decided for a proposal of a job with some numbers.
+    /// What is decided for a proposal, as it looks to a job, with some numbers.
     fn outcomes(
         &mut self,
-        proposals: &[Proposal],
+        task: &Task<'_>,
         points: Vec<(usize, usize, Vec<u64>)>,
-        look: &dyn Fn(usize, &[i32]) -> Outcome,
     ) -> Result<Vec<Outcome>> {
         self.decisions += points.len();
         let mut outcomes = Vec::with_capacity(points.len());
         for points in points.chunks(MOST_SEQUENCES) {
             let of: Vec<usize> = points.iter().map(|(proposal, ..)| *proposal).collect();
             let steps = points.iter().flat_map(|(.., numbers)| numbers.iter().copied()).collect();
-            let records =
-                self.procedure.decide(self.scene, proposals, &of, &Draws::Given(steps))?;
+            let draws = Draws::Given(steps);
+            let records = self.procedure.decide(self.scene, &task.proposals, &of, &draws)?;
             let records = records.chunks(record::len(self.scene.max_drafts));
-            let told = records.zip(points).map(|(record, (_, job, _))| look(*job, record));
+            let told = records.zip(points).map(|(record, (_, job, _))| (task.look)(*job, record));
             outcomes.extend(told);
         }
         Ok(outcomes)
@@ -264,17 +256,18 @@ impl<'a> Explorer<'a> {
 }
 
 /// The parts of a cell between the borders of a number.
-fn cut(cell: &Cell, place: Option<usize>, borders: &mut Vec<u64>) -> Vec<Cell> {
-    let Some(place) = place.filter(|_| !borders.is_empty()) else { return vec![cell.clone()] };
-    borders.sort_unstable();
-    borders.push(STEPS);
-    let mut low = 0;
-    let part = |&high: &u64| {
+fn cut(cell: &Cell, place: Option<usize>, borders: &mut [Gap]) -> Vec<Cell> {
+    borders.sort_unstable_by_key(|border| border.high.0);
+    let (Some(place), Some(first)) = (place, borders.first()) else { return vec![cell.clone()] };
+    let begins = borders.iter().map(|border| border.high);
+    let begins = std::iter::once((0, first.low.1)).chain(begins);
+    let ends = borders.iter().map(|border| border.high.0).chain([STEPS]);
+    let part = |((low, outcome), high): ((u64, Outcome), u64)| {
         let mut part = cell.clone();
         part.ranges[place] = (low, high);
         part.numbers[place] = low + (high - low) / 2;
-        low = high;
+        part.outcome = outcome;
         part
     };
-    borders.iter().map(part).collect()
+    begins.zip(ends).map(part).collect()
 }
