@@ -277,7 +277,7 @@ impl Level {
                 (1..parents.len()).filter(|&node| parents[node] == place.node as i32).collect();
             let (q, allowed) = (&world.q[place.token], world.allowed(place.token));
             for (siblings, drafted) in case.siblings(q, allowed, children.len()) {
-                let children = children.iter().copied().zip(siblings).collect();
+                let children: Vec<(usize, i32)> = children.iter().copied().zip(siblings).collect();
                 level.jobs.push(job(world, place, &children));
                 level.origins.push(Origin { place: index, children, drafted });
             }
@@ -319,7 +319,7 @@ impl Level {
 }
 
 /// A job at a place, with these children.
-fn job(world: &World, place: &Place, children: &Vec<(usize, i32)>) -> Job {
+fn job(world: &World, place: &Place, children: &[(usize, i32)]) -> Job {
     let mut drafts = place.drafts.clone();
     children.iter().for_each(|&(child, draft)| drafts[child - 1] = Some(draft));
     let filled = |token: i32| drafts.iter().map(|draft| draft.unwrap_or(token)).collect();
