@@ -7,7 +7,7 @@ use super::report::{CaseReport, Report};
 use super::{cases, examine};
 use crate::backend::verify::{
     ChainRule, Child, Decision, PrefixWeight, Rule, RuleKind, Siblings, TargetChain, TargetRow,
-    VerifyBatch,
+    VerifyBatch, record,
 };
 use crate::backend::{Backend, Stream};
 use crate::context::{Context, Threads};
@@ -267,6 +267,37 @@ fn a_decision_by_the_numbers_of_others_is_found() {
     assert!(!found.holds());
     let error = Report::new(context.description(), false, vec![found]).outcome().unwrap_err();
     assert!(error.to_string().contains("must not depend on"), "{error}");
+}
+
+/// Decisions without rhyme or reason.
+struct Noise;
+
+impl Procedure for Noise {
+    fn decide(
+        &self,
+        scene: &Scene,
+        _: &[Proposal],
+        of: &[usize],
+        draws: &Draws,
+    ) -> Result<Vec<i32>> {
+        let Draws::Given(steps) = draws else { return Ok(vec![0; of.len() * 10]) };
+        let record = |steps: &[u64]| {
+            let mut record = vec![0; record::len(scene.max_drafts)];
+            record[record::EMITTED] = 1;
+            let mixed = steps.iter().fold(0, |mixed, step| uniform(mixed, *step, Purpose::Emit, 0));
+            record[record::TOKENS] = (mixed % 3) as i32;
+            record
+        };
+        Ok(steps.chunks(scene.numbers()).flat_map(record).collect())
+    }
+}
+
+#[test]
+fn a_device_that_decides_at_random_is_an_error_and_no_endless_search() {
+    let case = Case::new("noise", REJECTION, Shape::Chain(2), Drafting::Independent);
+    let error = super::report(&Noise, &case).unwrap_err();
+    assert_eq!(error.status(), Status::Internal);
+    assert!(error.to_string().contains("noise: expected at most"), "{error}");
 }
 
 #[test]

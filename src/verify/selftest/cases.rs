@@ -208,7 +208,7 @@ fn lossless_chains() -> Vec<Case> {
     vec![
         short("chain", DEFAULT, Independent),
         short("chain, given drafts", DEFAULT, Best),
-        chain("chain, given drafts", FOLLOW, Best).quick(),
+        short("chain, given drafts", FOLLOW, Best).quick(),
         short("chain, filters and masks", FOLLOW, Best).filtered().masked(),
         short("chain", REJECTION, Independent).quick(),
         short("chain, given drafts", REJECTION, Best),

@@ -3,10 +3,14 @@
 
 use super::procedure::{Draws, LAST, Procedure, Proposal, STEPS, Scene};
 use crate::backend::verify::record;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Sequences of one call at most.
 const MOST_SEQUENCES: usize = 4096;
+
+/// Ends of cells that are looked for at a time for each, at most: there are no more outcomes than
+/// tokens and drafts, and what has more is no decision.
+const MOST_GAPS: usize = 32;
 
 /// What is known of a decision: equal numbers for equal decisions.
 pub type Outcome = u64;
@@ -188,6 +192,11 @@ impl<'a> Explorer<'a> {
                     borders[border.cell].push(*border);
                 }
                 gaps = halves.into_iter().filter(Gap::is_open).collect();
+                if gaps.len() > MOST_GAPS * wave.len() {
+                    return Err(Error::internal(format!(
+                        "expected at most {MOST_GAPS} outcomes of a random number, found more"
+                    )));
+                }
             }
             let found = wave.iter().flat_map(|&cell| &borders[cell]);
             self.known.extend(found.flat_map(|border| [border.low.0, border.high.0]));

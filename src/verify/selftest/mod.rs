@@ -55,8 +55,16 @@ pub fn selftest(context: &Context, stream: Stream, quick: bool) -> Result<Report
     let mut cases = cases::all();
     cases.retain(|case| case.is_quick || !quick);
     let results: Result<Vec<CaseReport>> =
-        cases.iter().map(|case| Ok(CaseReport::new(case, examine(&procedure, case)?))).collect();
+        cases.iter().map(|case| report(&procedure, case)).collect();
     Ok(Report::new(context.description(), quick, results?))
+}
+
+/// What was found out about a case.
+fn report(procedure: &dyn Procedure, case: &Case) -> Result<CaseReport> {
+    let findings = examine(procedure, case);
+    let findings =
+        findings.map_err(|error| error.within(format!("rule {}, {}", case.rule, case.name)));
+    Ok(CaseReport::new(case, findings?))
 }
 
 /// What there is to find out about a case.

@@ -277,7 +277,7 @@ impl Level {
                 (1..parents.len()).filter(|&node| parents[node] == place.node as i32).collect();
             let (q, allowed) = (&world.q[place.token], world.allowed(place.token));
             for (siblings, drafted) in case.siblings(q, allowed, children.len()) {
-                let children: Vec<_> = children.iter().copied().zip(siblings).collect();
+                let children: Vec<(usize, i32)> = children.iter().copied().zip(siblings).collect();
                 level.jobs.push(job(world, place, &children));
                 level.origins.push(Origin { place: index, children, drafted });
             }
