@@ -214,7 +214,7 @@ fn memory_goes_back_to_the_host_and_its_refusal_is_told() {
         return;
     }
     for (blocks, status) in
-        [(100, SPEC_OK), (0, SPEC_ERROR_OUT_OF_MEMORY), (2, SPEC_ERROR_OUT_OF_MEMORY)]
+        [(100, SPEC_OK), (0, SPEC_ERROR_OUT_OF_MEMORY), (1, SPEC_ERROR_OUT_OF_MEMORY)]
     {
         let ledger = Ledger { live: Mutex::default(), left: AtomicUsize::new(blocks) };
         let allocator = spec_allocator {
