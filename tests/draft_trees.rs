@@ -580,83 +580,126 @@ fn siblings_have_the_law_of_draws_without_replacement() {
     assert!(chi_square < 35.9, "{chi_square}: {counts:?}");
 }
 
-#[test]
-fn verified_trees_of_drawn_siblings_have_the_targets_law_at_every_depth() {
-    let context = Context::with_threads(2);
-    let world = World::random(&context, "verified", &Shape::default());
-    let session = world.session();
-    let text = world.text(&mut Random::new(12), 5);
-    let ids = world.model.draft_token_ids();
-    let vocabulary = world.model.info().vocabulary as usize;
-    let parents = vec![-1, 0, 0, 0, 1, 1, 2];
-    let (depths, drafts) = ([0, 1, 1, 1, 2, 2, 2], parents.len() as i32 - 1);
-    let shape = TreeShape::Stochastic(parents.clone());
-    let samplings = |batch: u64| (0..8).map(move |slot| sampled(batch * 8 + slot, 0));
-    let draft = |batch: u64| {
+/// Trees that are drafted with drawn siblings, and verified against a target whose rows depend on depth alone.
+struct VerifiedTrees<'w> {
+    world: &'w World,
+    context: &'w Context,
+    session: Session,
+    text: Text,
+    parents: Vec<i32>,
+    depths: [usize; 7],
+}
+
+impl<'w> VerifiedTrees<'w> {
+    const SEQUENCES: usize = 8;
+
+    fn new(world: &'w World, context: &'w Context) -> Self {
+        let (parents, depths) = (vec![-1, 0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 2, 2, 2]);
+        let text = world.text(&mut Random::new(12), 5);
+        Self { world, context, session: world.session(), text, parents, depths }
+    }
+
+    fn samplings(batch: u64) -> Vec<Sampling> {
+        (0..Self::SEQUENCES as u64).map(|slot| sampled(batch * 8 + slot, 0)).collect()
+    }
+
+    fn draft(&self, batch: u64) -> Vec<Drafts> {
+        let shape = TreeShape::Stochastic(self.parents.clone());
+        let drafts = self.parents.len() as i32 - 1;
         let turn = |(slot, sampling)| Turn {
             sampling,
-            ..Turn::new(&text, 0..4, drafts, Place::Slot(slot as i32))
+            ..Turn::new(&self.text, 0..4, drafts, Place::Slot(slot as i32))
         };
-        let turns: Vec<Turn<'_>> = samplings(batch).enumerate().map(turn).collect();
-        run(&session, &DraftCall::of(&turns).with_trees(&shape))
-    };
-    // Near what the drafter says of the root, so that some drafts are accepted and some are not.
-    let root = draft(0)[0].logits[0].clone();
-    let mut random = Random::new(13);
-    let mut row = || {
-        let mut row: Vec<f32> = random.normals(vocabulary);
-        for (column, logit) in root.iter().enumerate() {
-            row[ids.get(column).copied().unwrap_or(column as i32) as usize] += logit;
-        }
-        row
-    };
-    let rows = [row(), row(), row()];
-    let of_nodes: Vec<f32> = depths.iter().flat_map(|&depth| rows[depth].clone()).collect();
-    let logits = Matrix::new(8 * depths.len(), vocabulary, &of_nodes.repeat(8));
-    let mut counts = vec![vec![0.0; vocabulary]; 3];
-    let mut accepted = [0; 3];
-    for batch in 0..device::amount(4000, 3) {
-        let drafts = draft(batch);
+        let turns: Vec<Turn<'_>> =
+            Self::samplings(batch).into_iter().enumerate().map(turn).collect();
+        run(&self.session, &DraftCall::of(&turns).with_trees(&shape))
+    }
+
+    /// A row for each depth, near what the drafter says of the root, so that some drafts are accepted and
+    /// some are not.
+    fn target_rows(&self) -> [Vec<f32>; 3] {
+        let root = self.draft(0)[0].logits[0].clone();
+        let ids = self.world.model.draft_token_ids();
+        let mut random = Random::new(13);
+        [(); 3].map(|()| {
+            let mut row = random.normals(self.world.model.info().vocabulary as usize);
+            for (column, logit) in root.iter().enumerate() {
+                row[ids.get(column).copied().unwrap_or(column as i32) as usize] += logit;
+            }
+            row
+        })
+    }
+
+    /// What is emitted for the sequences of a batch.
+    fn emitted(&self, batch: u64, logits: &Matrix) -> Vec<Vec<i32>> {
+        let drafts = self.draft(batch);
+        let columns = drafts[0].logits[0].len();
         let tokens: Vec<&[i32]> = drafts.iter().map(|drafts| &drafts.tokens[..]).collect();
-        let samplings: Vec<Sampling> = samplings(batch).collect();
-        let nodes = vec![depths.len() as i32 - 1; 8];
+        let counts = tokens.iter().map(|tokens| tokens.len() as i32).collect();
+        let (positions, samplings) = (vec![5; tokens.len()], Self::samplings(batch));
         let tokens = Table::ragged(&tokens);
-        let mut call = VerifyCall::new(logits.clone(), tokens, nodes, vec![5; 8], &samplings);
+        let mut call = VerifyCall::new(logits.clone(), tokens, counts, positions, &samplings);
         // Nothing was drawn from the rows of leaves.
         let row_of = |row: &Vec<f32>| match row.len() {
-            0 => vec![f32::NAN; root.len()],
+            0 => vec![f32::NAN; columns],
             _ => row.clone(),
         };
         let q: Vec<f32> =
             drafts.iter().flat_map(|one| one.logits.iter().flat_map(row_of)).collect();
         call.rule = SPEC_RULE_REJECTION_DISTINCT;
-        call.parents = Some(parents.clone());
+        call.parents = Some(self.parents.clone());
         call.draft = Some(Distribution {
-            logits: Matrix::new(q.len() / root.len(), root.len(), &q),
+            logits: Matrix::new(q.len() / columns, columns, &q),
             has_row_ids: false,
-            token_ids: ids.clone(),
+            token_ids: self.world.model.draft_token_ids(),
         });
-        let decisions = call.run(&context).expect("a verification");
-        for sequence in 0..8 {
-            let emitted = decisions.emitted(sequence);
-            accepted[emitted.len() - 1] += 1;
-            for (counts, &token) in counts.iter_mut().zip(emitted) {
+        let decisions = call.run(self.context).expect("a verification");
+        (0..Self::SEQUENCES).map(|sequence| decisions.emitted(sequence).to_vec()).collect()
+    }
+
+    /// Compares what is emitted at each depth in so many batches with the law of its row.
+    fn compare(&self, batches: u64) {
+        let rows = self.target_rows();
+        let of_nodes: Vec<f32> =
+            self.depths.iter().flat_map(|&depth| rows[depth].clone()).collect();
+        let nodes = Self::SEQUENCES * self.depths.len();
+        let logits = Matrix::new(nodes, rows[0].len(), &of_nodes.repeat(Self::SEQUENCES));
+        let mut counts = vec![vec![0.0; rows[0].len()]; rows.len()];
+        let mut lengths = [0; 3];
+        for emitted in (0..batches).flat_map(|batch| self.emitted(batch, &logits)) {
+            lengths[emitted.len() - 1] += 1;
+            for (counts, &token) in counts.iter_mut().zip(&emitted) {
                 counts[token as usize] += 1.0;
             }
         }
-    }
-    assert!(accepted[..device::amount(3, 1)].iter().all(|&count| count > 0), "{accepted:?}");
-    for (depth, (counts, row)) in counts.iter().zip(&rows).enumerate() {
-        let all: f64 = counts.iter().sum();
-        let weights: Vec<f64> =
-            row.iter().map(|&logit| (f64::from(logit) / f64::from(1.3_f32)).exp()).collect();
-        let sum: f64 = weights.iter().sum();
-        for (token, (count, weight)) in counts.iter().zip(&weights).enumerate() {
-            let share = weight / sum;
-            let spread = (share * (1.0 - share) * all).sqrt();
-            let is_lawful = (count - share * all).abs() <= 5.0 * spread + 1.0;
-            assert!(is_lawful, "depth {depth}, {token}: {count} of {all} for {share}");
+        assert!(lengths[..device::amount(3, 1)].iter().all(|&count| count > 0), "{lengths:?}");
+        for (depth, (counts, row)) in counts.iter().zip(&rows).enumerate() {
+            let all: f64 = counts.iter().sum();
+            let weights: Vec<f64> =
+                row.iter().map(|&logit| (f64::from(logit) / f64::from(1.3_f32)).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            for (token, (count, weight)) in counts.iter().zip(&weights).enumerate() {
+                let share = weight / sum;
+                let spread = (share * (1.0 - share) * all).sqrt();
+                let is_lawful = (count - share * all).abs() <= 5.0 * spread + 1.0;
+                assert!(is_lawful, "depth {depth}, {token}: {count} of {all} for {share}");
+            }
         }
+    }
+}
+
+#[test]
+fn verified_trees_of_drawn_siblings_have_the_targets_law_at_every_depth() {
+    let context = Context::with_threads(2);
+    let world = World::random(&context, "verified", &Shape::default());
+    VerifiedTrees::new(&world, &context).compare(device::amount(4000, 3));
+    // One that runs a block for all levels, and one whose tokens know of those above them.
+    for kind in ["dflash", "dspark"] {
+        let mut cases = golden::supported_cases().into_iter().filter(|case| case.kind == kind);
+        let case = cases.next().expect("a reference checkpoint");
+        println!("{}", case.name);
+        let world = World::of(case.load(&context).expect("a model"));
+        VerifiedTrees::new(&world, &context).compare(device::amount(1000, 2));
     }
 }
 
