@@ -681,7 +681,8 @@ impl<'w> VerifiedTrees<'w> {
             for (token, (count, weight)) in counts.iter().zip(&weights).enumerate() {
                 let share = weight / sum;
                 let spread = (share * (1.0 - share) * all).sqrt();
-                let is_lawful = (count - share * all).abs() <= 5.0 * spread + 1.0;
+                // Of rare tokens a few are no wonder.
+                let is_lawful = (count - share * all).abs() <= 5.0 * spread + 3.0;
                 assert!(is_lawful, "depth {depth}, {token}: {count} of {all} for {share}");
             }
         }
