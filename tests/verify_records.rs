@@ -326,32 +326,11 @@ fn instructions_threads_neighbours_and_element_types_change_nothing() {
 #[test]
 fn an_empty_batch_is_decided() {
     use speculators::backend::phases::Column;
-    use speculators::backend::verify::{Leniency, SamplingArrays, VerifyBatch};
+    use speculators::backend::verify::VerifyBatch;
     use speculators::tensor::{Matrix, Span};
     let none = Column { span: Span::new(0, 0), stride: 1 };
     let logits = Matrix { address: 0, dtype: Dtype::F32, rows: 0, columns: 8, row_stride: 8 };
-    let batch = VerifyBatch {
-        num_sequences: 0,
-        max_drafts: 3,
-        logits,
-        row_begin: None,
-        num_drafts: None,
-        draft_tokens: none,
-        parents: None,
-        position: none,
-        limit: None,
-        processing: None,
-        sampling: SamplingArrays::default(),
-        draft: None,
-        uniforms: None,
-        leniency: Leniency::default(),
-        stop_tokens: Span::new(0, 0),
-        padding: -1,
-        decisions: none,
-        counters: None,
-        raw_logprobs: None,
-        processed_logprobs: None,
-    };
+    let batch = VerifyBatch::new((0, 3), logits, none, none, none);
     let backend = backend();
     let bytes = speculators::verify::workspace_bytes(backend, &batch, DEFAULT).unwrap();
     assert_eq!(bytes, 0);

@@ -658,26 +658,8 @@ fn rules_for_chains_refuse_trees() {
         row_stride: 8,
     };
     let batch = speculators::verify::VerifyBatch {
-        num_sequences: 0,
-        max_drafts: 3,
-        logits,
-        row_begin: None,
-        num_drafts: None,
-        draft_tokens: none,
         parents: Some(none),
-        position: none,
-        limit: None,
-        processing: None,
-        sampling: Default::default(),
-        draft: None,
-        uniforms: None,
-        leniency: Leniency::default(),
-        stop_tokens: speculators::tensor::Span::new(0, 0),
-        padding: -1,
-        decisions: none,
-        counters: None,
-        raw_logprobs: None,
-        processed_logprobs: None,
+        ..speculators::verify::VerifyBatch::new((0, 3), logits, none, none, none)
     };
     let workspace = speculators::tensor::Span::new(0, 0);
     for refused in [

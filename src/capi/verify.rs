@@ -131,27 +131,16 @@ fn sizes(
     let logits = shape("logits", home, &args.logits)?;
     let draft = draft.map(|draft| candidates(args, home, draft)).transpose()?;
     let none = Column { span: Span::new(0, 0), stride: 1 };
+    let sequences = within("num_sequences", args.num_sequences.into(), 0, i32::MAX.into())?;
+    let drafts = within("max_drafts", args.max_drafts.into(), 0, 1023)?;
     Ok(VerifyBatch {
-        num_sequences: within("num_sequences", args.num_sequences.into(), 0, i32::MAX.into())?,
-        max_drafts: within("max_drafts", args.max_drafts.into(), 0, 1023)?,
-        logits,
-        row_begin: None,
-        num_drafts: None,
-        draft_tokens: none,
         parents: (!args.tree.is_null()).then_some(none),
-        position: none,
-        limit: None,
         processing: (!args.processing.is_null()).then(Processing::default),
-        sampling: tensors::sampling(None, 0)?,
         draft,
-        uniforms: None,
-        leniency: Leniency::default(),
-        stop_tokens: Span::new(0, 0),
         padding: if args.flags & SPEC_PADDING != 0 { args.padding } else { -1 },
-        decisions: none,
-        counters: None,
         raw_logprobs: wanted_logprobs(args.raw_logprobs),
         processed_logprobs: wanted_logprobs(args.processed_logprobs),
+        ..VerifyBatch::new((sequences, drafts), logits, none, none, none)
     })
 }
 

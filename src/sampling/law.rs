@@ -42,6 +42,9 @@ impl Parameters {
     /// The largest logit.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 
+    /// Temperature 1, and no filter.
+    pub const PLAIN: Self = Self { temperature: 1.0, ..Self::GREEDY };
+
     /// Whether the largest logit is taken; so it is for a temperature that is NaN.
     pub fn is_greedy(&self) -> bool {
         self.temperature < 1e-5 || self.temperature.is_nan()

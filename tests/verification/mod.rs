@@ -32,7 +32,7 @@ pub const RELAXED: i32 = 18;
 pub const SYNTHETIC: i32 = 19;
 
 /// Drawn at temperature 1.
-pub const PLAIN: Parameters = Parameters { temperature: 1.0, ..Parameters::GREEDY };
+pub const PLAIN: Parameters = Parameters::PLAIN;
 
 /// The backend that the tests of this process run on, with so many threads on the CPU.
 pub fn backend_with(threads: usize) -> &'static dyn Backend {

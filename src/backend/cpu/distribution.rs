@@ -814,10 +814,9 @@ mod tests {
         logits[300] = f32::INFINITY;
         logits[301] = f32::NAN;
         let (bytes, _) = encode(&logits, Dtype::F32);
-        for parameters in [
-            Parameters { temperature: 1.0, ..Parameters::GREEDY },
-            Parameters { temperature: 1e6, top_k: 5, top_p: 0.9, min_p: 0.1 },
-        ] {
+        for parameters in
+            [Parameters::PLAIN, Parameters { temperature: 1e6, top_k: 5, top_p: 0.9, min_p: 0.1 }]
+        {
             with_readers(&bytes, Dtype::F32, logits.len(), None, |reader| {
                 let law = reader.law(&parameters).unwrap();
                 assert_eq!(law.sum(), 2 * WEIGHT_ONE);
@@ -858,7 +857,7 @@ mod tests {
         let (bytes, _) = encode(&logits, Dtype::F32);
         with_readers(&bytes, Dtype::F32, logits.len(), Some(&ids), |reader| {
             assert_eq!(reader.argmax(), Some(2));
-            let law = reader.law(&Parameters { temperature: 1.0, ..Parameters::GREEDY }).unwrap();
+            let law = reader.law(&Parameters::PLAIN).unwrap();
             assert_eq!([reader.weight(&law, 0), reader.weight(&law, 3)], [0, 0]);
             assert_eq!(reader.weight(&law, 2), WEIGHT_ONE);
         });

@@ -49,7 +49,7 @@ pub unsafe fn draw_draft(
 ///
 /// As for [`draw_draft`].
 pub(super) unsafe fn row_sum(isa: Isa, logits: &Matrix, scratch: Span<u8>) -> Option<u64> {
-    let plain = Parameters { temperature: 1.0, ..Parameters::GREEDY };
+    let plain = Parameters::PLAIN;
     // SAFETY: as this function's contract.
     unsafe { reader(isa, logits, scratch) }.law(&plain).map(|law| law.sum())
 }

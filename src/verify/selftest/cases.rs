@@ -70,14 +70,11 @@ pub struct Case {
     pub is_quick: bool,
 }
 
-/// Drawn at temperature 1.
-const PLAIN: Parameters = Parameters { temperature: 1.0, ..Parameters::GREEDY };
-
 /// With all filters, each of which takes something away.
 const FILTERED: Parameters = Parameters { temperature: 0.8, top_k: 3, top_p: 0.9, min_p: 0.05 };
 
 /// Drafts of another temperature, without the least probable ones.
-const DRAFT_FILTERED: Parameters = Parameters { temperature: 1.4, top_k: 3, ..PLAIN };
+const DRAFT_FILTERED: Parameters = Parameters { temperature: 1.4, top_k: 3, ..Parameters::PLAIN };
 
 /// Two and three siblings, in three depths.
 const TREE: Shape = Shape::Tree(&[-1, 0, 0, 0, 1, 1, 2, 2, 4, 4]);
@@ -98,8 +95,8 @@ impl Case {
             shape,
             vocabulary,
             drafting,
-            parameters: PLAIN,
-            draft_parameters: PLAIN,
+            parameters: Parameters::PLAIN,
+            draft_parameters: Parameters::PLAIN,
             has_masks: false,
             cut: Cut::Never,
             leniency: Leniency::NONE,

@@ -24,7 +24,7 @@ const NOTHING: usize = 2;
 /// in 2^32; one that decides nothing has a name of its own.
 pub fn names(procedure: &dyn Procedure, case: &Case, drafts: usize) -> Result<Vec<Vec<u64>>> {
     let nothing = f32::NEG_INFINITY;
-    let plain = Parameters { temperature: 1.0, ..Parameters::GREEDY };
+    let plain = Parameters::PLAIN;
     let certain = vec![0.0, nothing, nothing];
     let scene = Scene {
         rule: case.rule,

@@ -9,9 +9,6 @@ use super::sequence::Sequence;
 use crate::backend::verify::{Logprobs, VerifyBatch};
 use crate::sampling::{Parameters, log_probability};
 
-/// Temperature 1, and no filter.
-const PLAIN: Parameters = Parameters { temperature: 1.0, ..Parameters::GREEDY };
-
 /// Says of all places of a sequence that nothing was emitted there.
 ///
 /// # Safety
@@ -48,12 +45,12 @@ pub unsafe fn write(bench: Bench<'_>, sequence: &Sequence<'_>, tokens: &[i32], p
         // SAFETY: as this function's contract.
         unsafe {
             if let Some(wanted) = &batch.raw_logprobs {
-                tell(bench, wanted, &(sequence.row(node), PLAIN), (place, token), true);
+                tell(bench, wanted, &(sequence.row(node), Parameters::PLAIN), (place, token), true);
             }
             if let Some(wanted) = &batch.processed_logprobs {
                 let row = processed_row(bench, sequence, node);
                 let is_greedy = sequence.parameters.is_greedy();
-                let parameters = if is_greedy { PLAIN } else { sequence.parameters };
+                let parameters = if is_greedy { Parameters::PLAIN } else { sequence.parameters };
                 tell(bench, wanted, &(row, parameters), (place, token), false);
             }
         }
@@ -80,7 +77,7 @@ unsafe fn tell(
     let largest = reader.largest();
     let logarithm = |place: usize| {
         let (Some(law), logit) = (&law, reader.logit(place)) else { return f32::NEG_INFINITY };
-        match reader.weight(law, place) > 0 || is_raw && logit > f32::NEG_INFINITY {
+        match is_raw && logit > f32::NEG_INFINITY || reader.weight(law, place) > 0 {
             true => log_probability(logit, largest, parameters.temperature, law.sum()),
             false => f32::NEG_INFINITY,
         }
