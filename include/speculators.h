@@ -600,6 +600,43 @@ typedef struct spec_context_info {
 } spec_context_info;
 
 /**
+ * How `spec_checkpoint_convert` and `spec_checkpoint_stitch` work. All zero but `struct_size` is
+ * right for a source that tells all there is to know. The strings are read during the call.
+ */
+typedef struct spec_convert_options {
+  /** sizeof(spec_convert_options). */
+  uint32_t struct_size;
+  /** 0. */
+  uint32_t flags;
+  /**
+   * The directory of the verifier (the target model), UTF-8. Its config.json tells what the
+   * source does not, and its path goes into the result. NULL: none.
+   */
+  const char *verifier_directory;
+  /**
+   * What the source is, instead of what its layout shows: `dflash`, `dflash2`, `dspark`, `eagle`,
+   * `eagle3`, `mtp`, `peagle` or `xpress`. NULL: as it is recognised.
+   */
+  const char *algorithm;
+  /**
+   * A JSON object, UTF-8, of settings that hold instead of the source's: those of its layout, or
+   * `norm_before_residual`, `norm_before_fc`, `fc_norm`, `norm_output` and
+   * `eagle_aux_hidden_state_layer_ids` of `eagle3`, `aux_hidden_state_layer_ids` of `dflash` and
+   * the kinds that are made of it, `num_speculative_steps` of `mtp`, `layernorms` and
+   * `fusion_bias` of `eagle`, `speculative_tokens` of all others. NULL: nothing.
+   */
+  const char *arguments;
+  /**
+   * Called again and again while files are written, from the thread of the call, with the bytes
+   * that are written and all that will be: 0 goes on, anything else calls the work off. Must not
+   * unwind. NULL: not called.
+   */
+  int32_t (*progress)(void *user, uint64_t done, uint64_t total);
+  /** Handed to `progress`. NULL is allowed. */
+  void *progress_user;
+} spec_convert_options;
+
+/**
  * A view of memory that the host owns. The codes are those of DLPack; `spec_tensor_from_dlpack`
  * below converts a DLTensor. All tensors of this version have two dimensions. A tensor may have
  * more rows than its use says, which are not looked at. The struct never grows.
@@ -1726,6 +1763,9 @@ typedef struct spec_kv_compact_args {
 /** A defect of the library; the message says where. Report it. */
 #define SPEC_ERROR_INTERNAL 8
 
+/** The host called the work off, by what its progress callback returned. Nothing has changed. */
+#define SPEC_ERROR_CANCELLED 9
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -1824,10 +1864,74 @@ spec_status spec_checkpoint_inspect(const char *directory,
                                     spec_error *error);
 
 /**
+ * Converts a checkpoint in the layout of a research repository, or the MTP layer that a model
+ * carries, to the speculators format.
+ *
+ * The layouts are those of `spec_model_load`. The result is what the library that defines the
+ * format makes of the source, with these differences: tensors keep the types and bytes that they
+ * have; all layers, and the norms of queries, keys and features, are kept; nothing is written that
+ * was never filled; no Python files are written. It loads in this library: that is made sure of
+ * before anything is written.
+ *
+ * `source` and `output` are UTF-8 paths that end with NUL. `output` must not be there yet, or be
+ * an empty directory; it appears whole, when all of it is on the disk, or not at all, whatever
+ * happens; directories above it are made. NULL: nothing is written, and the report tells what would
+ * be. `options` NULL means all defaults. The report is JSON with the members `source`, `layout`,
+ * `kind`, `renamed` (`from`, `to`), `dropped` (`name`, `reason`), `notes`, `config`, `tensors`,
+ * `assumed_defaults` and `warnings`; later versions may add some. `json`, `capacity` and `length`
+ * are as in `spec_checkpoint_inspect`, and all three may be zero: no report. The same source and
+ * options give the same report, so that a call with `output` NULL can ask for its length.
+ *
+ * Errors: IO (also what is written: no room, no permission), FORMAT (damaged, or not what its
+ * layout says), UNSUPPORTED (no layout that is known, or a variant of one that could not be run),
+ * INVALID_ARGUMENT (the options; a checkpoint in the speculators format; an output that is not
+ * empty; a `capacity` too small: `length` is written all the same, and no output), CANCELLED,
+ * OUT_OF_MEMORY.
+ *
+ * Contract: any thread; blocks (reads and writes files); allocates, a few megabytes whatever the
+ * size of the checkpoint; no stream.
+ */
+spec_status spec_checkpoint_convert(const char *source,
+                                    const char *output,
+                                    const spec_convert_options *options,
+                                    char *json,
+                                    uint64_t capacity,
+                                    uint64_t *length,
+                                    spec_error *error);
+
+/**
+ * Puts the weights of an MTP checkpoint in the speculators format back into a copy of the model
+ * that they belong to, under the names that engines read there.
+ *
+ * `finetuned` and `output` are as `source` and `output` of `spec_checkpoint_convert`; of
+ * `options`, which is not NULL, `verifier_directory` is the model, and `algorithm` and `arguments`
+ * are NULL. All files of the model are copied; those with weights that are replaced are written
+ * anew, with the tensors in their places. Experts are taken apart where the model stores them one
+ * by one. Of a model with an index each tensor must be there already; the shapes must be the same.
+ * The report has the members `finetuned`, `verifier`, `replaced` (`name`, `file`),
+ * `rewritten_files` and `copied_files`. Errors: as for `spec_checkpoint_convert`.
+ *
+ * Contract: as `spec_checkpoint_convert`.
+ */
+spec_status spec_checkpoint_stitch(const char *finetuned,
+                                   const char *output,
+                                   const spec_convert_options *options,
+                                   char *json,
+                                   uint64_t capacity,
+                                   uint64_t *length,
+                                   spec_error *error);
+
+/**
  * Loads a speculator.
  *
  * `directory` is a UTF-8 path, ending with NUL, of a checkpoint in the speculators format, or of a
- * language model as transformers saves it, which is an `independent` drafter.
+ * language model as transformers saves it, which is an `independent` drafter. Or of a checkpoint in
+ * the layout of those who publish it: EAGLE-3, EAGLE and HASS of their authors, EAGLE-3 and P-EAGLE
+ * of SpecForge, DFlash and DFlash2 of z-lab (also under the names of transformers' assistants),
+ * DSpark of DeepSpec, XPress as it is released, or a model that carries an MTP layer, which is then
+ * its own verifier. Those are read as `spec_checkpoint_convert` would write them; `translation` in
+ * the report says what that came to: `layout`, `renamed`, `dropped`, and `notes`, such as on layers
+ * that are counted otherwise.
  * `options` NULL means all defaults. `model` is not NULL; `*model`, owned by the host until
  * `spec_model_release`, is NULL if the call fails. Errors: IO, FORMAT (damaged, or a tensor or
  * setting is missing or wrong), UNSUPPORTED (a kind, or a variant of one, that this version cannot

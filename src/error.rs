@@ -25,6 +25,8 @@ pub enum Status {
     Device = 7,
     /// A defect of the library.
     Internal = 8,
+    /// The host called the work off.
+    Cancelled = 9,
 }
 
 /// Why an operation failed.

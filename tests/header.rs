@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The files of `src/capi` with items for hosts, in the order in which a reader wants them.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 12] = [
     "version",
     "types",
     "context",
     "checkpoint",
+    "convert",
     "model",
     "session",
     "verify",

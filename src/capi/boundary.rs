@@ -91,6 +91,7 @@ sized! {
     spec_context_options: 56,
     spec_context_info: 24,
     spec_model_options: 64,
+    spec_convert_options: 48,
     spec_model_info: 72,
     spec_session_options: 64,
     spec_session_requirements: 48,
@@ -368,3 +369,4 @@ pub fn reserved(what: &str, value: i64) -> Result<()> {
 }
 
 const _: () = assert!(Status::Internal as i32 == super::types::SPEC_ERROR_INTERNAL);
+const _: () = assert!(Status::Cancelled as i32 == super::types::SPEC_ERROR_CANCELLED);

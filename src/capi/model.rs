@@ -53,7 +53,13 @@ impl Drop for LentRelease {
 /// Loads a speculator.
 ///
 /// `directory` is a UTF-8 path, ending with NUL, of a checkpoint in the speculators format, or of a
-/// language model as transformers saves it, which is an `independent` drafter.
+/// language model as transformers saves it, which is an `independent` drafter. Or of a checkpoint in
+/// the layout of those who publish it: EAGLE-3, EAGLE and HASS of their authors, EAGLE-3 and P-EAGLE
+/// of SpecForge, DFlash and DFlash2 of z-lab (also under the names of transformers' assistants),
+/// DSpark of DeepSpec, XPress as it is released, or a model that carries an MTP layer, which is then
+/// its own verifier. Those are read as `spec_checkpoint_convert` would write them; `translation` in
+/// the report says what that came to: `layout`, `renamed`, `dropped`, and `notes`, such as on layers
+/// that are counted otherwise.
 /// `options` NULL means all defaults. `model` is not NULL; `*model`, owned by the host until
 /// `spec_model_release`, is NULL if the call fails. Errors: IO, FORMAT (damaged, or a tensor or
 /// setting is missing or wrong), UNSUPPORTED (a kind, or a variant of one, that this version cannot

@@ -27,6 +27,8 @@ pub const SPEC_ERROR_BUSY: spec_status = 6;
 pub const SPEC_ERROR_DEVICE: spec_status = 7;
 /// A defect of the library; the message says where. Report it.
 pub const SPEC_ERROR_INTERNAL: spec_status = 8;
+/// The host called the work off, by what its progress callback returned. Nothing has changed.
+pub const SPEC_ERROR_CANCELLED: spec_status = 9;
 
 /// Why a call failed. The host owns it, sets `struct_size` and passes it as the last argument of
 /// any call, or passes NULL. A call that succeeds sets `status` to `SPEC_OK` and empties
@@ -274,6 +276,35 @@ pub struct spec_model_options {
     pub lent_release: Option<unsafe extern "C" fn(user: *mut c_void)>,
     /// Handed to `lent_release`. NULL is allowed.
     pub lent_user: *mut c_void,
+}
+
+/// How `spec_checkpoint_convert` and `spec_checkpoint_stitch` work. All zero but `struct_size` is
+/// right for a source that tells all there is to know. The strings are read during the call.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct spec_convert_options {
+    /// sizeof(spec_convert_options).
+    pub struct_size: u32,
+    /// 0.
+    pub flags: u32,
+    /// The directory of the verifier (the target model), UTF-8. Its config.json tells what the
+    /// source does not, and its path goes into the result. NULL: none.
+    pub verifier_directory: *const c_char,
+    /// What the source is, instead of what its layout shows: `dflash`, `dflash2`, `dspark`, `eagle`,
+    /// `eagle3`, `mtp`, `peagle` or `xpress`. NULL: as it is recognised.
+    pub algorithm: *const c_char,
+    /// A JSON object, UTF-8, of settings that hold instead of the source's: those of its layout, or
+    /// `norm_before_residual`, `norm_before_fc`, `fc_norm`, `norm_output` and
+    /// `eagle_aux_hidden_state_layer_ids` of `eagle3`, `aux_hidden_state_layer_ids` of `dflash` and
+    /// the kinds that are made of it, `num_speculative_steps` of `mtp`, `layernorms` and
+    /// `fusion_bias` of `eagle`, `speculative_tokens` of all others. NULL: nothing.
+    pub arguments: *const c_char,
+    /// Called again and again while files are written, from the thread of the call, with the bytes
+    /// that are written and all that will be: 0 goes on, anything else calls the work off. Must not
+    /// unwind. NULL: not called.
+    pub progress: Option<unsafe extern "C" fn(user: *mut c_void, done: u64, total: u64) -> i32>,
+    /// Handed to `progress`. NULL is allowed.
+    pub progress_user: *mut c_void,
 }
 
 /// `spec_feature_layer.stage`: the residual stream that enters decoder layer `layer`, before any

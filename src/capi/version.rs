@@ -72,6 +72,7 @@ pub extern "C" fn spec_status_name(status: spec_status) -> *const c_char {
         6 => c"SPEC_ERROR_BUSY",
         7 => c"SPEC_ERROR_DEVICE",
         8 => c"SPEC_ERROR_INTERNAL",
+        9 => c"SPEC_ERROR_CANCELLED",
         _ => c"unknown status",
     };
     name.as_ptr()

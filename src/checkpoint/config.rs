@@ -65,6 +65,16 @@ impl<'a> Settings<'a> {
         Self { prefix, ..Self::of_file(outer.file, object) }
     }
 
+    /// All of them.
+    pub(super) fn all(&self) -> &'a Map<String, Value> {
+        self.object
+    }
+
+    /// The object under `key`, if there is one, as it is.
+    pub(super) fn object(&self, key: &str) -> Option<&'a Map<String, Value>> {
+        self.object.get(key)?.as_object()
+    }
+
     /// Whether `key` is there and not null.
     pub(super) fn has(&mut self, key: &str) -> bool {
         self.get(key).is_some()

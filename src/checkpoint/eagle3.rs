@@ -157,6 +157,7 @@ fn feature_layers(top: &mut Settings, verifier: &Verifier) -> Result<Vec<i32>> {
         return Ok(listed);
     }
     let ids = match verifier.layers() {
+        _ if verifier.is_promised() => return Ok(vec![UNKNOWN_LAYER; 3]),
         Some(n) => {
             let n = n as i64;
             let default = vec![2, n / 2, n - 3];
@@ -164,7 +165,6 @@ fn feature_layers(top: &mut Settings, verifier: &Verifier) -> Result<Vec<i32>> {
             top.assume(KEY, values);
             default
         }
-        None if verifier.is_promised() => return Ok(vec![UNKNOWN_LAYER; 3]),
         None => {
             return Err(Error::invalid(format!(
                 "{}: {KEY}: expected a list of layers, or the verifier's directory to count its \

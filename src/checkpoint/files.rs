@@ -30,7 +30,7 @@ pub(super) struct DataFile {
 }
 
 impl DataFile {
-    fn open(path: PathBuf, map: bool) -> Result<Self> {
+    pub(super) fn open(path: PathBuf, map: bool) -> Result<Self> {
         let file = open_regular(&path)?;
         let mapping = map.then(|| Mapping::of(&file)).transpose();
         let mapping = mapping.map_err(|error| Error::io(&path, &error))?.map(Arc::new);
@@ -39,6 +39,12 @@ impl DataFile {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// How many bytes it has.
+    pub(super) fn len(&self) -> Result<u64> {
+        let metadata = self.file.metadata().map_err(|error| Error::io(&self.path, &error))?;
+        Ok(metadata.len())
     }
 
     pub(super) fn mapping(&self) -> Option<&Arc<Mapping>> {
@@ -59,46 +65,183 @@ impl DataFile {
     }
 }
 
+/// The bytes of a tensor: pieces of files, one behind the other. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Bytes {
+    pieces: Arc<[Piece]>,
+    len: usize,
+}
+
+/// Bytes that lie together in a file.
+#[derive(Clone, Debug)]
+struct Piece {
+    file: Arc<DataFile>,
+    offset: u64,
+    len: usize,
+    /// Where they begin among the bytes of the tensor.
+    first: usize,
+}
+
+impl Bytes {
+    fn of(pieces: impl Iterator<Item = Piece>) -> Self {
+        let mut len = 0;
+        let pieces = pieces.map(|piece| {
+            let first = len;
+            len += piece.len;
+            Piece { first, ..piece }
+        });
+        let pieces = pieces.collect();
+        Self { pieces, len }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The file that holds the first of them.
+    pub(super) fn file(&self) -> &Arc<DataFile> {
+        // Tensors come from files, also those without elements.
+        &self.pieces[0].file
+    }
+
+    /// The file and the place there, where all bytes lie together.
+    pub(super) fn together(&self) -> Option<(&DataFile, u64)> {
+        match &*self.pieces {
+            [piece] => Some((&piece.file, piece.offset)),
+            _ => None,
+        }
+    }
+
+    /// The bytes from `first` on, `len` of them, which must be there.
+    pub(super) fn slice(&self, first: usize, len: usize) -> Self {
+        assert!(first + len <= self.len, "bytes that are there");
+        let from = self.piece_at(first);
+        let pieces = self.pieces[from..].iter().enumerate().map_while(move |(index, piece)| {
+            let begin = first.max(piece.first);
+            let end = (first + len).min(piece.first + piece.len);
+            // The first one stays, so that there is a file.
+            let is_wanted = index == 0 || begin < end;
+            let offset = piece.offset + (begin - piece.first) as u64;
+            is_wanted.then(|| Piece { offset, len: end.saturating_sub(begin), ..piece.clone() })
+        });
+        Self::of(pieces)
+    }
+
+    /// These bytes and those of others, one behind the other.
+    pub(super) fn joined<'b>(parts: impl IntoIterator<Item = &'b Self>) -> Self {
+        Self::of(parts.into_iter().flat_map(|part| part.pieces.iter().cloned()))
+    }
+
+    /// Fills `out` with the bytes from `first` on.
+    pub(super) fn read(&self, first: usize, mut out: &mut [u8]) -> Result<()> {
+        let (mut index, mut place) = (self.piece_at(first), first);
+        while !out.is_empty() {
+            let piece = &self.pieces[index];
+            let inside = place - piece.first;
+            let (part, rest) = out.split_at_mut((piece.len - inside).min(out.len()));
+            piece.file.read(piece.offset + inside as u64, part)?;
+            (index, place, out) = (index + 1, place + part.len(), rest);
+        }
+        Ok(())
+    }
+
+    /// The piece that holds a byte.
+    fn piece_at(&self, byte: usize) -> usize {
+        self.pieces.partition_point(|piece| piece.first <= byte).saturating_sub(1)
+    }
+}
+
 /// A tensor of any element type, as its file's header describes it.
 #[derive(Clone, Debug)]
 pub(super) struct StoredTensor {
     pub(super) name: String,
-    pub(super) place: Place,
-    pub(super) file: Arc<DataFile>,
+    pub(super) bytes: Bytes,
+    element: ElementType,
+    shape: Vec<usize>,
 }
 
 impl StoredTensor {
     pub(super) fn element(&self) -> &ElementType {
-        &self.place.element
+        &self.element
     }
 
     pub(super) fn shape(&self) -> &[usize] {
-        &self.place.shape
+        &self.shape
     }
 
     pub(super) fn file_name(&self) -> String {
-        file_name(self.file.path())
+        file_name(self.path())
+    }
+
+    /// The file that holds it, or the beginning of it.
+    pub(super) fn path(&self) -> &Path {
+        self.bytes.file().path()
+    }
+
+    /// The same tensor under another name.
+    pub(super) fn named(&self, name: &str) -> Self {
+        Self { name: name.into(), ..self.clone() }
+    }
+
+    /// As a tensor of these sizes, which must have as many elements.
+    pub(super) fn shaped(self, shape: &[usize]) -> Self {
+        assert_eq!(
+            shape.iter().product::<usize>(),
+            self.shape.iter().product::<usize>(),
+            "as many elements"
+        );
+        Self { shape: shape.into(), ..self }
+    }
+
+    /// Some of the rows of a matrix or elements of a vector, which must be there.
+    pub(super) fn rows(&self, first: usize, rows: usize) -> Self {
+        let row_bytes = self.bytes.len() / self.shape[0].max(1);
+        let bytes = self.bytes.slice(first * row_bytes, rows * row_bytes);
+        let mut shape = self.shape.clone();
+        shape[0] = rows;
+        Self { bytes, shape, name: self.name.clone(), element: self.element.clone() }
+    }
+
+    /// The first columns of a matrix, which must be there.
+    pub(super) fn first_columns(&self, columns: usize) -> Self {
+        let [rows, all] = *self.shape else { panic!("a matrix") };
+        let row_bytes = self.bytes.len() / rows.max(1);
+        let len = row_bytes / all.max(1) * columns;
+        let kept: Vec<_> = (0..rows).map(|row| self.bytes.slice(row * row_bytes, len)).collect();
+        let shape = vec![rows, columns];
+        Self {
+            bytes: Bytes::joined(&kept),
+            shape,
+            name: self.name.clone(),
+            element: self.element.clone(),
+        }
+    }
+
+    /// Tensors one behind the other, as one with these sizes. They must have as many elements of one type.
+    pub(super) fn joined(name: &str, shape: &[usize], parts: &[&Self]) -> Self {
+        let bytes = Bytes::joined(parts.iter().map(|part| &part.bytes));
+        Self { name: name.into(), bytes, element: parts[0].element.clone(), shape: shape.into() }
     }
 
     /// All bytes of the tensor.
     pub(super) fn read_all(&self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        bytes
-            .try_reserve_exact(self.place.bytes)
-            .map_err(|_| Error::out_of_memory(&self.name, self.place.bytes))?;
-        bytes.resize(self.place.bytes, 0);
-        self.file.read(self.place.offset, &mut bytes)?;
+        let len = self.bytes.len();
+        bytes.try_reserve_exact(len).map_err(|_| Error::out_of_memory(&self.name, len))?;
+        bytes.resize(len, 0);
+        self.bytes.read(0, &mut bytes)?;
         Ok(bytes)
     }
 
     /// Calls `look` with the bytes, piece by piece, until it says stop or they end.
     pub(super) fn scan(&self, mut look: impl FnMut(&[u8]) -> bool) -> Result<()> {
         const PIECE: usize = 1 << 16;
-        let mut buffer = vec![0; PIECE.min(self.place.bytes)];
+        let len = self.bytes.len();
+        let mut buffer = vec![0; PIECE.min(len)];
         let mut done = 0;
-        while done < self.place.bytes {
-            let piece = &mut buffer[..PIECE.min(self.place.bytes - done)];
-            self.file.read(self.place.offset + done as u64, piece)?;
+        while done < len {
+            let piece = &mut buffer[..PIECE.min(len - done)];
+            self.bytes.read(done, piece)?;
             if !look(piece) {
                 break;
             }
@@ -109,7 +252,7 @@ impl StoredTensor {
 
     /// An error about this tensor's file.
     pub(super) fn wrong(&self, text: impl std::fmt::Display) -> Error {
-        Error::format(self.file.path(), format!("tensor {:?}: {text}", self.name))
+        Error::format(self.path(), format!("tensor {:?}: {text}", self.name))
     }
 }
 
@@ -163,6 +306,11 @@ impl WeightFiles {
         Ok(tensors)
     }
 
+    /// The name of the file, if it is a single one.
+    pub(super) fn single(&self) -> Option<&'static str> {
+        self.index.is_none().then_some(SINGLE_FILE)
+    }
+
     /// The names of all tensors; only a single file is opened for it.
     pub(super) fn names(&self) -> Result<Vec<String>> {
         match &self.index {
@@ -190,7 +338,10 @@ impl WeightFiles {
         let file = Arc::new(DataFile::open(path, self.map)?);
         let places = header::read(file.path(), &file.file)?;
         let tensors = places.into_iter().map(|(name, place)| {
-            let tensor = StoredTensor { name: name.clone(), place, file: file.clone() };
+            let Place { element, shape, offset, bytes: len } = place;
+            let bytes =
+                Bytes::of([Piece { file: file.clone(), offset, len, first: 0 }].into_iter());
+            let tensor = StoredTensor { name: name.clone(), bytes, element, shape };
             (name, tensor)
         });
         Ok(tensors.collect())

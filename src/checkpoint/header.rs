@@ -4,6 +4,7 @@
 use crate::error::{Error, Result};
 use crate::tensor::Dtype;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 use std::fmt;
@@ -62,7 +63,7 @@ impl ElementType {
     }
 
     /// Bits of one element; `None` for a type that this library has never heard of.
-    fn bits(&self) -> Option<u64> {
+    pub(super) fn bits(&self) -> Option<u64> {
         Some(match self {
             Self::Float(dtype) => 8 * dtype.size() as u64,
             Self::Bool | Self::U8 => 8,
@@ -140,6 +141,29 @@ struct Member {
 
 /// Reads and checks the header of `file`, whose path is `path`.
 pub(super) fn read(path: &Path, file: &File) -> Result<BTreeMap<String, Place>> {
+    let (header, length) = text_of(path, file)?;
+    let ByTensor(members) = serde_json::from_slice::<ByTensor<Member>>(&header)
+        .map_err(|error| Error::format(path, format!("header: {error}")))?;
+    check(members, PREFIX_BYTES + header.len() as u64, length)
+        .map_err(|text| Error::format(path, format!("header: {text}")))
+}
+
+/// What a file says of itself beside its tensors.
+pub(super) fn metadata(path: &Path) -> Result<Map<String, Value>> {
+    #[derive(serde::Deserialize)]
+    struct Metadata {
+        #[serde(default)]
+        __metadata__: Map<String, Value>,
+    }
+    let file = File::open(path).map_err(|error| Error::io(path, &error))?;
+    let (header, _) = text_of(path, &file)?;
+    let Metadata { __metadata__: metadata } = serde_json::from_slice(&header)
+        .map_err(|error| Error::format(path, format!("header: {error}")))?;
+    Ok(metadata)
+}
+
+/// The text of a file's header, and the length of the file.
+fn text_of(path: &Path, file: &File) -> Result<(Vec<u8>, u64)> {
     let io = |error: std::io::Error| Error::io(path, &error);
     let length = file.metadata().map_err(io)?.len();
     if length < PREFIX_BYTES {
@@ -161,10 +185,7 @@ pub(super) fn read(path: &Path, file: &File) -> Result<BTreeMap<String, Place>> 
         .map_err(|_| Error::out_of_memory("safetensors header", header_bytes))?;
     header.resize(header_bytes, 0);
     file.read_exact_at(&mut header, PREFIX_BYTES).map_err(io)?;
-    let ByTensor(members) = serde_json::from_slice::<ByTensor<Member>>(&header)
-        .map_err(|error| Error::format(path, format!("header: {error}")))?;
-    check(members, PREFIX_BYTES + header_length, length)
-        .map_err(|text| Error::format(path, format!("header: {text}")))
+    Ok((header, length))
 }
 
 /// Turns offsets into places. `start` is where the data begin, `end` the length of the file.

@@ -2,6 +2,7 @@
 //! weights, and a report of everything that was found, assumed and corrected.
 
 mod config;
+mod convert;
 mod decoder;
 mod dflash;
 mod dflash2;
@@ -13,21 +14,26 @@ mod features;
 mod files;
 mod header;
 mod independent;
+mod layouts;
 mod mapped;
 mod mlp;
 mod mtp;
+mod output;
 mod peagle;
 mod proposal;
 mod report;
 mod rope;
 mod speculator;
+mod stitch;
 mod verifier;
 mod vocabulary;
 mod weights;
 mod xpress;
 
+pub use convert::{Conversion, Converted, algorithms};
 pub use decoder::{Activation, Decoder, DecoderLayer, GatedMlp, Mlp, Sizes};
 pub use experts::Experts;
+pub use output::Progress;
 pub use report::Report;
 pub use rope::Rope;
 pub use speculator::{
@@ -35,12 +41,14 @@ pub use speculator::{
     FeatureFusion, FeatureNorm, FeatureStage, Heads, Markov, MarkovCell, Method, Refiner,
     Speculator,
 };
+pub use stitch::Stitched;
 pub use weights::{Linear, Tensor};
 
 use crate::error::{Error, Result, Status};
 use crate::tensor::Dtype;
 use config::Settings;
 use files::WeightFiles;
+use layouts::{Tensors, Translation};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use verifier::Verifier;
@@ -199,25 +207,104 @@ fn load(
     config: &Map<String, Value>,
     options: Option<&Options>,
 ) -> Result<Checkpoint> {
-    let mut settings = Settings::of_file(file, config);
+    let map_files = options.is_some_and(|options| options.map_files);
+    let stored = WeightFiles::locate(directory, map_files).and_then(|files| files.open_all());
+    let translation = match &stored {
+        Ok(stored) => translated(directory, (file, config), stored, options)?,
+        // The configuration may have an error of its own, which comes first.
+        Err(_) => None,
+    };
+    if let Some(translation) = translation {
+        return load_translated(directory, file, translation, options);
+    }
     let kind = kind_of(file, config)?;
+    let mut report = Report::new(kind, directory);
+    let verifier = named_verifier(directory, (file, config), options, &mut report)?;
+    load_kind(directory, (file, config, kind), stored?, (&verifier, report))
+}
+
+/// The checkpoint in the speculators format, if it is in another layout that is known.
+fn translated(
+    directory: &Path,
+    (file, config): (&Path, &Map<String, Value>),
+    stored: &Tensors,
+    options: Option<&Options>,
+) -> Result<Option<Translation>> {
+    // What has the parts of the speculators format has lost a setting.
+    let parts = ["speculators_model_type", "transformer_layer_config", "speculators_config"];
+    if parts.iter().any(|key| config.get(*key).is_some_and(|value| !value.is_null())) {
+        return Ok(None);
+    }
+    let verifier = verifier_of(directory, None, options, &mut Report::default())?;
+    layouts::translate((file, config), stored, &verifier, None)
+}
+
+/// The verifier that the options or a configuration name. The options of loading come to the report.
+fn named_verifier(
+    directory: &Path,
+    (file, config): (&Path, &Map<String, Value>),
+    options: Option<&Options>,
+    report: &mut Report,
+) -> Result<Verifier> {
+    report.overrides = options.and_then(|options| options.overrides.clone());
+    let name = proposal::verifier_name(&mut Settings::of_file(file, config))?;
+    verifier_of(directory, name, options, report)
+}
+
+/// The verifier, as far as the options make it known.
+fn verifier_of(
+    directory: &Path,
+    name: Option<&str>,
+    options: Option<&Options>,
+    report: &mut Report,
+) -> Result<Verifier> {
+    match options {
+        Some(options) => Verifier::open(options, name, directory, report),
+        None => Ok(Verifier::promised()),
+    }
+}
+
+/// Loads what was translated. Overrides hold for what came of it, too.
+fn load_translated(
+    directory: &Path,
+    file: &Path,
+    translation: Translation,
+    options: Option<&Options>,
+) -> Result<Checkpoint> {
+    let account = translation.to_json();
+    let Translation { mut config, tensors, holds_verifier, .. } = translation;
+    let mut options = options.cloned();
+    if let Some(options) = &mut options {
+        if let Some(Value::Object(changes)) = &options.overrides {
+            config::merge(&mut config, changes);
+        }
+        if holds_verifier && options.verifier_directory.is_none() {
+            options.verifier_directory = Some(directory.into());
+        }
+    }
+    let kind = kind_of(file, &config)?;
+    let mut report = Report::new(kind, directory);
+    report.translation = Some(account);
+    let verifier = named_verifier(directory, (file, &config), options.as_ref(), &mut report)?;
+    load_kind(directory, (file, &config, kind), tensors, (&verifier, report))
+}
+
+/// Loads a checkpoint of a kind.
+fn load_kind(
+    directory: &Path,
+    (file, config, kind): (&Path, &Map<String, Value>, &str),
+    stored: Tensors,
+    (verifier, mut report): (&Verifier, Report),
+) -> Result<Checkpoint> {
+    let mut settings = Settings::of_file(file, config);
     settings.text("speculators_model_type")?;
     let known = KINDS.iter().find(|(name, _)| *name == kind);
     let (_, read) = known.ok_or_else(|| unknown(file, kind))?;
-    let mut report = Report::new(kind, directory);
-    report.overrides = options.and_then(|options| options.overrides.clone());
     // What the format says of a method that does not tell, unless the network has as many steps.
     let steps = if kind == "mlp" { mlp::steps_of(config) } else { None };
-    let (default_num_drafts, verifier_name) =
-        proposal::read(&mut settings, steps.unwrap_or(5), &mut report)?;
-    let verifier = match options {
-        Some(options) => Verifier::open(options, verifier_name, directory, &mut report)?,
-        None => Verifier::promised(),
-    };
-    let map_files = options.is_some_and(|options| options.map_files);
-    let stored = WeightFiles::locate(directory, map_files)?.open_all()?;
+    let default_num_drafts = proposal::read(&mut settings, steps.unwrap_or(5), &mut report)?;
     let weights = Weights::new(directory, stored)?;
-    let speculator = read(&mut settings, weights, &verifier, &mut report)?;
+    let speculator = read(&mut settings, weights, verifier, &mut report)?;
     settings.finish(&mut report);
     let mut default_num_drafts = default_num_drafts;
     let most = match &speculator.method {
@@ -254,7 +341,7 @@ fn kind_of<'a>(file: &'a Path, config: &'a Map<String, Value>) -> Result<&'a str
     // Speculators in other formats often have the settings of a language model, and more.
     let foreign = ["dflash_config", "eagle_config", "draft_vocab_size", "block_size"];
     let hint = match foreign.iter().find(|&&key| config.contains_key(key)) {
-        Some(key) => format!(" ({key} suggests a checkpoint that has not been converted)"),
+        Some(key) => format!(" ({key} suggests a speculator in a layout that is not known)"),
         None if independent::is_language_model(config) => return Ok("independent"),
         None if config.get("model_type").is_some_and(|name| name == mlp::MODEL_TYPE) => {
             return Ok("mlp");

@@ -8,20 +8,22 @@ use serde_json::Value;
 const SECTION: &str = "speculators_config";
 const METHODS: &str = "proposal_methods";
 
-/// How many tokens to draft in a round, `unsaid` where the settings do not tell; and what the verifier
-/// is called. Of several methods the first is run, as engines do.
-pub(super) fn read<'a>(
-    top: &mut Settings<'a>,
-    unsaid: usize,
-    report: &mut Report,
-) -> Result<(usize, Option<&'a str>)> {
+/// What the verifier is called, if it is named.
+pub(super) fn verifier_name<'a>(top: &mut Settings<'a>) -> Result<Option<&'a str>> {
+    let Some(mut section) = top.section(SECTION)? else { return Ok(None) };
+    let Some(mut verifier) = section.section("verifier")? else { return Ok(None) };
+    verifier.text("name_or_path")
+}
+
+/// How many tokens to draft in a round, `unsaid` where the settings do not tell. Of several methods the
+/// first is run, as engines do.
+pub(super) fn read(top: &mut Settings, unsaid: usize, report: &mut Report) -> Result<usize> {
     let Some(mut section) = top.section(SECTION)? else {
         let key = format!("{SECTION}.{METHODS}[0].speculative_tokens");
-        return Ok((top.assume(&key, unsaid), None));
+        return Ok(top.assume(&key, unsaid));
     };
-    let mut name = None;
     if let Some(mut verifier) = section.section("verifier")? {
-        name = verifier.text("name_or_path")?;
+        verifier.text("name_or_path")?;
         verifier.finish(report);
     }
     let drafts = match first_method(&mut section)? {
@@ -38,7 +40,7 @@ pub(super) fn read<'a>(
         report.unknown_settings.insert(path, method.clone());
     }
     section.finish(report);
-    Ok((drafts, name))
+    Ok(drafts)
 }
 
 /// How many tokens the first method says to draft, if it says so. [`read`] accounts for the settings.

@@ -18,6 +18,8 @@ pub struct Report {
     pub(super) unused_settings: Map<String, Value>,
     pub(super) unknown_settings: Map<String, Value>,
     pub(super) overrides: Option<Value>,
+    /// What was made of another layout.
+    pub(super) translation: Option<Value>,
     pub(super) verifier: Option<(PathBuf, Vec<Value>)>,
     corrected: Vec<String>,
     warnings: Vec<String>,
@@ -58,6 +60,7 @@ impl Report {
             "unused_settings": self.unused_settings,
             "unknown_settings": self.unknown_settings,
             "overrides": self.overrides,
+            "translation": self.translation,
             "verifier": verifier,
             "warnings": self.warnings,
         })

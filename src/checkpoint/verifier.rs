@@ -1,7 +1,7 @@
 //! What a speculator borrows from the model that it drafts for: the embedding, the head, and how
 //! many layers there are.
 
-use super::config::Settings;
+use super::config::{Settings, as_integer};
 use super::decoder::MOST_TOKENS;
 use super::files::{self, WeightFiles};
 use super::report::{Report, describe};
@@ -56,6 +56,15 @@ impl Verifier {
         }
     }
 
+    /// A verifier in a directory, or none, whose configuration is known and whose tables will be given.
+    pub(super) fn described(directory: Option<&Path>) -> Result<Self> {
+        let Some(directory) = directory else { return Ok(Self::promised()) };
+        let verifier_directory = Some(directory.to_path_buf());
+        let options = Options { verifier_directory, ..Options::default() };
+        let opened = Self::open(&options, None, directory, &mut Report::default())?;
+        Ok(Self { promised: true, ..opened })
+    }
+
     /// The verifier in the directory that the host gives, or else in the one that the checkpoint
     /// names, if there is one.
     pub(super) fn open(
@@ -90,6 +99,23 @@ impl Verifier {
         verifier.config = Some((file, config));
         report.verifier = Some((directory, Vec::new()));
         Ok(verifier)
+    }
+
+    /// Where its files are.
+    pub(super) fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
+    }
+
+    /// The classes that have its network.
+    pub(super) fn architectures(&self) -> Value {
+        let listed = self.config.as_ref().and_then(|(_, config)| config.get("architectures"));
+        listed.cloned().unwrap_or_else(|| Value::Array(Vec::new()))
+    }
+
+    /// How many positions it was made for, if its configuration says so outside of its parts.
+    pub(super) fn max_position(&self) -> Option<usize> {
+        let (_, config) = self.config.as_ref()?;
+        usize::try_from(as_integer(config.get("max_position_embeddings")?)?).ok()
     }
 
     pub(super) fn is_promised(&self) -> bool {
@@ -142,7 +168,7 @@ impl Verifier {
             check_lent("embedding", lent, lent.rows >= vocabulary, vocabulary, hidden_size)?;
             return Ok(absent("embed_tokens.weight", "lent by the host", RowSource::Lent, report));
         }
-        if let Some(directory) = &self.directory {
+        if let Some(directory) = self.tables() {
             let tensor = self.table(directory, EMBEDDING, report)?;
             let tensor = tensor.ok_or_else(|| not_found(directory, EMBEDDING))?;
             let tensor = checked(tensor, vocabulary, hidden_size)?;
@@ -169,7 +195,7 @@ impl Verifier {
             let source = if all { RowSource::Lent } else { RowSource::LentRows };
             return Ok(absent(NAME, "lent by the host", source, report));
         }
-        if let Some(directory) = &self.directory {
+        if let Some(directory) = self.tables() {
             let mut tensor = self.table(directory, HEAD, report)?;
             if tensor.is_none() {
                 self.refuse_quantized_head(directory)?;
@@ -186,6 +212,11 @@ impl Verifier {
             return Ok(absent(NAME, "read from the verifier", source, report));
         }
         self.nothing(NAME, "head", report)
+    }
+
+    /// Where its tables are read.
+    fn tables(&self) -> Option<&Path> {
+        self.directory.as_deref().filter(|_| !self.promised)
     }
 
     fn nothing(&self, name: &str, what: &str, report: &mut Report) -> Result<RowSource> {

@@ -1,6 +1,6 @@
 //! Handles of weights, and the account of which tensors of a checkpoint were taken.
 
-use super::files::{DataFile, StoredTensor};
+use super::files::{Bytes, StoredTensor};
 use super::header::ElementType;
 use super::report::{Report, describe};
 use crate::error::{Error, Result};
@@ -28,8 +28,7 @@ pub struct Tensor {
 #[derive(Clone, Debug)]
 enum Data {
     Stored {
-        file: Arc<DataFile>,
-        offset: u64,
+        bytes: Bytes,
     },
     /// A norm that the configuration asks for and whose weights are not stored.
     Ones {
@@ -41,9 +40,9 @@ enum Data {
     },
     /// One of two tensors whose elements alternate in the file: `run` bytes of one, as many of the other.
     Alternate {
-        file: Arc<DataFile>,
-        /// Of the first run.
-        offset: u64,
+        bytes: Bytes,
+        /// Where the first run begins.
+        first: usize,
         run: usize,
     },
 }
@@ -54,14 +53,14 @@ impl Tensor {
         let ElementType::Float(dtype) = *stored.element() else {
             let name = stored.element().name();
             let text = format!("tensor {:?}: expected F32, F16 or BF16, found {name}", stored.name);
-            let path = stored.file.path().display();
+            let path = stored.path().display();
             return Err(Error::unsupported(format!("{path}: {text}")));
         };
         let Some((&columns, outer)) = stored.shape().split_last() else {
             return Err(stored.wrong("expected at least one dimension, found a single number"));
         };
         let rows = outer.iter().product();
-        let data = Data::Stored { file: stored.file.clone(), offset: stored.place.offset };
+        let data = Data::Stored { bytes: stored.bytes.clone() };
         Ok(Self { dtype, rows, columns, name: stored.name.as_str().into(), data })
     }
 
@@ -80,7 +79,7 @@ impl Tensor {
     /// The two tensors of half as many outputs that this one, stored as a whole, is made of: `run` outputs
     /// of one, as many of the other, and so on. An output is a row, or an element if there is only one row.
     pub(super) fn alternating(self, run: usize) -> [Self; 2] {
-        let Data::Stored { file, offset } = &self.data else {
+        let Data::Stored { bytes } = &self.data else {
             unreachable!("only stored tensors are taken apart")
         };
         let is_vector = self.rows == 1;
@@ -88,9 +87,8 @@ impl Tensor {
         let (outputs, run_bytes) =
             (if is_vector { self.columns } else { self.rows }, run * output_bytes);
         assert!(outputs.is_multiple_of(2 * run), "two tensors of whole runs");
-        [0, run_bytes as u64].map(|start| {
-            let data =
-                Data::Alternate { file: file.clone(), offset: offset + start, run: run_bytes };
+        [0, run_bytes].map(|first| {
+            let data = Data::Alternate { bytes: bytes.clone(), first, run: run_bytes };
             let (rows, columns) =
                 if is_vector { (1, outputs / 2) } else { (outputs / 2, self.columns) };
             Self { rows, columns, data, name: self.name.clone(), dtype: self.dtype }
@@ -111,7 +109,7 @@ impl Tensor {
     /// The file that holds the data, or the one that asks for a tensor that is not stored.
     pub fn path(&self) -> &Path {
         match &self.data {
-            Data::Stored { file, .. } | Data::Alternate { file, .. } => file.path(),
+            Data::Stored { bytes } | Data::Alternate { bytes, .. } => bytes.file().path(),
             Data::Ones { asked_by } => asked_by,
             Data::OnePlus { stored } => stored.path(),
         }
@@ -140,9 +138,7 @@ impl Tensor {
             )));
         }
         match &self.data {
-            Data::Stored { file, offset } => {
-                file.read(offset + (first * self.row_bytes()) as u64, out)
-            }
+            Data::Stored { bytes } => bytes.read(first * self.row_bytes(), out),
             Data::Ones { .. } => {
                 let (ones, _) = out.as_chunks_mut();
                 ones.fill(1.0_f32.to_ne_bytes());
@@ -156,12 +152,12 @@ impl Tensor {
                 }
                 Ok(())
             }
-            Data::Alternate { file, offset, run } => {
+            Data::Alternate { bytes, first: start, run } => {
                 let (mut place, mut out) = (first * self.row_bytes(), out);
                 while !out.is_empty() {
                     let (runs, inside) = (place / run, place % run);
                     let (piece, rest) = out.split_at_mut((run - inside).min(out.len()));
-                    file.read(offset + (2 * runs * run + inside) as u64, piece)?;
+                    bytes.read(start + 2 * runs * run + inside, piece)?;
                     (place, out) = (place + piece.len(), rest);
                 }
                 Ok(())
@@ -186,18 +182,20 @@ impl Tensor {
         })
     }
 
-    /// Where the data lie in memory: `None` if the file is not mapped, or if the address is no
-    /// multiple of the element size. Valid as long as [`Self::mapping`] is kept.
+    /// Where the data lie in memory: `None` if the file is not mapped, if they do not lie together there, or
+    /// if the address is no multiple of the element size. Valid as long as [`Self::mapping`] is kept.
     pub fn mapped_address(&self) -> Option<u64> {
-        let Data::Stored { file, offset } = &self.data else { return None };
-        let bytes = file.mapping()?.get(*offset, self.bytes_len())?;
+        let Data::Stored { bytes } = &self.data else { return None };
+        let (file, offset) = bytes.together()?;
+        let bytes = file.mapping()?.get(offset, self.bytes_len())?;
         let address = bytes.as_ptr() as u64;
         address.is_multiple_of(self.dtype.size() as u64).then_some(address)
     }
 
     /// What keeps [`Self::mapped_address`] valid.
     pub fn mapping(&self) -> Option<Arc<dyn Any + Send + Sync>> {
-        let Data::Stored { file, .. } = &self.data else { return None };
+        let Data::Stored { bytes } = &self.data else { return None };
+        let (file, _) = bytes.together()?;
         Some(file.mapping()?.clone())
     }
 }
@@ -365,7 +363,7 @@ impl Weights {
 
 /// Whether all values are NaN. Stops reading at the first that is not.
 pub(super) fn never_filled(stored: &StoredTensor, dtype: Dtype) -> Result<bool> {
-    let mut only_nan = stored.place.bytes > 0;
+    let mut only_nan = stored.bytes.len() > 0;
     stored.scan(|bytes| {
         only_nan = match dtype {
             Dtype::F32 => every(bytes, |bytes| f32::from_le_bytes(bytes).is_nan()),

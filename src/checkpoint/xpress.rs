@@ -10,7 +10,7 @@ use super::weights::Weights;
 use crate::error::Result;
 
 /// Names that released files have, and what the library calls the same tensors.
-const OTHER_NAMES: [(&str, &str); 9] = [
+pub(super) const RELEASED_NAMES: [(&str, &str); 9] = [
     ("xpress_head.w1.", "refiner_head.token_embed."),
     ("xpress_head.w2.", "refiner_head.readout."),
     ("xpress_head.down_h.", "refiner_head.down_h."),
@@ -29,7 +29,7 @@ pub(super) fn read(
     verifier: &Verifier,
     report: &mut Report,
 ) -> Result<Speculator> {
-    for (other, name) in OTHER_NAMES {
+    for (other, name) in RELEASED_NAMES {
         weights.rename_prefix(other, name, report)?;
     }
     let description = Description {

@@ -117,7 +117,11 @@ pub struct Fixture {
 impl Fixture {
     /// A reference checkpoint.
     pub fn reference(name: &str) -> Self {
-        let directory = golden().join("speculators").join(name);
+        Self::of(&golden().join("speculators").join(name))
+    }
+
+    /// The checkpoint in a directory, which has one weight file.
+    pub fn of(directory: &Path) -> Self {
         let config = fs::read(directory.join("config.json")).unwrap();
         let bytes = fs::read(directory.join("model.safetensors")).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();

@@ -501,7 +501,6 @@ fn a_language_model_is_a_drafter_that_needs_nothing_of_its_target() {
 fn what_only_looks_like_a_language_model_is_not_taken_for_one() {
     for (overrides, hint) in [
         (json!({"draft_vocab_size": 100}), "draft_vocab_size suggests"),
-        (json!({"dflash_config": {}}), "dflash_config suggests"),
         (json!({"architectures": ["LlamaForCausalLMEagle3"]}), "found nothing"),
         (json!({"architectures": ["LlamaForCausalLM", "Other"]}), "found nothing"),
         (json!({"model_type": "mixtral"}), "found nothing"),

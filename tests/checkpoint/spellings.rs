@@ -682,7 +682,7 @@ fn other_kinds_are_refused_by_name_and_can_be_inspected() {
     fixture.config.as_object_mut().unwrap().remove("speculators_model_type");
     let error = refused(checkpoint::open(fixture.write().path(), &Options::default()));
     assert_eq!(error.status(), Status::Unsupported);
-    assert!(error.to_string().contains("has not been converted"), "{error}");
+    assert!(error.to_string().contains("in a layout that is not known"), "{error}");
 }
 
 #[test]

@@ -119,6 +119,11 @@ impl Case {
 
     /// Loads the speculator as it was trained.
     pub fn load(&self, context: &Context) -> Outcome<Model> {
+        self.load_from(context, &self.directory)
+    }
+
+    /// Loads it from another directory.
+    pub fn load_from(&self, context: &Context, directory: &Path) -> Outcome<Model> {
         let verifier = c_path(&self.target);
         let overrides = self.overrides.as_ref();
         let overrides = overrides.map(|json| CString::new(json.to_string()).expect("no NUL"));
@@ -127,7 +132,7 @@ impl Case {
             config_overrides: overrides.as_ref().map_or(null(), |text| text.as_ptr()),
             ..Versioned::blank()
         };
-        Model::load_with(context, &self.directory, &options)
+        Model::load_with(context, directory, &options)
     }
 
     /// What it drafted.

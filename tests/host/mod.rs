@@ -57,6 +57,7 @@ versioned!(
     spec_context_options grew by cuda_context,
     spec_context_info,
     spec_model_options,
+    spec_convert_options,
     spec_model_info grew by draft_columns,
     spec_session_options grew by max_tree_width,
     spec_session_requirements,
