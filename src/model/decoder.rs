@@ -116,7 +116,8 @@ pub(super) struct Extent {
     pub(super) rows: usize,
     /// Rows that tokens are proposed from.
     pub(super) proposals: usize,
-    /// Rows that tokens are drawn from though they have few logits, and how many.
+    /// Rows that tokens are drawn from though they have few logits, and how many. A network that has some
+    /// proposes from no others, whose counters would lie elsewhere in the same scratch.
     pub(super) narrow: (usize, usize),
     /// The width of what tokens are proposed from, if that is not a hidden state.
     pub(super) width: usize,
