@@ -398,7 +398,7 @@ impl<'c> Scenario<'c> {
         });
         let is_dynamic = matches!(shape, TreeShape::Dynamic { .. });
         let wants_candidates = matches!(call.tokens, TokensOfColumns::Candidates)
-            && (call.wanted.is_some() || call.seed % 2 == 0);
+            && (call.wanted.is_some() || call.seed.is_multiple_of(2));
         let links = call.tells_trees.then(|| {
             let mut array = || Some(place.array(&vec![-7_i32; sequences * (stride + 2)]));
             let [parents, first_child, next_sibling, depth, position] = [(); 5].map(|()| array());
