@@ -226,7 +226,8 @@ typedef struct spec_session spec_session;
 /**
  * `spec_tree_shape.kind`: the tree that `parents` says. The r-th child of a node is the r-th most
  * probable token below it, as in Medusa and EAGLE (Li et al., 2024, "EAGLE: Speculative Sampling
- * Requires Rethinking Feature Uncertainty"); of equally probable ones the lowest id comes first.
+ * Requires Rethinking Feature Uncertainty"); of equally probable ones that of the first column of
+ * `draft_logits` comes first, which is the lowest id but where rows have candidates of their own.
  */
 #define SPEC_TREE_STATIC 1
 
@@ -1507,18 +1508,20 @@ typedef struct spec_draft_args {
   /**
    * Trees instead of chains, in a session with max_tree_width, for kinds that draft one token
    * after the other: `eagle`, `eagle3`, `mtp`, `independent` and `mlp`, and of those that draft
-   * blocks for `peagle`, `dflash` and `dspark`; UNSUPPORTED for others. Draft i of a sequence is
-   * then node i + 1 of its tree. `num_drafts` cuts the tree to as many drafts, those of the
-   * first nodes (DYNAMIC: the best ones); what else bounds chains (`limit`, max_position,
+   * blocks for `peagle`, `dflash`, `dflash2` and `dspark`; UNSUPPORTED for others. Draft i of a
+   * sequence is then node i + 1 of its tree. `num_drafts` cuts the tree to as many drafts, those
+   * of the first nodes (DYNAMIC: the best ones); what else bounds chains (`limit`, max_position,
    * `most_drafts`) bounds its depth. Row `b * max_drafts + n` of `draft_logits` has the logits
-   * that the children of node n were chosen from; rows of nodes without children are left as
-   * they were; DYNAMIC does not give them (UNSUPPORTED), as its tokens are not drawn. All rows
-   * of a level are one run of the drafter; each sees the context and its own path. Their keys
-   * and values are kept in the workspace, so that the pages need reach no further than
-   * position - 1, or position for `independent` if anything is proposed. A block is run once.
-   * Where its tokens do not depend on each other (`peagle`, `dflash`, `dspark` without a Markov
-   * head), all nodes of a depth have the logits of its slot, and those of one tree the same
-   * children, as far as each has any; a Markov head is stepped for each node. Proposals of trees
+   * that the children of node n were chosen from, that of `draft_candidates` their ids; rows of
+   * nodes without children are left as they were; DYNAMIC does not give them (UNSUPPORTED), as
+   * its tokens are not drawn. All rows of a level are one run of the drafter; each sees the
+   * context and its own path. Their keys and values are kept in the workspace, so that the pages
+   * need reach no further than position - 1, or position for `independent` if anything is
+   * proposed. A block is run once. Where its tokens do not depend on each other (`peagle`,
+   * `dflash`, `dspark` without a Markov head), all nodes of a depth have the logits of its slot,
+   * and those of one tree the same children, as far as each has any; a Markov head is stepped
+   * for each node. The nodes of a depth of `dflash2` have the candidates of its slot, scored for
+   * each node; children beyond them are -1, and so is what is below these. Proposals of trees
    * are not rated: `confidence` is NULL and `min_confidence` 0 (UNSUPPORTED). NULL: chains.
    */
   const spec_tree_shape *tree_shape;

@@ -247,6 +247,64 @@ KERNEL_RESIDENT(512, 2, select_candidates, SelectArguments) {
       });
 }
 
+// What tells how well candidates follow a token.
+struct Selector {
+  Matrix predecessors;
+  Matrix successors;
+};
+static_assert(sizeof(Selector) == 64, "as in src/backend/cuda/block_heads.rs");
+
+// What is known of the candidates of a slot.
+struct Candidates {
+  const i32 *ids;
+  const f32 *values;
+  const f32 *projected;
+  u32 count;
+};
+
+// Writes the scores of candidates behind a token, by all threads of a block: the logit of each, and how
+// well it follows. Weights and scores may stand in place of what they are made of.
+DEVICE void score_slot(const Selector &selector, const Candidates &candidates, u32 before, f32 *weights,
+                       f32 *scores) {
+  const Matrix &predecessors = selector.predecessors, &successors = selector.successors;
+  const u32 rank = predecessors.columns;
+  const u64 predecessor = row_address(predecessors, before);
+  for (u32 i = threadIdx.x; i < rank; i += product_threads) {
+    const f32 weight = load_element(predecessor, predecessors.dtype, i);
+    weights[i] = multiply_rn(candidates.projected[i], weight);
+  }
+  __syncthreads();
+  for (u32 i = warp_index(); i < candidates.count; i += product_warps) {
+    const u64 successor = row_address(successors, u32(candidates.ids[i]));
+    const f32 score = dot(u64(weights), dtype_f32, successor, successors.dtype, rank);
+    if (lane_index() == 0) scores[i] = add_rn(candidates.values[i], score);
+  }
+  __syncthreads();
+}
+
+struct ScoreArguments {
+  RowCount rows;
+  const u32 *token;         // the one before the children of each row
+  ColumnTokens candidates;  // of the rows' slots
+  Matrix values;            // of the slots
+  Matrix projected;
+  Selector selector;
+  Matrix weights;  // scratch of the rows
+  Matrix scores;
+};
+static_assert(sizeof(ScoreArguments) == 240, "as in src/backend/cuda/block_heads.rs");
+
+// Each CUDA block has a row.
+KERNEL(256, score_candidates, ScoreArguments) {
+  const u32 row = blockIdx.x;
+  if (row >= count_rows(arguments.rows)) return;
+  const u32 slot = row / arguments.candidates.laws;
+  const Candidates candidates = {arguments.candidates.table(row), f32_row(arguments.values, slot),
+                                 f32_row(arguments.projected, slot), arguments.scores.columns};
+  score_slot(arguments.selector, candidates, arguments.token[row], f32_row(arguments.weights, row),
+             f32_row(arguments.scores, row));
+}
+
 struct WalkArguments {
   Slots slots;
   u64 num_drafts;
@@ -258,8 +316,7 @@ struct WalkArguments {
   Matrix draft_logits;  // wanted by the host
   Matrix values;
   Matrix projected;
-  Matrix predecessors;
-  Matrix successors;
+  Selector selector;
   u32 max_drafts;
   u32 padding;
 };
@@ -271,25 +328,6 @@ struct WalkScratch {
   u64 sums[1];
   i32 before;
 };
-
-// Adds to the logit of each candidate of a slot how well it follows the token before.
-DEVICE void score_candidates(const WalkArguments &arguments, u32 slot, u32 before) {
-  const u32 rank = arguments.projected.columns, count = arguments.values.columns;
-  const Matrix &predecessors = arguments.predecessors, &successors = arguments.successors;
-  f32 *weights = f32_row(arguments.projected, slot), *values = f32_row(arguments.values, slot);
-  const u64 predecessor = row_address(predecessors, before);
-  for (u32 i = threadIdx.x; i < rank; i += product_threads) {
-    weights[i] = multiply_rn(weights[i], load_element(predecessor, predecessors.dtype, i));
-  }
-  __syncthreads();
-  const i32 *ids = reinterpret_cast<const i32 *>(arguments.ids) + u64(slot) * count;
-  for (u32 i = warp_index(); i < count; i += product_warps) {
-    const u64 successor = row_address(successors, u32(ids[i]));
-    const f32 score = dot(u64(weights), dtype_f32, successor, successors.dtype, rank);
-    if (lane_index() == 0) values[i] = add_rn(values[i], score);
-  }
-  __syncthreads();
-}
 
 // What the host wants to know of a slot; the row that its token is drawn from.
 DEVICE Row tell_candidates(const WalkArguments &arguments, u32 slot, u64 wanted_row) {
@@ -326,7 +364,10 @@ KERNEL_RESIDENT(256, 2, walk_candidates, WalkArguments) {
   i32 before = slots.draft.token[block];
   for (u32 index = 0; index < drafts; index++) {
     const u32 slot = block * slots.num_slots + index;
-    score_candidates(arguments, slot, u32(before));
+    const u32 count = arguments.values.columns;
+    const i32 *ids = reinterpret_cast<const i32 *>(arguments.ids) + u64(slot) * count;
+    f32 *weights = f32_row(arguments.projected, slot), *values = f32_row(arguments.values, slot);
+    score_slot(arguments.selector, {ids, values, weights, count}, u32(before), weights, values);
     const Row row = tell_candidates(arguments, slot, u64(sequence) * arguments.max_drafts + index);
     const i64 position = i64(slots.draft.position[block]) + 2 + index;
     const u64 number = number_of(arguments.sampling, sequence, position, index, 0);

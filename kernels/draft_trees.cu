@@ -149,7 +149,7 @@ DEVICE Parent parent_of(const FixedLevel &fixed, u32 row) {
 struct ChildTokens {
   i32 *ids;       // [laws, count]
   Matrix values;  // [laws, count]
-  const i32 *target_ids;  // of the columns, or NULL
+  ColumnTokens tokens;
 
   // The token of a rank, if there is a candidate for it; otherwise -1.
   DEVICE i32 token(u32 law, u32 rank) const {
@@ -157,17 +157,19 @@ struct ChildTokens {
     if (rank >= count) return -1;
     if (rank > 0 && !(f32_row(values, law)[rank] > -infinity())) return -1;
     const i32 column = ids[u64(law) * count + rank];
-    return target_ids != nullptr ? target_ids[column] : column;
+    return tokens.ids != nullptr ? tokens.table(law)[column] : column;
   }
 };
-static_assert(sizeof(ChildTokens) == 48, "as in src/backend/cuda/draft_trees.rs");
+static_assert(sizeof(ChildTokens) == 64, "as in src/backend/cuda/draft_trees.rs");
 
 struct TellArguments {
   FixedLevel fixed;
-  Matrix draft_logits;
+  Matrix draft_logits;  // of the host, if it wants them
   Matrix logits;
+  ColumnTokens candidates;
+  i32 *draft_candidates;  // the same, with as many columns; or NULL
 };
-static_assert(sizeof(TellArguments) == 216, "as in src/backend/cuda/draft_trees.rs");
+static_assert(sizeof(TellArguments) == 248, "as in src/backend/cuda/draft_trees.rs");
 
 // The blocks of a law share its columns; each thread has the same ones for all rows.
 KERNEL(256, tell_logits, TellArguments) {
@@ -175,14 +177,19 @@ KERNEL(256, tell_logits, TellArguments) {
   const u32 law = blockIdx.x, shared = fixed.level.shared;
   if (law >= fixed.level.laws()) return;
   const Matrix &wanted = arguments.draft_logits;
+  const u32 columns = arguments.logits.columns;
   f32 *logits = f32_row(arguments.logits, law);
 #pragma unroll 1
   for (u32 row = law * shared; row < (law + 1) * shared; row++) {
     const Parent parent = parent_of(fixed, row);
     if (!parent.is_there || !parent.proposes(fixed.shape.first_child()[parent.node])) continue;
-    const u64 to = row_address(wanted, u64(parent.sequence) * fixed.max_drafts + parent.node);
-    for (u32 column = blockIdx.y * blockDim.x + threadIdx.x; column < arguments.logits.columns;
+    const u64 wanted_row = u64(parent.sequence) * fixed.max_drafts + parent.node;
+    const u64 to = row_address(wanted, wanted_row);
+    i32 *ids = arguments.draft_candidates;
+    for (u32 column = blockIdx.y * blockDim.x + threadIdx.x; column < columns;
          column += gridDim.y * blockDim.x) {
+      if (ids != nullptr) ids[wanted_row * columns + column] = arguments.candidates.table(law)[column];
+      if (wanted.address == 0) continue;
       const f32 logit = logits[column];
       store_element(to, wanted.dtype, column, logit);
       logits[column] = rounded_to(wanted.dtype, logit);
@@ -215,7 +222,7 @@ struct DrawArguments {
   u32 distance;  // positions from a row to its children
   u32 padding;
 };
-static_assert(sizeof(DrawArguments) == 296, "as in src/backend/cuda/draft_trees.rs");
+static_assert(sizeof(DrawArguments) == 312, "as in src/backend/cuda/draft_trees.rs");
 
 struct DrawScratch {
   LawScratch<tree_threads> law;
@@ -307,7 +314,7 @@ struct BranchArguments {
   u32 first_grandchild;  // the first node below them
   u32 next_number;       // of the first node with children on the next level
 };
-static_assert(sizeof(BranchArguments) == 312, "as in src/backend/cuda/draft_trees.rs");
+static_assert(sizeof(BranchArguments) == 328, "as in src/backend/cuda/draft_trees.rs");
 
 // Each warp has a row, and looks for its children among the nodes of the next level.
 KERNEL(256, branch_rows, BranchArguments) {
@@ -365,7 +372,7 @@ struct ScoreArguments {
   ChildTokens children;
   RowScratch scratch;
 };
-static_assert(sizeof(ScoreArguments) == 240, "as in src/backend/cuda/draft_trees.rs");
+static_assert(sizeof(ScoreArguments) == 256, "as in src/backend/cuda/draft_trees.rs");
 
 // The score of a child with a logit, of which the largest in its row is `largest`.
 DEVICE f32 score_below(f32 parent, f32 logit, f32 largest, u64 sum) {

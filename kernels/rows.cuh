@@ -13,6 +13,17 @@ struct RowArrays {
 };
 static_assert(sizeof(RowArrays) == 48, "as in src/backend/cuda/rows.rs");
 
+// What tokens the columns of laws are: those of a table.
+struct ColumnTokens {
+  const i32 *ids;  // NULL: a column is its own token
+  u64 stride;      // elements from one table to the next
+  u32 laws;        // that share a table, one after the other
+  u32 padding;
+
+  DEVICE const i32 *table(u32 law) const { return ids + law / laws * stride; }
+};
+static_assert(sizeof(ColumnTokens) == 24, "as in src/backend/cuda/rows.rs");
+
 // The rows that a phase works on; the count, which includes `first` rows before, is read from memory.
 struct RowCount {
   u64 count;

@@ -151,7 +151,7 @@ fn trees_of_every_shape_allocate_nothing() {
     ];
     let of = |directory| Model::load(&context, directory, None).expect("a model");
     let mut models: Vec<Model> = directories.iter().map(|directory| of(directory)).collect();
-    let kinds = ["peagle", "dflash", "dspark"];
+    let kinds = ["peagle", "dflash", "dflash2", "dspark"];
     let blocks = golden::supported_cases().into_iter();
     let blocks = blocks.filter(|case| kinds.contains(&case.kind.as_str()));
     models.extend(blocks.map(|case| case.load(&context).expect("a model")));

@@ -12,9 +12,10 @@ use device::backend::{backend, cuda_test};
 use phases::*;
 use random::Random;
 use speculators::backend::block_heads::{
-    Convolve, MarkovCell, RateDrafts, Refine, RefinerWeights, SelectCandidates, Slots, StepMarkov,
-    WalkCandidates,
+    Convolve, MarkovCell, RateDrafts, Refine, RefinerWeights, ScoreCandidates, SelectCandidates,
+    Selector, Slots, StepMarkov, WalkCandidates,
 };
+use speculators::backend::draft_trees::ColumnTokens;
 use speculators::backend::phases::{
     Attend, AttentionHeads, BlockInput, BlockKv, Choice, Column, DraftBatch, EmbeddingInput,
     KvPool, KvProjection, Linear, MapRows, Mask, OwnKv, Paging, Project, Propose, QueryProjection,
@@ -717,8 +718,10 @@ fn walks_through_candidates_are_those_of_the_cpu() {
                 ids: place.array(&ids),
                 values: place.matrix(&values),
                 projected: place.matrix(&projected),
-                predecessors: place.matrix(&predecessors),
-                successors: place.matrix(&successors),
+                selector: Selector {
+                    predecessors: place.matrix(&predecessors),
+                    successors: place.matrix(&successors),
+                },
                 scratch: place.scratch(bytes),
             };
             place.run(|backend, stream| backend.walk_candidates(stream, &phase).unwrap());
@@ -733,6 +736,57 @@ fn walks_through_candidates_are_those_of_the_cpu() {
         assert_eq!(found.draft_tokens, expected.draft_tokens, "{what}");
         assert_eq!(found.others, expected.others, "{what}");
         assert_close(&found.numbers[0], &expected.numbers[0], count, 4.0 * TOLERANCE, &what);
+    }
+}
+
+#[test]
+fn candidates_below_rows_of_trees_are_scored_as_on_the_cpu_and_slots_stay_as_they_are() {
+    let Some(_turn) = cuda_test() else { return };
+    for (number, mut random) in cases(test_cases(60, 30)) {
+        let (vocabulary, rank) = (20 + random.below(300), 1 + random.below(90));
+        let (blocks, width) = (1 + random.below(4), 1 + random.below(5));
+        let slots = 1 + random.below(4);
+        let slot = random.below(slots);
+        let most_candidates = [8, 256][random.below(2)];
+        let count = 1 + random.below(vocabulary.min(most_candidates));
+        let most = blocks * width;
+        let mut rows = RowValues::new(random.below(most + 1), most, 0);
+        rows.token = tokens(&mut random, most, vocabulary);
+        let ids = tokens(&mut random, blocks * slots * count, vocabulary);
+        let values = f32_values(&mut random, blocks * slots, count);
+        let projected = f32_values(&mut random, blocks * slots, rank);
+        let [predecessors, successors] = [0, 1].map(|_| weights(&mut random, vocabulary, rank));
+        let results = on_both(|place| {
+            let ids = place.array(&ids);
+            let all = [place.matrix(&values), place.matrix(&projected)];
+            let [values, projected] = all.map(|matrix| matrix.every(slots, slot, blocks));
+            let phase = ScoreCandidates {
+                rows: rows.lend(place),
+                candidates: ColumnTokens {
+                    ids: ids.slice(slot * count, ids.len() - slot * count),
+                    stride: slots * count,
+                    laws: width,
+                },
+                values,
+                projected,
+                selector: Selector {
+                    predecessors: place.matrix(&predecessors),
+                    successors: place.matrix(&successors),
+                },
+                weights: place.output(most, rank),
+                scores: place.output(most, count),
+            };
+            place.run(|backend, stream| backend.score_candidates(stream, &phase).unwrap());
+            (read(&phase.scores), all.map(|matrix| read(&matrix)))
+        });
+        let what = format!("case {number}: {rows:?}, {count} candidates");
+        let [expected, found] = &results;
+        assert_close(&found.0, &expected.0, count, 4.0 * TOLERANCE, &what);
+        assert!(expected.0[rows.count * count..].iter().all(|&score| score == UNWRITTEN), "{what}");
+        for (found, expected) in [&values, &projected].into_iter().zip([0, 1]) {
+            let kept = found.elements.iter();
+            assert!(results.iter().all(|of| kept.clone().eq(of.1[expected].iter())), "{what}");
+        }
     }
 }
 

@@ -821,8 +821,11 @@ fn a_round_of_every_kind_is_captured_in_so_many_launches() {
 
 /// Launches of a call that drafts trees of 8 nodes on 3 levels below the root: of a given shape, with the most
 /// probable tokens or with siblings that are drawn, and dynamic ones that expand 2 nodes on a level.
-const TREE_LAUNCHES: [(&str, [usize; 3]); 2] =
-    [("features", [33, 36, 35]), ("heads", [23, 26, 25])];
+const TREE_LAUNCHES: [(&str, [usize; 3]); 3] = [
+    ("features", [33, 36, 35]),
+    ("heads", [23, 26, 25]),
+    ("speculators/dflash2/fillin", [48, 51, 50]),
+];
 
 #[test]
 fn trees_are_captured_in_so_many_launches_and_replayed_with_other_arrays() {
@@ -838,11 +841,17 @@ fn trees_are_captured_in_so_many_launches_and_replayed_with_other_arrays() {
     ];
     let context = Context::on(Device::Cuda);
     for (name, expected) in TREE_LAUNCHES {
-        let directory = match name {
-            "heads" => MlpShape::default().write("tree-heads", 3),
-            _ => Shape::default().write("tree-features", 3),
+        let of = |directory: std::path::PathBuf| Model::load(&context, &directory, None);
+        let model = match name {
+            "heads" => of(MlpShape::default().write("tree-heads", 3)),
+            "features" => of(Shape::default().write("tree-features", 3)),
+            _ => {
+                let mut cases = golden::supported_cases().into_iter();
+                let case = cases.find(|case| case.name == name).expect("a reference checkpoint");
+                case.load(&context)
+            }
         };
-        let model = Model::load(&context, &directory, None).expect("a model");
+        let model = model.expect("a model");
         let options = spec_session_options {
             max_sequences: 2,
             max_rows: 2 * PROMPT as i32,

@@ -14,9 +14,9 @@ use phases::*;
 use random::Random;
 use speculators::backend::block_heads::SelectCandidates;
 use speculators::backend::draft_trees::{
-    BranchRows, CandidatePool, ChildTokens, DescribeTree, DrawSiblings, DynamicLevel, ExpandBest,
-    FixedLevel, RankCandidates, SHAPE_TABLES, ScoreChildren, TellLogits, TreeKv, TreeLevel,
-    TreeShape,
+    BranchRows, CandidatePool, ChildTokens, ColumnTokens, DescribeTree, DrawSiblings, DynamicLevel,
+    ExpandBest, FixedLevel, RankCandidates, SHAPE_TABLES, ScoreChildren, TellLogits, TreeKv,
+    TreeLevel, TreeShape,
 };
 use speculators::backend::phases::{
     Attend, AttentionHeads, Column, DraftBatch, KvPool, KvProjection, Limits, Linear, Mask, OwnKv,
@@ -251,7 +251,7 @@ struct Call {
     limit: Option<Vec<i32>>,
     most_drafts: usize,
     reads_own_tokens: bool,
-    target_ids: Option<Vec<i32>>,
+    tokens: TokensOfColumns,
     sampling: Option<SamplingValues>,
     /// The type of the logits that the host wants.
     wanted: Option<Dtype>,
@@ -259,6 +259,17 @@ struct Call {
     /// Whether the rows of a level of a tree share their logits, and have no paths.
     shares_laws: bool,
     seed: u64,
+}
+
+/// What tokens the columns of laws are.
+#[derive(Clone, Debug)]
+enum TokensOfColumns {
+    /// The columns themselves.
+    Columns,
+    /// Those of one table.
+    Table(Vec<i32>),
+    /// Candidates that the laws of a tree's level have in common.
+    Candidates,
 }
 
 const MAX_POSITION: usize = 60;
@@ -281,9 +292,11 @@ impl Call {
             limit: random.chance(0.3).then(|| all(random, &|random| number(random, 8))),
             most_drafts: if random.chance(0.3) { 1 + random.below(4) } else { usize::MAX },
             reads_own_tokens: random.chance(0.3),
-            target_ids: optional(random, |random| {
-                (0..columns).map(|_| random.below(100_000) as i32).collect()
-            }),
+            tokens: match random.below(3) {
+                0 => TokensOfColumns::Columns,
+                1 => TokensOfColumns::Table(random_tokens(random, columns)),
+                _ => TokensOfColumns::Candidates,
+            },
             sampling: optional(random, |random| SamplingValues::random(random, sequences)),
             wanted: optional(random, |random| DTYPES[random.below(3)]),
             tells_trees: random.chance(0.8),
@@ -309,6 +322,10 @@ impl Call {
             .collect();
         Values { rows, columns: self.columns, dtype: Dtype::F32, layout: COMPACT, elements }
     }
+}
+
+fn random_tokens(random: &mut Random, len: usize) -> Vec<i32> {
+    (0..len).map(|_| random.below(100_000) as i32).collect()
 }
 
 /// Everything that a call has written.
@@ -380,6 +397,8 @@ impl<'c> Scenario<'c> {
             place.matrix(&Values { rows, columns, dtype, layout: COMPACT, elements })
         });
         let is_dynamic = matches!(shape, TreeShape::Dynamic { .. });
+        let wants_candidates = matches!(call.tokens, TokensOfColumns::Candidates)
+            && (call.wanted.is_some() || call.seed.is_multiple_of(2));
         let links = call.tells_trees.then(|| {
             let mut array = || Some(place.array(&vec![-7_i32; sequences * (stride + 2)]));
             let [parents, first_child, next_sibling, depth, position] = [(); 5].map(|()| array());
@@ -401,6 +420,8 @@ impl<'c> Scenario<'c> {
             draft_tokens: column(place.array(&vec![-8; sequences * stride]), stride),
             num_proposed: Some(place.array(&vec![-8; sequences])),
             draft_logits: if is_dynamic { None } else { wanted },
+            draft_candidates: (wants_candidates && !is_dynamic)
+                .then(|| place.array(&vec![-6; wanted_rows * call.columns])),
             padding: -3,
             ..batch(sequences, call.max_drafts)
         };
@@ -486,14 +507,34 @@ impl<'c> Scenario<'c> {
         (all.every(step, step - 1, laws), self.place.scratch(bytes))
     }
 
-    fn select(&mut self, level: &TreeLevel, logits: Matrix, most: usize) -> ChildTokens {
+    /// The tokens of a level's columns. Tables of candidates are some of those of a block's slots.
+    fn tokens(&mut self, level: &TreeLevel) -> Option<ColumnTokens> {
+        let columns = self.call.columns;
+        match &self.call.tokens {
+            TokensOfColumns::Columns => None,
+            TokensOfColumns::Table(ids) => Some(ColumnTokens::of_all(self.place.array(ids))),
+            TokensOfColumns::Candidates => {
+                let stride = 2 * columns;
+                let ids = random_tokens(&mut self.random, self.call.sequences * stride);
+                let ids = self.place.array(&ids).slice(columns, ids.len() - columns);
+                Some(ColumnTokens { ids, stride, laws: level.width / level.shared })
+            }
+        }
+    }
+
+    fn select(
+        &mut self,
+        level: &TreeLevel,
+        (logits, tokens): (Matrix, Option<ColumnTokens>),
+        most: usize,
+    ) -> ChildTokens {
         let count = most.min(self.call.columns);
         let rows = level.laws();
         let law_rows = if self.call.shares_laws { self.roots(0).rows } else { level.rows };
         let children = ChildTokens {
             ids: self.place.array(&vec![-9; rows * count]),
             values: self.place.output(rows, count),
-            target_ids: self.call.target_ids.as_ref().map(|ids| self.place.array(ids)),
+            tokens,
         };
         let select =
             SelectCandidates { rows: law_rows, logits, ids: children.ids, values: children.values };
@@ -519,6 +560,9 @@ impl<'c> Scenario<'c> {
         if let Some(logits) = &batch.draft_logits {
             self.written.numbers(logits);
         }
+        if let Some(candidates) = batch.draft_candidates {
+            self.written.integers(candidates);
+        }
         self.written
     }
 }
@@ -531,14 +575,16 @@ fn draft_fixed(device: Device, call: &Call, topology: &Topology, is_drawn: bool)
     let mut level = scenario.roots(topology.num_nodes());
     while topology.levels() > level.depth {
         let (logits, scratch) = scenario.logits(&level);
+        let tokens = scenario.tokens(&level);
         let nodes = inner.level(level.depth).map(|number| inner.node(number));
         let most = nodes.map(|node| topology.children(node).count()).max().unwrap();
         let fixed = FixedLevel { level, inner: &inner, batch: scenario.batch, plan: scenario.plan };
-        if scenario.batch.draft_logits.is_some() {
-            let tell = TellLogits { level: fixed, logits };
+        if scenario.batch.draft_logits.is_some() || scenario.batch.draft_candidates.is_some() {
+            let candidates = scenario.batch.draft_candidates.and(tokens);
+            let tell = TellLogits { level: fixed, logits, candidates };
             scenario.place.run(|backend, stream| backend.tell_logits(stream, &tell).unwrap());
         }
-        let children = scenario.select(&level, logits, most);
+        let children = scenario.select(&level, (logits, tokens), most);
         if is_drawn && scenario.batch.sampling.temperature.is_some() {
             let draw = DrawSiblings { level: fixed, logits, children, distance: 2, scratch };
             scenario.place.run(|backend, stream| backend.draw_siblings(stream, &draw).unwrap());
@@ -604,7 +650,7 @@ fn the_largest_trees_are_those_of_the_cpu() {
             num_drafts: None,
             limit: None,
             most_drafts: usize::MAX,
-            target_ids: None,
+            tokens: TokensOfColumns::Columns,
             wanted: None,
             ..call
         };
@@ -647,9 +693,10 @@ fn draft_dynamic(
     let mut level = scenario.roots(slots);
     loop {
         let (logits, scratch) = scenario.logits(&level);
+        let tokens = scenario.tokens(&level);
         let (batch, plan) = (scenario.batch, scenario.plan);
         let dynamic = DynamicLevel { level, pool, batch, plan };
-        let children = scenario.select(&level, logits, width);
+        let children = scenario.select(&level, (logits, tokens), width);
         let score = ScoreChildren { level: dynamic, logits, children, scratch };
         scenario.place.run(|backend, stream| backend.score_children(stream, &score).unwrap());
         let scored = level.depth + 1;

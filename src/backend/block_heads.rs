@@ -1,6 +1,7 @@
 //! The plain data of the phases that only some block drafters have: convolutions over a block's rows, and
 //! the heads that let the tokens of a block depend on each other.
 
+use super::draft_trees::ColumnTokens;
 use super::phases::{DraftBatch, Norm, Rows};
 use crate::tensor::{Matrix, Span};
 
@@ -133,6 +134,15 @@ pub struct SelectCandidates {
     pub values: Matrix,
 }
 
+/// What tells how well candidates follow a token (DFlash2).
+#[derive(Clone, Copy, Debug)]
+pub struct Selector {
+    /// `[V, rank]`.
+    pub predecessors: Matrix,
+    /// `[V, rank]`.
+    pub successors: Matrix,
+}
+
 /// A walk through the candidates of each block (DFlash2): a candidate's score is its logit plus the sum
 /// over the predecessor's row, the slot's and its own; the token that is drawn from the scores is the next
 /// slot's predecessor.
@@ -150,12 +160,30 @@ pub struct WalkCandidates<'a> {
     pub values: Matrix,
     /// `[slots, rank]`: what the selector makes of the hidden states. Does not stay.
     pub projected: Matrix,
-    /// `[V, rank]`.
-    pub predecessors: Matrix,
-    /// `[V, rank]`.
-    pub successors: Matrix,
+    /// Its maps.
+    pub selector: Selector,
     /// Scratch of [`super::Backend::proposal_scratch`] bytes for `count` columns, prepared.
     pub scratch: Span<u8>,
+}
+
+/// The scores of the candidates below each row of a level of trees (DFlash2), as a walk that has come to
+/// the row's token makes them. The rows of a tree share a slot, whose memory stays as it is.
+#[derive(Clone, Copy, Debug)]
+pub struct ScoreCandidates {
+    /// The rows; `token` is the predecessor.
+    pub rows: Rows,
+    /// The candidates, as [`SelectCandidates`] wrote them: a table for each slot, shared by its rows.
+    pub candidates: ColumnTokens,
+    /// `[slots, count]`: their logits.
+    pub values: Matrix,
+    /// `[slots, rank]`: what the selector makes of the hidden states.
+    pub projected: Matrix,
+    /// Its maps.
+    pub selector: Selector,
+    /// Scratch, `[rows, rank]`.
+    pub weights: Matrix,
+    /// `[rows, count]`, written: the scores.
+    pub scores: Matrix,
 }
 
 /// The weights of a refiner.

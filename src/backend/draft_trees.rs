@@ -127,13 +127,39 @@ impl FixedLevel<'_> {
     }
 }
 
-/// Gives the host the logits of each row whose node has children, and rounds them as the host gets them.
+/// What tokens the columns of laws are: those of a table.
+#[derive(Clone, Copy, Debug)]
+pub struct ColumnTokens {
+    /// The tables.
+    pub ids: Span<i32>,
+    /// Elements from one table to the next; 0: there is one, for all laws.
+    pub stride: usize,
+    /// Laws that share a table, one after the other.
+    pub laws: usize,
+}
+
+impl ColumnTokens {
+    /// One table for all laws.
+    pub fn of_all(ids: Span<i32>) -> Self {
+        Self { ids, stride: 0, laws: 1 }
+    }
+
+    /// Where the table of a law begins.
+    pub fn table(&self, law: usize) -> usize {
+        law / self.laws * self.stride
+    }
+}
+
+/// Gives the host the logits of each row whose node has children, and rounds them as the host gets them;
+/// where laws have candidates of their own, their ids as well. Each only if it is wanted.
 #[derive(Clone, Copy, Debug)]
 pub struct TellLogits<'a> {
     /// The level.
     pub level: FixedLevel<'a>,
-    /// `[laws, V]`.
+    /// `[laws, columns]`.
     pub logits: Matrix,
+    /// What the columns are, if these are candidates.
+    pub candidates: Option<ColumnTokens>,
 }
 
 /// What tokens the children of the rows of each law are: the columns with the largest logits and these
@@ -144,8 +170,8 @@ pub struct ChildTokens {
     pub ids: Span<i32>,
     /// `[laws, count]`; -inf is no candidate.
     pub values: Matrix,
-    /// The target's id of each column; `None` is the identity.
-    pub target_ids: Option<Span<i32>>,
+    /// The target's ids of the columns; `None` is the identity.
+    pub tokens: Option<ColumnTokens>,
 }
 
 impl ChildTokens {
@@ -163,7 +189,7 @@ impl ChildTokens {
 pub struct DrawSiblings<'a> {
     /// The level.
     pub level: FixedLevel<'a>,
-    /// `[laws, V]`.
+    /// `[laws, columns]`.
     pub logits: Matrix,
     /// The children, written.
     pub children: ChildTokens,
@@ -241,7 +267,7 @@ pub struct DynamicLevel<'a> {
 pub struct ScoreChildren<'a> {
     /// The level.
     pub level: DynamicLevel<'a>,
-    /// `[laws, V]`.
+    /// `[laws, columns]`.
     pub logits: Matrix,
     /// The children.
     pub children: ChildTokens,

@@ -13,7 +13,9 @@ pub mod verify;
 use crate::error::Result;
 use crate::tensor::{Dtype, Matrix, Span};
 use crate::tree::{CompactRows, MaskTrees};
-use block_heads::{Convolve, RateDrafts, Refine, SelectCandidates, StepMarkov, WalkCandidates};
+use block_heads::{
+    Convolve, RateDrafts, Refine, ScoreCandidates, SelectCandidates, StepMarkov, WalkCandidates,
+};
 use draft_trees::{
     BranchRows, DescribeTree, DrawSiblings, ExpandBest, RankCandidates, ScoreChildren, TellLogits,
 };
@@ -211,6 +213,9 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// A walk through the candidates of each block.
     fn walk_candidates(&self, stream: Stream, phase: &WalkCandidates<'_>) -> Result<()>;
+
+    /// The scores of candidates below the rows of a level of trees.
+    fn score_candidates(&self, stream: Stream, phase: &ScoreCandidates) -> Result<()>;
 
     /// One pass of a refiner.
     fn refine(&self, stream: Stream, phase: &Refine<'_>) -> Result<()>;

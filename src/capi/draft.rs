@@ -122,6 +122,11 @@ unsafe fn draft(session: &Session, args: &spec_draft_args, stream: Stream) -> Re
             "draft_logits: expected NULL with SPEC_TREE_DYNAMIC, whose tokens are not drawn",
         ));
     }
+    if matches!(shape, Some(Shape::Dynamic { .. })) && !args.draft_candidates.is_null() {
+        return Err(Error::unsupported(
+            "draft_candidates: expected NULL with SPEC_TREE_DYNAMIC, whose tokens are not drawn",
+        ));
+    }
     if shape.is_some() && (!args.confidence.is_null() || args.min_confidence > 0.0) {
         return Err(Error::unsupported(
             "confidence, min_confidence: expected NULL and 0 with tree_shape, as proposals of trees are not rated",

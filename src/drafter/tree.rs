@@ -68,8 +68,9 @@ fn propose_children(
     let Call { backend, stream, batch, plan, .. } = *call;
     let level = FixedLevel { level: run.level, inner, batch: *batch, plan: *plan };
     let logits = run.logits();
-    if batch.draft_logits.is_some() {
-        backend.tell_logits(stream, &TellLogits { level, logits })?;
+    if batch.draft_logits.is_some() || batch.draft_candidates.is_some() {
+        let candidates = run.candidates();
+        backend.tell_logits(stream, &TellLogits { level, logits, candidates })?;
     }
     let nodes = inner.level(run.level.depth).map(|number| inner.node(number));
     let most = nodes.map(|node| inner.topology().children(node).count()).max().unwrap_or(0);

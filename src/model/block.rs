@@ -13,7 +13,7 @@ use super::refiner::{Refiner, RefinerScratch};
 use super::trees::TreeScratch;
 use crate::backend::Backend;
 use crate::backend::block_heads::Slots;
-use crate::backend::draft_trees::TreeLevel;
+use crate::backend::draft_trees::{ColumnTokens, TreeLevel};
 use crate::backend::phases::{
     BlockInput, BlockKv, Choice, Gather, KvPool, Norm, OwnKv, Rows, StartBlock,
 };
@@ -100,6 +100,27 @@ impl BlockRun<'_> {
     /// A slot of each block.
     pub(super) fn every_slot(&self, matrix: Matrix, index: usize) -> Matrix {
         matrix.every(self.slots.num_slots, index, self.sequences)
+    }
+
+    /// Where the logits of a level of trees are.
+    pub(super) fn level_logits(&self, level: &TreeLevel) -> Matrix {
+        let logits = self.step.scratch.logits;
+        match &block_scratch(&self.step).head {
+            // Behind those of the slots.
+            HeadScratch::Markov(_) => logits.row_range(self.slot_rows.len(), level.rows.len()),
+            HeadScratch::Candidates(scratch) => scratch.scores(level),
+            HeadScratch::Independent | HeadScratch::Refined(_) => {
+                self.every_slot(logits, level.depth)
+            }
+        }
+    }
+
+    /// What their columns are, if these are candidates.
+    pub(super) fn level_candidates(&self, level: &TreeLevel) -> Option<ColumnTokens> {
+        match &block_scratch(&self.step).head {
+            HeadScratch::Candidates(scratch) => Some(scratch.of_level(self, level)),
+            _ => None,
+        }
     }
 }
 
@@ -207,13 +228,12 @@ impl Block {
         let drafts = limits.drafts.min(self.most_drafts);
         let (len, hidden) = (self.rows_of_block(drafts), self.decoder.hidden_size());
         let (rows, slots) = (limits.sequences * len, limits.sequences * drafts);
-        let of_level = match self.head {
-            Head::Markov(_) if limits.tree.is_some() => limits.draft_rows(),
-            _ => 0,
-        };
+        let level_rows = if limits.tree.is_some() { limits.draft_rows() } else { 0 };
+        let of_level = if matches!(self.head, Head::Markov(_)) { level_rows } else { 0 };
         let extent = Extent {
             rows,
             proposals: slots.saturating_add(of_level),
+            narrow: self.candidates().map_or((0, 0), |count| (level_rows, count)),
             width: self.head.input_width(),
             layers: match self.entry {
                 Entry::Continued { .. } => 1,
@@ -229,7 +249,7 @@ impl Block {
             pages: carver.matrix(pool.pages.dtype, pages, page_columns),
             hidden: carver.matrix(Dtype::F32, rows, hidden),
             slot_hidden: carver.matrix(Dtype::F32, slots, hidden),
-            head: self.head.carve(carver, limits.draft_rows(), (rows, slots)),
+            head: self.head.carve(carver, limits.draft_rows(), (rows, slots, level_rows)),
             confidence: self.confidence.as_ref().map(|head| head.carve(carver, rows)),
         });
         let of_slots = (self.most_drafts, matches!(self.head, Head::Independent));
@@ -253,10 +273,7 @@ impl Block {
     /// Why no trees are drafted from the blocks, if none are.
     pub(super) fn tree_obstacle(&self) -> Option<&'static str> {
         match &self.head {
-            Head::Independent | Head::Markov(_) => None,
-            Head::Candidates(_) => {
-                Some("its candidates are walked through one after the other along one path")
-            }
+            Head::Independent | Head::Markov(_) | Head::Candidates(_) => None,
             Head::Refined(_) => Some(
                 "its tokens are refined together, so that none has a distribution given its path alone",
             ),
@@ -285,6 +302,9 @@ impl Block {
         match (&self.head, &block_scratch(&run.step).head) {
             (Head::Markov(head), HeadScratch::Markov(scratch)) => {
                 head.map_level(&self.decoder, run, (level, logits), scratch)
+            }
+            (Head::Candidates(head), HeadScratch::Candidates(scratch)) => {
+                head.map_level(&self.decoder, run, level, scratch)
             }
             _ if level.depth == 0 => self.map_slots(run),
             _ => Ok(()),
@@ -386,12 +406,14 @@ impl Head {
         &self,
         carver: &mut Carver,
         rows: usize,
-        (block_rows, slots): (usize, usize),
+        (block_rows, slots, level_rows): (usize, usize, usize),
     ) -> HeadScratch {
         match self {
             Self::Independent => HeadScratch::Independent,
             Self::Markov(head) => HeadScratch::Markov(head.carve(carver, rows, block_rows)),
-            Self::Candidates(head) => HeadScratch::Candidates(head.carve(carver, slots)),
+            Self::Candidates(head) => {
+                HeadScratch::Candidates(head.carve(carver, slots, level_rows))
+            }
             Self::Refined(head) => HeadScratch::Refined(head.carve(carver, (block_rows, slots))),
         }
     }

@@ -116,6 +116,9 @@ pub(super) struct Extent {
     pub(super) rows: usize,
     /// Rows that tokens are proposed from.
     pub(super) proposals: usize,
+    /// Rows that tokens are drawn from though they have few logits, and how many. A network that has some
+    /// proposes from no others, whose counters would lie elsewhere in the same scratch.
+    pub(super) narrow: (usize, usize),
     /// The width of what tokens are proposed from, if that is not a hidden state.
     pub(super) width: usize,
     /// Layers that committed rows append their keys and values to.
@@ -126,7 +129,7 @@ impl Extent {
     /// Of networks that run a row of each sequence, or some of its tree, through one layer after the other.
     pub(super) fn sequential(limits: &RowLimits) -> Self {
         let rows = limits.draft_rows();
-        Self { rows, proposals: rows, width: 0, layers: 1 }
+        Self { rows, proposals: rows, narrow: (0, 0), width: 0, layers: 1 }
     }
 }
 
@@ -333,7 +336,7 @@ impl Decoder {
         limits: &RowLimits,
         extent: Extent,
     ) -> Scratch {
-        let Extent { rows: draft_rows, proposals, width, layers } = extent;
+        let Extent { rows: draft_rows, proposals, narrow, width, layers } = extent;
         let Shape { hidden, heads, .. } = self.shape;
         let chunk_rows = limits.commit.min(backend.description().commit_rows);
         let rows = chunk_rows.max(draft_rows);
@@ -366,6 +369,7 @@ impl Decoder {
         let projection = backend.projection_scratch(rows, heads);
         let scratch = backend.attention_scratch(rows, heads, limits.positions);
         let proposal = backend.proposal_scratch(proposals, self.shape.draft_vocabulary);
+        let proposal = proposal.max(backend.proposal_scratch(narrow.0, narrow.1));
         Scratch {
             pool,
             block: None,

@@ -7,7 +7,9 @@ use super::decoder::{Decoder, RowLimits, Step};
 use super::heads::Heads;
 use super::sequential::Sequential;
 use crate::backend::block_heads::SelectCandidates;
-use crate::backend::draft_trees::{CHILDREN_MAX, CandidatePool, ChildTokens, TreeKv, TreeLevel};
+use crate::backend::draft_trees::{
+    CHILDREN_MAX, CandidatePool, ChildTokens, ColumnTokens, TreeKv, TreeLevel,
+};
 use crate::backend::phases::{Gather, KvPool, OwnKv, Rows};
 use crate::error::Result;
 use crate::tensor::{Carver, Dtype, Matrix, Span};
@@ -181,13 +183,15 @@ impl LevelRun<'_> {
 
     /// The logits of the level's laws, once the network has mapped them.
     pub fn logits(&self) -> Matrix {
-        let logits = self.step.scratch.logits;
         match &self.block {
-            None => logits,
-            Some(block) if self.scratch().shares_laws => block.every_slot(logits, self.level.depth),
-            // Behind those of the slots.
-            Some(block) => logits.row_range(block.slot_rows.len(), self.level.rows.len()),
+            None => self.step.scratch.logits,
+            Some(block) => block.level_logits(&self.level),
         }
+    }
+
+    /// What the columns of the logits are, if these are candidates.
+    pub fn candidates(&self) -> Option<ColumnTokens> {
+        self.block.as_ref().and_then(|block| block.level_candidates(&self.level))
     }
 
     /// As many rows as there are laws.
@@ -322,14 +326,15 @@ impl<'n> Branching<'n> {
 
     /// Selects the most probable tokens of each law, at most so many.
     pub fn select(&self, run: &LevelRun<'_>, most: usize) -> Result<ChildTokens> {
-        let (scratch, decoder) = (run.scratch(), self.decoder());
-        let (rows, count) = (run.law_rows(), most.min(decoder.draft_vocabulary()));
+        let (scratch, logits) = (run.scratch(), run.logits());
+        let (rows, count) = (run.law_rows(), most.min(logits.columns));
         let children = ChildTokens {
             ids: scratch.ids.slice(0, rows.len() * count),
             values: compact(scratch.values, rows.len(), count),
-            target_ids: decoder.target_ids(),
+            tokens: run
+                .candidates()
+                .or_else(|| self.decoder().target_ids().map(ColumnTokens::of_all)),
         };
-        let logits = run.logits();
         let select = SelectCandidates { rows, logits, ids: children.ids, values: children.values };
         run.step.backend.select_candidates(run.step.stream, &select)?;
         Ok(children)

@@ -414,6 +414,7 @@ impl<'a> Prepared<'a> {
             logits.into_iter().flat_map(|logits| (0..logits.rows).map(|row| logits.row(row)));
         let mark = logits.map_or(0.0, |logits| logits.dtype.round(LOGIT_MARK));
         let numbers = self.drafts.iter().chain(&self.proposed).chain(self.trees.iter().flatten());
+        let numbers = numbers.chain(self.candidates.iter().flatten());
         numbers.copied().all(|element| element == MARK)
             && rows.all(|row| row.iter().all(|&logit| logit == mark))
     }
@@ -478,9 +479,20 @@ impl<'a> Prepared<'a> {
             };
             (0..width).map(row).collect::<Vec<_>>()
         });
+        let logits: Vec<Vec<f32>> = logits.collect();
+        let candidates = self.candidates.iter().flat_map(|candidates| {
+            let columns = candidates.len() / (self.proposed.len() * width).max(1);
+            let rows = candidates[sequence * width * columns..].chunks_exact(columns.max(1));
+            rows.zip(&logits).map(|(row, logits)| {
+                let is_untouched = row.iter().all(|&id| id == MARK);
+                assert_eq!(is_untouched, logits.is_empty(), "candidates without logits: {row:?}");
+                if is_untouched { Vec::new() } else { row.to_vec() }
+            })
+        });
         Drafts {
             tokens: tokens.to_vec(),
-            logits: logits.collect(),
+            candidates: candidates.collect(),
+            logits: logits.clone(),
             tree: tree.clone(),
             ..Drafts::default()
         }
@@ -561,7 +573,7 @@ pub struct Drafts {
     pub tokens: Vec<i32>,
     /// The logits of each proposal, where they were asked for.
     pub logits: Vec<Vec<f32>>,
-    /// The ids of their columns, where these differ from row to row.
+    /// The ids of their columns, where these differ from row to row; as many rows as logits.
     pub candidates: Vec<Vec<i32>>,
     /// How probably each is accepted, where the drafter tells.
     pub confidence: Vec<f32>,

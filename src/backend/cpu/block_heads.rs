@@ -6,7 +6,8 @@ use super::matmul::{Product, Sink, multiply};
 use super::memory::{elements, elements_mut, place, row, row_mut};
 use super::vector;
 use crate::backend::block_heads::{
-    Convolve, MarkovCell, RateDrafts, Refine, SelectCandidates, StepMarkov, WalkCandidates,
+    Convolve, MarkovCell, RateDrafts, Refine, ScoreCandidates, SelectCandidates, Selector,
+    StepMarkov, WalkCandidates,
 };
 use crate::backend::phases::{Activation, Linear};
 use crate::tensor::Matrix;
@@ -227,15 +228,10 @@ impl CpuBackend {
             let mut before = elements(draft.token)[block] as usize;
             for index in 0..elements(phase.num_drafts)[sequence] as usize {
                 let slot = slots.slot(block, index);
-                let weights = row_mut(&phase.projected, slot);
-                self.each_piece(&phase.predecessors, before, |first, piece| {
-                    weights[first..].iter_mut().zip(piece).for_each(|(weight, p)| *weight *= p);
-                });
                 let ids = elements(phase.ids.slice(slot * count, count));
-                let scores = row_mut(&phase.values, slot);
-                for (score, &id) in scores.iter_mut().zip(ids) {
-                    *score += self.dot(weights, &phase.successors, id as usize);
-                }
+                let (weights, scores) =
+                    (row_mut(&phase.projected, slot), row_mut(&phase.values, slot));
+                self.score_slot(&phase.selector, (before, ids), weights, scores);
                 if let Some(wanted) = batch.draft_candidates {
                     let wanted_row = sequence * batch.max_drafts + index;
                     let wanted = wanted.slice(wanted_row * count, count);
@@ -249,6 +245,43 @@ impl CpuBackend {
                 let tokens = batch.draft_tokens;
                 *place(tokens.span, sequence * tokens.stride + index) = token;
                 before = token as usize;
+            }
+        }
+    }
+
+    pub(super) unsafe fn score_candidate_rows(&self, phase: &ScoreCandidates) {
+        let (candidates, count) = (&phase.candidates, phase.scores.columns);
+        // SAFETY: the contract of Backend; tokens and candidates are tokens of the vocabulary.
+        unsafe {
+            self.pool.run(active(&phase.rows), &|index| {
+                let slot = index / candidates.laws;
+                let before = elements(phase.rows.token)[index] as usize;
+                let ids = elements(candidates.ids.slice(candidates.table(index), count));
+                let (weights, scores) =
+                    (row_mut(&phase.weights, index), row_mut(&phase.scores, index));
+                weights.copy_from_slice(row(&phase.projected, slot));
+                scores.copy_from_slice(row(&phase.values, slot));
+                self.score_slot(&phase.selector, (before, ids), weights, scores);
+            });
+        }
+    }
+
+    /// Adds to the logits of candidates how well they follow a token, of a slot that `weights` are of; they
+    /// do not stay.
+    unsafe fn score_slot(
+        &self,
+        selector: &Selector,
+        (before, ids): (usize, &[i32]),
+        weights: &mut [f32],
+        scores: &mut [f32],
+    ) {
+        // SAFETY: the callers' tokens are of the vocabulary.
+        unsafe {
+            self.each_piece(&selector.predecessors, before, |first, piece| {
+                weights[first..].iter_mut().zip(piece).for_each(|(weight, p)| *weight *= p);
+            });
+            for (score, &id) in scores.iter_mut().zip(ids) {
+                *score += self.dot(weights, &selector.successors, id as usize);
             }
         }
     }

@@ -7,8 +7,8 @@ use super::draw::{Siblings, row_sum};
 use super::memory::{elements, elements_mut, place, read, row, row_mut, store};
 use super::tree::write_links;
 use crate::backend::draft_trees::{
-    BranchRows, CandidatePool, ChildTokens, DescribeTree, DrawSiblings, ExpandBest, FixedLevel,
-    RankCandidates, ScoreChildren, TellLogits, TreeLevel, TreeShape,
+    BranchRows, CandidatePool, ChildTokens, ColumnTokens, DescribeTree, DrawSiblings, ExpandBest,
+    FixedLevel, RankCandidates, ScoreChildren, TellLogits, TreeLevel, TreeShape,
 };
 use crate::backend::phases::DraftBatch;
 use crate::sampling::{WEIGHT_BITS, log2};
@@ -79,7 +79,8 @@ unsafe fn child_token(children: &ChildTokens, law: usize, rank: usize) -> Option
             return None;
         }
         let column = read(children.ids, law * count + rank) as usize;
-        Some(children.target_ids.map_or(column as i32, |ids| read(ids, column)))
+        let token = |of: ColumnTokens| read(of.ids, of.table(law) + column);
+        Some(children.tokens.map_or(column as i32, token))
     }
 }
 
@@ -112,8 +113,8 @@ unsafe fn continue_row(level: &TreeLevel, parent: usize, next: &TreeLevel, to: u
 /// All of these: the contract of [`crate::backend::Backend`].
 impl CpuBackend {
     pub(super) unsafe fn tell_rows(&self, phase: &TellLogits<'_>) {
-        let level = &phase.level;
-        let Some(wanted) = level.batch.draft_logits else { return };
+        let (level, columns) = (&phase.level, phase.logits.columns);
+        let batch = &level.batch;
         // SAFETY: the contract of Backend.
         let laws = level.level.law(unsafe { active(&level.level.rows) });
         self.pool.run(laws, &|law| {
@@ -125,10 +126,17 @@ impl CpuBackend {
                     if parent.children(level).next().is_none() || !parent.is_there(level) {
                         continue;
                     }
-                    let wanted_row = parent.sequence * level.batch.max_drafts + parent.node;
-                    let address = wanted.row_address(wanted_row);
-                    store(logits, address, wanted.dtype);
-                    super::vector::widen(self.isa, address, wanted.dtype, logits);
+                    let wanted_row = parent.sequence * batch.max_drafts + parent.node;
+                    if let Some(wanted) = &batch.draft_logits {
+                        let address = wanted.row_address(wanted_row);
+                        store(logits, address, wanted.dtype);
+                        super::vector::widen(self.isa, address, wanted.dtype, logits);
+                    }
+                    if let Some((wanted, of)) = batch.draft_candidates.zip(phase.candidates) {
+                        let ids = elements(of.ids.slice(of.table(law), columns));
+                        elements_mut(wanted.slice(wanted_row * columns, columns))
+                            .copy_from_slice(ids);
+                    }
                 }
             }
         });

@@ -25,7 +25,7 @@ pub use simd::Isa;
 pub use threads::{ParallelFor, Pool, Threads};
 
 use super::block_heads::{
-    Convolve, RateDrafts, Refine, SelectCandidates, StepMarkov, WalkCandidates,
+    Convolve, RateDrafts, Refine, ScoreCandidates, SelectCandidates, StepMarkov, WalkCandidates,
 };
 use super::draft_trees::{
     BranchRows, DescribeTree, DrawSiblings, ExpandBest, RankCandidates, ScoreChildren, TellLogits,
@@ -273,6 +273,12 @@ impl Backend for CpuBackend {
     fn walk_candidates(&self, _: Stream, phase: &WalkCandidates<'_>) -> Result<()> {
         // SAFETY: as above.
         unsafe { self.walk_rows(phase) };
+        Ok(())
+    }
+
+    fn score_candidates(&self, _: Stream, phase: &ScoreCandidates) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.score_candidate_rows(phase) };
         Ok(())
     }
 

@@ -6,10 +6,11 @@ use super::layer;
 use super::products::{
     MatrixArgument, NormArgument, RowCountArgument, THREADS, address_or_zero, grid,
 };
-use super::rows::RowArrays;
+use super::rows::{ColumnArgument, RowArrays};
 use crate::backend::Stream;
 use crate::backend::block_heads::{
-    Convolve, MarkovCell, RateDrafts, Refine, SelectCandidates, Slots, StepMarkov, WalkCandidates,
+    Convolve, MarkovCell, RateDrafts, Refine, ScoreCandidates, SelectCandidates, Selector, Slots,
+    StepMarkov, WalkCandidates,
 };
 use crate::backend::phases::{Activation, GateUp, Linear};
 use crate::error::Result;
@@ -217,6 +218,23 @@ pub unsafe fn select_candidates(
     unsafe { kernels.launch(Kernel::SelectCandidates, stream, &shape, &arguments) }
 }
 
+/// `Selector` of the kernels.
+#[derive(Clone, Copy, Debug, NoUninit)]
+#[repr(C)]
+struct SelectorArgument {
+    predecessors: MatrixArgument,
+    successors: MatrixArgument,
+}
+
+impl From<&Selector> for SelectorArgument {
+    fn from(selector: &Selector) -> Self {
+        Self {
+            predecessors: (&selector.predecessors).into(),
+            successors: (&selector.successors).into(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, NoUninit)]
 #[repr(C)]
 struct WalkArguments {
@@ -230,8 +248,7 @@ struct WalkArguments {
     draft_logits: MatrixArgument,
     values: MatrixArgument,
     projected: MatrixArgument,
-    predecessors: MatrixArgument,
-    successors: MatrixArgument,
+    selector: SelectorArgument,
     max_drafts: u32,
     padding: u32,
 }
@@ -261,14 +278,54 @@ pub unsafe fn walk_candidates(
         draft_logits: MatrixArgument::of(batch.draft_logits.as_ref()),
         values: (&phase.values).into(),
         projected: (&phase.projected).into(),
-        predecessors: (&phase.predecessors).into(),
-        successors: (&phase.successors).into(),
+        selector: (&phase.selector).into(),
         max_drafts: batch.max_drafts as u32,
         padding: 0,
     };
     let shape = grid(phase.slots.draft.len(), 1);
     // SAFETY: this function's contract.
     unsafe { kernels.launch(Kernel::WalkCandidates, stream, &shape, &arguments) }
+}
+
+#[derive(Clone, Copy, Debug, NoUninit)]
+#[repr(C)]
+struct ScoreArguments {
+    rows: RowCountArgument,
+    token: u64,
+    candidates: ColumnArgument,
+    values: MatrixArgument,
+    projected: MatrixArgument,
+    selector: SelectorArgument,
+    weights: MatrixArgument,
+    scores: MatrixArgument,
+}
+
+// SAFETY: the struct of kernels/block_heads.cu.
+unsafe impl Arguments for ScoreArguments {}
+
+/// Enqueues the phase.
+///
+/// # Safety
+///
+/// As for [`convolve`].
+pub unsafe fn score_candidates(
+    kernels: &Kernels,
+    stream: Stream,
+    phase: &ScoreCandidates,
+) -> Result<()> {
+    let arguments = ScoreArguments {
+        rows: (&phase.rows).into(),
+        token: phase.rows.token.address(),
+        candidates: Some(&phase.candidates).into(),
+        values: (&phase.values).into(),
+        projected: (&phase.projected).into(),
+        selector: (&phase.selector).into(),
+        weights: (&phase.weights).into(),
+        scores: (&phase.scores).into(),
+    };
+    let shape = grid(phase.rows.len(), 1);
+    // SAFETY: this function's contract.
+    unsafe { kernels.launch(Kernel::ScoreCandidates, stream, &shape, &arguments) }
 }
 
 #[derive(Clone, Copy, Debug, NoUninit)]

@@ -4,7 +4,7 @@ use super::draw::SamplingArgument;
 use super::launch::{Arguments, Kernel, Kernels, Launch};
 use super::products::{MatrixArgument, RowCountArgument, THREADS, address_or_zero, grid};
 use super::propose;
-use super::rows::RowArrays;
+use super::rows::{ColumnArgument, RowArrays};
 use crate::backend::Stream;
 use crate::backend::draft_trees::{
     BranchRows, CandidatePool, ChildTokens, DescribeTree, DrawSiblings, DynamicLevel, ExpandBest,
@@ -147,7 +147,7 @@ impl From<&FixedLevel<'_>> for FixedArgument {
 struct ChildArgument {
     ids: u64,
     values: MatrixArgument,
-    target_ids: u64,
+    tokens: ColumnArgument,
 }
 
 impl From<&ChildTokens> for ChildArgument {
@@ -155,7 +155,7 @@ impl From<&ChildTokens> for ChildArgument {
         Self {
             ids: children.ids.address(),
             values: (&children.values).into(),
-            target_ids: address_or_zero(children.target_ids),
+            tokens: children.tokens.as_ref().into(),
         }
     }
 }
@@ -181,6 +181,8 @@ struct TellArguments {
     fixed: FixedArgument,
     draft_logits: MatrixArgument,
     logits: MatrixArgument,
+    candidates: ColumnArgument,
+    draft_candidates: u64,
 }
 
 // SAFETY: the struct of kernels/draft_trees.cu.
@@ -192,10 +194,13 @@ unsafe impl Arguments for TellArguments {}
 ///
 /// As for [`store_shape`].
 pub unsafe fn tell_logits(kernels: &Kernels, stream: Stream, phase: &TellLogits<'_>) -> Result<()> {
+    let batch = &phase.level.batch;
     let arguments = TellArguments {
         fixed: (&phase.level).into(),
-        draft_logits: MatrixArgument::of(phase.level.batch.draft_logits.as_ref()),
+        draft_logits: MatrixArgument::of(batch.draft_logits.as_ref()),
         logits: (&phase.logits).into(),
+        candidates: phase.candidates.as_ref().into(),
+        draft_candidates: address_or_zero(batch.draft_candidates),
     };
     let blocks = phase.logits.columns.div_ceil(THREADS as usize * LOGITS_OF_THREAD);
     let shape = grid(phase.level.level.laws(), blocks);

@@ -170,6 +170,8 @@ kernels! {
     SelectCandidates: "block_heads", "select_candidates", 512, Small;
     /// A walk through the candidates of each block.
     WalkCandidates: "block_heads", "walk_candidates", 256, Small;
+    /// The scores of candidates below the rows of a level of trees.
+    ScoreCandidates: "block_heads", "score_candidates", 256, Small;
     /// What the input map of a refiner reads.
     RefinerInput: "block_heads", "refiner_input", 256, Small;
     /// What a refiner adds up over the rows of a block.

@@ -34,7 +34,7 @@ pub use device::Entered;
 pub use memory::DeviceMemory;
 
 use super::block_heads::{
-    Convolve, RateDrafts, Refine, SelectCandidates, StepMarkov, WalkCandidates,
+    Convolve, RateDrafts, Refine, ScoreCandidates, SelectCandidates, StepMarkov, WalkCandidates,
 };
 use super::draft_trees::{
     BranchRows, DescribeTree, DrawSiblings, ExpandBest, RankCandidates, ScoreChildren, TellLogits,
@@ -346,6 +346,11 @@ impl Backend for CudaBackend {
     fn walk_candidates(&self, stream: Stream, phase: &WalkCandidates<'_>) -> Result<()> {
         // SAFETY: as above.
         unsafe { block_heads::walk_candidates(&self.kernels, stream, phase) }
+    }
+
+    fn score_candidates(&self, stream: Stream, phase: &ScoreCandidates) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { block_heads::score_candidates(&self.kernels, stream, phase) }
     }
 
     fn refine(&self, stream: Stream, phase: &Refine<'_>) -> Result<()> {

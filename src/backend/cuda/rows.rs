@@ -1,7 +1,9 @@
 //! Rows in the arguments of kernels, and the launch code of `kernels/rows.cu`.
 
 use super::launch::{Arguments, Kernel, Kernels, Launch};
+use super::products::address_or_zero;
 use crate::backend::Stream;
+use crate::backend::draft_trees::ColumnTokens;
 use crate::backend::phases::Rows;
 use crate::error::Result;
 use crate::tensor::{Matrix, Span};
@@ -34,6 +36,27 @@ impl From<Rows> for RowArrays {
             rope_position: rows.rope_position.address(),
             token: rows.token.address(),
             source: rows.source.address(),
+        }
+    }
+}
+
+/// `ColumnTokens` of the kernels.
+#[derive(Clone, Copy, Debug, NoUninit)]
+#[repr(C)]
+pub struct ColumnArgument {
+    ids: u64,
+    stride: u64,
+    laws: u32,
+    padding: u32,
+}
+
+impl From<Option<&ColumnTokens>> for ColumnArgument {
+    fn from(tokens: Option<&ColumnTokens>) -> Self {
+        Self {
+            ids: address_or_zero(tokens.map(|tokens| tokens.ids)),
+            stride: tokens.map_or(0, |tokens| tokens.stride as u64),
+            laws: tokens.map_or(1, |tokens| tokens.laws as u32),
+            padding: 0,
         }
     }
 }
