@@ -208,7 +208,7 @@ static bool decode(drafter *d, host *h, const demo_options *options, demo_text *
             .num_features = h->num_features, .tokens = h->tokens, .features = features,
             .sampling = &sampling, .draft_tokens = a->drafts, .num_proposed = a->num_drafts,
             .draft_logits = drawn ? &draft_logits : NULL,
-            .draft_candidates = by_row ? d->token_ids : NULL};
+            .draft_candidates = drawn && by_row ? d->token_ids : NULL};
         if (k > 0 && spec_draft(d->session, &draft_args, h->device.stream, &error))
             return fail();
         if (!device_wait(&h->device))
