@@ -1867,6 +1867,32 @@ spec_status spec_checkpoint_inspect(const char *directory,
                                     spec_error *error);
 
 /**
+ * Checks a checkpoint: everything that is wrong with it, or looks wrong, each with advice.
+ *
+ * All tensors are read, without a device: values that are NaN, infinite, all zero or all the same;
+ * missing and unused tensors; maps between vocabularies; settings that converters are known to have
+ * lost, or that were assumed; and whether the speculator fits its verifier. The report is JSON with
+ * the members `verdict` (`sound`, `suspicious` or `broken`), `kind`, `directory`, `verifier`,
+ * `tensors` (how many were read) and `findings`, the worst first: `severity` (`note`, `suspicious`
+ * or `broken`), `subject`, `found` and `advice`. Later versions may add some.
+ *
+ * `directory` is a UTF-8 path that ends with NUL; so is `verifier_directory`, or NULL: then it is
+ * the verifier that the checkpoint names, if that is there. `json`, `capacity` and `length` are as
+ * in `spec_checkpoint_inspect`; to ask for the length alone reads the tensors, too. What is found
+ * is no error of the call. Errors: IO (no such directory), FORMAT (the verifier's configuration is
+ * damaged), INVALID_ARGUMENT (`capacity` too small: `length` is written all the same).
+ *
+ * Contract: any thread; blocks (reads all files); allocates, little whatever the size of the
+ * checkpoint; no stream.
+ */
+spec_status spec_checkpoint_check(const char *directory,
+                                  const char *verifier_directory,
+                                  char *json,
+                                  uint64_t capacity,
+                                  uint64_t *length,
+                                  spec_error *error);
+
+/**
  * Converts a checkpoint in the layout of a research repository, or the MTP layer that a model
  * carries, to the speculators format.
  *

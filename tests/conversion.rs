@@ -896,3 +896,37 @@ fn stitching_from_c_needs_the_model_and_nothing_else() {
     let named = spec_convert_options { algorithm: algorithm.as_ptr(), ..options };
     refuse(Some(&named), "algorithm, arguments: expected NULL");
 }
+
+#[test]
+fn checks_are_told_to_programs() {
+    let (directory, verifier) = (
+        host::c_path(&golden::root().join("speculators/eagle3/llama_base")),
+        host::c_path(&target("qwen3_tied")),
+    );
+    let tell = |verifier: *const c_char, capacity: usize| {
+        let (mut buffer, mut length) = (vec![0_u8; capacity], 0);
+        let text = if capacity == 0 { null_mut() } else { buffer.as_mut_ptr().cast() };
+        // SAFETY: strings that live during the call, a buffer of its capacity.
+        let outcome = host::attempt(|error| unsafe {
+            let capacity = capacity as u64;
+            spec_checkpoint_check(directory.as_ptr(), verifier, text, capacity, &mut length, error)
+        });
+        buffer.truncate(buffer.iter().position(|&byte| byte == 0).unwrap_or(0));
+        (outcome, length as usize, String::from_utf8(buffer).expect("UTF-8"))
+    };
+    let (outcome, length, _) = tell(null(), 0);
+    outcome.expect("a length");
+    let (outcome, _, text) = tell(null(), length + 1);
+    outcome.expect("a check");
+    let found: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((&found["verdict"], &found["kind"]), (&json!("sound"), &json!("eagle3")));
+    let (outcome, told, _) = tell(null(), length);
+    assert_eq!(outcome.expect_err("no room for the NUL").status, SPEC_ERROR_INVALID_ARGUMENT);
+    assert_eq!(told, length);
+    // Another model is no error of the call.
+    let (outcome, _, text) = tell(verifier.as_ptr(), 1 << 16);
+    outcome.expect("a check");
+    let found: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(found["verdict"], "broken", "{found}");
+    assert_eq!(found["findings"][0]["severity"], "broken");
+}

@@ -133,6 +133,13 @@ fn every_function_refuses_every_null_that_it_must_not_get() {
         spec_checkpoint_inspect(null(), byte_place, 1, length_place);
         spec_checkpoint_inspect(path, null_mut(), 1, length_place);
         spec_checkpoint_inspect(path, null_mut(), 0, null_mut());
+        spec_checkpoint_check(null(), null(), byte_place, 1, length_place);
+        spec_checkpoint_check(path, null(), null_mut(), 1, length_place);
+        spec_checkpoint_check(path, null(), null_mut(), 0, null_mut());
+        spec_checkpoint_convert(null(), null(), null(), byte_place, 1, length_place);
+        spec_checkpoint_convert(path, null(), null(), null_mut(), 1, length_place);
+        spec_checkpoint_stitch(null(), null(), null(), byte_place, 1, length_place);
+        spec_checkpoint_stitch(path, null(), null(), byte_place, 1, length_place);
         spec_model_load(null(), path, null(), model_place);
         spec_model_load(context, null(), null(), model_place);
         spec_model_load(context, path, null(), null_mut());

@@ -1,6 +1,7 @@
 //! Checkpoints: from a directory to a typed description of the speculator, handles of its
 //! weights, and a report of everything that was found, assumed and corrected.
 
+mod check;
 mod config;
 mod convert;
 mod decoder;
@@ -30,6 +31,7 @@ mod vocabulary;
 mod weights;
 mod xpress;
 
+pub use check::{Check, Finding, Severity, check, open_without_verifier};
 pub use convert::{Conversion, Converted, algorithms};
 pub use decoder::{Activation, Decoder, DecoderLayer, GatedMlp, Mlp, Sizes};
 pub use experts::Experts;
@@ -182,12 +184,21 @@ pub fn inspect(directory: &Path) -> Result<Value> {
             needed.push("number of layers");
         } else {
             let layers = speculator.features.iter();
-            let described = layers.map(|f| json!({"layer": f.layer, "width": f.width}));
+            let described = layers.map(|f| {
+                let stage = match f.stage {
+                    FeatureStage::LayerInput => "layer_input",
+                    FeatureStage::FinalNorm => "final_norm",
+                };
+                json!({"layer": f.layer, "stage": stage, "width": f.width})
+            });
             features = described.collect();
         }
     }
     Ok(json!({
-        "kind": kind_of(&file, &config).ok(),
+        "kind": match &loaded {
+            Ok(checkpoint) => Some(checkpoint.speculator.kind),
+            Err(_) => kind_of(&file, &config).ok(),
+        },
         "directory": directory.to_string_lossy(),
         "supported": loaded.is_ok(),
         "reason": loaded.as_ref().err().map(Error::to_string),
