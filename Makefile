@@ -5,6 +5,11 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
+BINDIR ?= $(PREFIX)/bin
+MANDIR ?= $(PREFIX)/share/man/man1
+BASHDIR ?= $(PREFIX)/share/bash-completion/completions
+ZSHDIR ?= $(PREFIX)/share/zsh/site-functions
+FISHDIR ?= $(PREFIX)/share/fish/vendor_completions.d
 INSTALL ?= install
 
 CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -36,13 +41,19 @@ EXAMPLE_ARGUMENTS := BUILD="$(EXAMPLES)" SPECULATORS_LIB="$(RELEASE)"
 # Where `make kernels` puts compilers of CUDA kernels, and the build what they compiled.
 CUDA := $(CARGO_TARGET_DIR)/cuda
 
-.PHONY: build demo test test-all sim-test bench kernels kernels-compile kernels-record gpu-pack \
+.PHONY: build cli demo test test-all sim-test bench kernels kernels-compile kernels-record gpu-pack \
   gpu-selftest mutate install uninstall header lint clean
 
 # Only the libraries: with the rlib among the crate types there would be no link-time optimisation.
 build:
 	$(CARGO) rustc --release --lib --crate-type cdylib,staticlib
 	ln -sf $(LINK_NAME) "$(RELEASE)/$(SONAME)"
+
+# The command `speculators`, in a folder of its own: its library is built without link-time optimisation and
+# must not take the place of the other.
+COMMAND := $(CARGO_TARGET_DIR)/cli
+cli:
+	$(CARGO) build --release --features cli --bin speculators --target-dir "$(COMMAND)"
 
 # DEMO takes options of the program, such as DEMO="--temperature 0.8 --batch 4"; MODEL a speculator's
 # directory, whose target is the directory `target` beside it; TREE a kind of trees, such as TREE=dynamic.
@@ -78,8 +89,14 @@ kernels-compile:
 kernels-record: kernels-compile
 	tools/kernels/budget.py record "$(CUDA)/images"
 
-install: build
-	$(INSTALL) -d "$(DESTDIR)$(LIBDIR)/pkgconfig" "$(DESTDIR)$(INCLUDEDIR)"
+install: build cli
+	$(INSTALL) -d "$(DESTDIR)$(LIBDIR)/pkgconfig" "$(DESTDIR)$(INCLUDEDIR)" "$(DESTDIR)$(BINDIR)" \
+	    "$(DESTDIR)$(MANDIR)" "$(DESTDIR)$(BASHDIR)" "$(DESTDIR)$(ZSHDIR)" "$(DESTDIR)$(FISHDIR)"
+	$(INSTALL) -m 755 "$(COMMAND)/release/speculators" "$(DESTDIR)$(BINDIR)/speculators"
+	"$(COMMAND)/release/speculators" man "$(DESTDIR)$(MANDIR)"
+	"$(COMMAND)/release/speculators" completions bash > "$(DESTDIR)$(BASHDIR)/speculators"
+	"$(COMMAND)/release/speculators" completions zsh > "$(DESTDIR)$(ZSHDIR)/_speculators"
+	"$(COMMAND)/release/speculators" completions fish > "$(DESTDIR)$(FISHDIR)/speculators.fish"
 	$(INSTALL) -m 644 include/speculators.h "$(DESTDIR)$(INCLUDEDIR)/speculators.h"
 	$(INSTALL) -m 755 "$(RELEASE)/$(LINK_NAME)" "$(DESTDIR)$(LIBDIR)/$(REAL_NAME)"
 	ln -sf $(REAL_NAME) "$(DESTDIR)$(LIBDIR)/$(SONAME)"
@@ -93,6 +110,9 @@ uninstall:
 	rm -f "$(DESTDIR)$(INCLUDEDIR)/speculators.h" "$(DESTDIR)$(LIBDIR)/libspeculators.a"
 	rm -f "$(DESTDIR)$(LIBDIR)/$(REAL_NAME)" "$(DESTDIR)$(LIBDIR)/$(SONAME)"
 	rm -f "$(DESTDIR)$(LIBDIR)/$(LINK_NAME)" "$(DESTDIR)$(LIBDIR)/pkgconfig/speculators.pc"
+	rm -f "$(DESTDIR)$(BINDIR)/speculators" "$(DESTDIR)$(MANDIR)"/speculators*.1
+	rm -f "$(DESTDIR)$(BASHDIR)/speculators" "$(DESTDIR)$(ZSHDIR)/_speculators"
+	rm -f "$(DESTDIR)$(FISHDIR)/speculators.fish"
 
 # Breaks the CUDA kernels in one place at a time and reports where no test on the simulator notices, in a
 # random order. MUTATE takes options of the program, such as MUTATE="--seed 7 --seconds 300".

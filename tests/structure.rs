@@ -56,7 +56,15 @@ impl Source {
     }
 }
 
+/// Where the command is: a program that uses the library as others do.
+const COMMAND: &str = "src/bin/";
+
+/// The sources of the library.
 fn sources() -> Vec<Source> {
+    all_sources().into_iter().filter(|source| !source.path.starts_with(COMMAND)).collect()
+}
+
+fn all_sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut directories: Vec<PathBuf> = vec![root.join("src")];
     let mut sources = Vec::new();
@@ -231,6 +239,23 @@ fn every_module_of_the_table_exists_and_uses_form_no_circle() {
         let (name, _) = free.expect("the table has a circle, or a row names an unknown module");
         assert!(files.iter().any(|source| source.module()[0] == *name), "{name}: no such module");
         done.insert(name);
+    }
+}
+
+#[test]
+fn the_command_is_safe_and_prints_in_one_place() {
+    let all = all_sources();
+    let command: Vec<_> = all.iter().filter(|source| source.path.starts_with(COMMAND)).collect();
+    assert!(command.len() > 5, "only {} files of the command", command.len());
+    for source in command {
+        assert_eq!(words(&source.code, "unsafe").next(), None, "{}: unsafe code", source.path);
+        for forbidden in FORBIDDEN.iter().chain(&["unwrap()", "expect("]) {
+            assert!(!source.code.contains(forbidden), "{}: {forbidden}", source.path);
+        }
+        let prints =
+            ["io::stdout", "io::stderr", "Stdout"].iter().any(|name| source.code.contains(name));
+        let may_print = ["/output.rs", "/progress.rs"].iter().any(|end| source.path.ends_with(end));
+        assert!(!prints || may_print, "{}: prints", source.path);
     }
 }
 
