@@ -228,7 +228,8 @@ fn settings_of_the_original_and_of_the_speculators_format_are_read() {
     let described = inspect(&directory).expect("a description");
     assert_eq!((&described["kind"], &described["supported"]), (&json!("mlp"), &json!(true)));
     assert_eq!(described["default_num_drafts"], 3);
-    assert_eq!(described["features"], json!([{"layer": 0, "width": shape.width}]));
+    let feature = json!({"layer": 0, "stage": "final_norm", "width": shape.width});
+    assert_eq!(described["features"], json!([feature]));
 }
 
 #[test]
