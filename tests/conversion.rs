@@ -638,6 +638,27 @@ fn layers_are_counted_as_the_format_counts_them_and_the_report_says_so() {
 }
 
 #[test]
+fn settings_that_nobody_reads_are_told() {
+    let warnings = |fixture: &Fixture| {
+        let source = fixture.write();
+        let ready =
+            Converted::prepare(source.path(), &Conversion::default()).expect("a conversion");
+        ready.report()["warnings"].to_string()
+    };
+    let mut fixture = eagle3();
+    assert_eq!(warnings(&fixture), "[]");
+    fixture.config["use_swirl"] = 3.into();
+    fixture.config["eagle_config"]["use_curl"] = 4.into();
+    assert!(warnings(&fixture).contains("use_swirl: not known, not used: 3"));
+    assert!(warnings(&fixture).contains("eagle_config.use_curl: not known, not used: 4"));
+    let reference = Fixture::of(&golden::root().join("speculators/dflash/full_default"));
+    let mut fixture = research("dflash", &reference, Path::new(""));
+    assert_eq!(warnings(&fixture), "[]");
+    fixture.config["dflash_config"]["use_swa"] = true.into();
+    assert!(warnings(&fixture).contains("dflash_config.use_swa: not known, not used: true"));
+}
+
+#[test]
 fn a_model_with_an_mtp_layer_is_its_own_verifier() {
     let context = Context::with_threads(1);
     let case =

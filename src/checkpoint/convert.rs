@@ -146,7 +146,8 @@ fn check(
     verifier: &Verifier,
 ) -> Result<Report> {
     let kind = kind_of(file, &translation.config)?;
-    let report = Report::new(kind, source);
+    let mut report = Report::new(kind, source);
+    translation.tell(&mut report);
     let config = (file, &translation.config, kind);
     let checkpoint = load_kind(source, config, translation.tensors.clone(), (verifier, report))?;
     Ok(checkpoint.report)

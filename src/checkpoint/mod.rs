@@ -282,7 +282,8 @@ fn load_translated(
     translation: Translation,
     options: Option<&Options>,
 ) -> Result<Checkpoint> {
-    let account = translation.to_json();
+    let mut report = Report::new("", directory);
+    translation.tell(&mut report);
     let Translation { mut config, tensors, holds_verifier, .. } = translation;
     let mut options = options.cloned();
     if let Some(options) = &mut options {
@@ -294,8 +295,7 @@ fn load_translated(
         }
     }
     let kind = kind_of(file, &config)?;
-    let mut report = Report::new(kind, directory);
-    report.translation = Some(account);
+    report.kind = kind.into();
     let verifier = named_verifier(directory, (file, &config), options.as_ref(), &mut report)?;
     load_kind(directory, (file, &config, kind), tensors, (&verifier, report))
 }

@@ -90,6 +90,7 @@ pub(super) fn read(
             "is_causal is false: sliding_window_non_causal, all rows of a block see each other",
         );
     }
+    account_for_settings(source, &inner, others);
     let drafts = drafts(source, "speculative_tokens", block_size - 1)?;
     Ok(Block { inner, own, layer, drafts })
 }
@@ -112,6 +113,15 @@ const OWN: [&str; 15] = [
     "target_hidden_size",
     "target_layer_ids",
 ];
+
+/// Records the settings beside those of the decoder that nobody reads.
+fn account_for_settings(source: &mut Source<'_>, inner: &Map<String, Value>, others: &[&str]) {
+    let unknown = inner.iter().filter(|(key, value)| {
+        !value.is_null() && !OWN.contains(&key.as_str()) && !others.contains(&key.as_str())
+    });
+    let unknown = unknown.map(|(key, value)| (format!("{SECTION}.{key}"), value.clone()));
+    source.account.unknown_settings.extend(unknown);
+}
 
 /// How many tokens are drafted: all, unless the settings say fewer.
 fn drafted(source: &mut Source<'_>, layer: &Map<String, Value>) -> Result<Value> {

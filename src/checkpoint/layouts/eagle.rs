@@ -46,6 +46,8 @@ pub(super) fn translate(source: &mut Source<'_>) -> Result<Map<String, Value>> {
         "transformer_layer_architecture": "LlamaDecoderLayer",
     });
     let drafts = drafts(source, "speculative_tokens", 3)?;
+    source.top.unneeded(&["bias"]);
+    source.account_for_settings();
     source.rename_prefix("fc.", "fusion_fc.")?;
     if has_norms {
         for (old, new) in NORMS {

@@ -29,6 +29,7 @@ pub(super) fn translate(source: &mut Source<'_>) -> Result<Map<String, Value>> {
     let own = common(source)?;
     let drafts = drafts(source, "speculative_tokens", 3)?;
     let layer = layers(source)?;
+    source.account_for_settings();
     Ok(source.config(("eagle3", "Eagle3Speculator"), drafts, own, Some(layer)))
 }
 
@@ -50,6 +51,7 @@ pub(super) fn translate_parallel(source: &mut Source<'_>) -> Result<Map<String, 
     }
     let drafts = drafts(source, "speculative_tokens", 3)?;
     let layer = layers(source)?;
+    source.account_for_settings();
     Ok(source.config(("peagle", "PEagleSpeculator"), drafts, own, Some(layer)))
 }
 
@@ -76,12 +78,16 @@ fn common(source: &mut Source<'_>) -> Result<Value> {
 
 /// The target layers, as the format counts them; null is its default.
 fn features(source: &mut Source<'_>) -> Result<Value> {
-    if let Some(listed) = source.top.list(FEATURES)? {
-        return Ok(listed.into());
+    let own = source.top.list(FEATURES)?;
+    let Some(mut inner) = source.top.section("eagle_config")? else { return Ok(own.into()) };
+    let listed = inner.list(FEATURES)?.filter(|listed| !listed.is_empty());
+    if inner.flag("use_aux_hidden_state")? == Some(false) && source.peek("fc.weight").is_some() {
+        return Err(inner.unexpected("use_aux_hidden_state", "true, as fc.weight fuses layers"));
     }
-    let Some(mut inner) = source.top.section("eagle_config")? else { return Ok(Value::Null) };
-    let Some(listed) = inner.list(FEATURES)?.filter(|listed| !listed.is_empty()) else {
-        return Ok(Value::Null);
+    source.account_for(inner);
+    let listed = match (own, listed) {
+        (None, Some(listed)) => listed,
+        (own, _) => return Ok(own.into()),
     };
     // Engines that read this list tell its two conventions apart by its first layer: what leaves layer 1 is
     // what enters layer 2, where both begin.

@@ -12,8 +12,9 @@ mod mtp;
 mod settings;
 mod xpress;
 
-use super::config::{Settings, as_integer};
+use super::config::{Settings, as_integer, found};
 use super::files::StoredTensor;
+use super::report::Report;
 use super::verifier::Verifier;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -145,6 +146,8 @@ struct Account {
     renamed: Vec<(String, String)>,
     dropped: Vec<(String, String)>,
     notes: Vec<String>,
+    /// Settings that nobody reads.
+    unknown_settings: Map<String, Value>,
 }
 
 impl Translation {
@@ -159,6 +162,15 @@ impl Translation {
             "dropped": pairs(&self.account.dropped, ["name", "reason"]),
             "notes": self.account.notes,
         })
+    }
+
+    /// Tells a report what was translated and what was not understood.
+    pub(super) fn tell(&self, report: &mut Report) {
+        report.translation = Some(self.to_json());
+        for (name, value) in &self.account.unknown_settings {
+            report.warn(format!("{name}: not known, not used: {}", found(value)));
+            report.unknown_settings.insert(name.clone(), value.clone());
+        }
     }
 
     /// Drops a tensor after all.
@@ -224,6 +236,20 @@ impl<'a> Source<'a> {
     /// Records something that was decided.
     fn note(&mut self, text: impl Into<String>) {
         self.account.notes.push(text.into());
+    }
+
+    /// Records the settings of the source that were not asked for, where they go nowhere.
+    fn account_for_settings(&mut self) {
+        let settings = Settings::of_file(self.file, self.top.all());
+        let top = std::mem::replace(&mut self.top, settings);
+        self.account_for(top);
+    }
+
+    /// Records which of `settings` were not asked for.
+    fn account_for(&mut self, settings: Settings<'_>) {
+        let mut report = Report::default();
+        settings.finish(&mut report);
+        self.account.unknown_settings.append(&mut report.unknown_settings);
     }
 
     /// A tensor that nothing was said of yet.

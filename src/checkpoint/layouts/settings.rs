@@ -81,13 +81,19 @@ pub(super) fn llama(
         json!({"mlp_bias": has_bias, "pretraining_tp": 1})
     };
     layer.extend(family.as_object().cloned().unwrap_or_default());
-    for key in ["layer_types", "max_window_layers", "sliding_window", "use_sliding_window"] {
+    for key in COPIED {
         if let Some(value) = source.top.all().get(key) {
             layer.insert(key.into(), value.clone());
         }
     }
+    source.top.unneeded(&COPIED);
+    source.top.unneeded(&["model_type", "num_hidden_layers"]);
     Ok(layer)
 }
+
+/// Settings that say the same in the format.
+const COPIED: [&str; 4] =
+    ["layer_types", "max_window_layers", "sliding_window", "use_sliding_window"];
 
 /// The width of a head: as the settings say, or else as the projections of queries are.
 fn head_dim(
