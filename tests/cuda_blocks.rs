@@ -398,7 +398,7 @@ fn the_slots_of_blocks_propose_and_keep_what_they_do_on_the_cpu() {
                 sampling: sampling.as_ref().map(|values| values.lend(place)).unwrap_or_default(),
                 draft_tokens: Column { span: draft_tokens, stride: max_drafts },
                 draft_logits: wanted.as_ref().map(|wanted| place.matrix(wanted)),
-                ..batch(blocks.most, max_drafts)
+                ..DraftBatch::new(blocks.most, max_drafts)
             };
             let phase = Propose {
                 rows: rows.lend(place),
@@ -595,7 +595,7 @@ fn drafts_are_rated_and_end_as_on_the_cpu() {
                 confidence: wants.then_some(confidence),
                 min_confidence,
                 padding: -77,
-                ..batch(blocks.most, max_drafts)
+                ..DraftBatch::new(blocks.most, max_drafts)
             };
             let phase = RateDrafts {
                 slots: blocks.slots(place),
@@ -709,7 +709,7 @@ fn walks_through_candidates_are_those_of_the_cpu() {
                 draft_tokens: Column { span: draft_tokens, stride: max_drafts },
                 draft_logits: wanted.as_ref().map(|wanted| place.matrix(wanted)),
                 draft_candidates: Some(candidates),
-                ..batch(blocks.most, max_drafts)
+                ..DraftBatch::new(blocks.most, max_drafts)
             };
             let phase = WalkCandidates {
                 slots: blocks.slots(place),
@@ -812,7 +812,7 @@ fn passes_of_refiners_are_those_of_the_cpu() {
         let results = on_both(|place| {
             let batch = DraftBatch {
                 tokens: place.array(&committed),
-                ..batch(blocks.most, blocks.num_slots)
+                ..DraftBatch::new(blocks.most, blocks.num_slots)
             };
             let phase = Refine {
                 slots: blocks.slots(place),

@@ -423,7 +423,7 @@ impl<'c> Scenario<'c> {
             draft_candidates: (wants_candidates && !is_dynamic)
                 .then(|| place.array(&vec![-6; wanted_rows * call.columns])),
             padding: -3,
-            ..batch(sequences, call.max_drafts)
+            ..DraftBatch::new(sequences, call.max_drafts)
         };
         let words = backend(device).fault_words().unwrap();
         let plan = Plan {

@@ -854,7 +854,7 @@ impl ProposeCase {
             sampling,
             draft_tokens: Column { span: draft_tokens, stride },
             draft_logits,
-            ..batch(self.sequences, self.max_drafts)
+            ..DraftBatch::new(self.sequences, self.max_drafts)
         };
         let phase = Propose {
             rows: self.rows.lend(&mut place),

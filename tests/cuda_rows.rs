@@ -10,8 +10,8 @@ use device::Device;
 use device::backend::{backend, cuda, cuda_test};
 use device::memory::Memory;
 use phases::{
-    COMPACT, DTYPES, Layout, Place, RowValues, Values, assert_same_bits, batch, cases, optional,
-    read, read_array, rows_of, test_cases,
+    COMPACT, DTYPES, Layout, Place, RowValues, Values, assert_same_bits, cases, optional, read,
+    read_array, rows_of, test_cases,
 };
 use random::Random;
 use speculators::backend::FaultWords;
@@ -327,7 +327,7 @@ impl Planner {
             draft_tokens,
             num_proposed: place.optional(&proposed),
             padding: -99,
-            ..batch(call.sequences, call.max_drafts)
+            ..DraftBatch::new(call.sequences, call.max_drafts)
         };
         let pages = Matrix {
             address: 0,

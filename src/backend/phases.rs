@@ -70,6 +70,42 @@ pub struct DraftBatch<'a> {
     pub padding: i32,
 }
 
+impl DraftBatch<'_> {
+    /// A call that has no array yet.
+    pub const fn new(num_sequences: usize, max_drafts: usize) -> Self {
+        const NONE: Column = Column { span: Span::new(0, 0), stride: 0 };
+        Self {
+            num_sequences,
+            num_rows: 0,
+            max_drafts,
+            position: NONE,
+            row_count: NONE,
+            next_token: NONE,
+            row_begin: None,
+            row_index: None,
+            num_drafts: None,
+            limit: None,
+            context_begin: None,
+            block_table: None,
+            slot: None,
+            tokens: Span::new(0, 0),
+            rope_position: None,
+            features: &[],
+            embeddings: None,
+            sampling: SamplingArrays::NONE,
+            shape: None,
+            links: None,
+            draft_tokens: NONE,
+            num_proposed: None,
+            draft_logits: None,
+            draft_candidates: None,
+            confidence: None,
+            min_confidence: 0.0,
+            padding: -1,
+        }
+    }
+}
+
 /// What a session was created for.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {

@@ -7,7 +7,7 @@ use crate::device::stream::Stream as HostStream;
 use crate::device::{self, Device};
 use crate::random::Random;
 use half::{bf16, f16};
-use speculators::backend::phases::{Column, DraftBatch, Linear, Norm, Rows};
+use speculators::backend::phases::{Linear, Norm, Rows};
 use speculators::backend::verify::SamplingArrays;
 use speculators::backend::{Backend, Stream};
 use speculators::tensor::{Dtype, Matrix, Span};
@@ -334,40 +334,6 @@ pub fn test_cases(full: u64, simulated: u64) -> u64 {
 }
 
 // ---- Calls --------------------------------------------------------------------------------------
-
-/// A call without arrays, for phases that look at few of them.
-pub fn batch(num_sequences: usize, max_drafts: usize) -> DraftBatch<'static> {
-    let none = Column { span: Span::new(0, 0), stride: 0 };
-    DraftBatch {
-        num_sequences,
-        num_rows: 0,
-        max_drafts,
-        position: none,
-        row_count: none,
-        next_token: none,
-        row_begin: None,
-        row_index: None,
-        num_drafts: None,
-        limit: None,
-        context_begin: None,
-        block_table: None,
-        slot: None,
-        tokens: Span::new(0, 0),
-        rope_position: None,
-        features: &[],
-        embeddings: None,
-        sampling: SamplingArrays::default(),
-        shape: None,
-        links: None,
-        draft_tokens: none,
-        num_proposed: None,
-        draft_logits: None,
-        draft_candidates: None,
-        confidence: None,
-        min_confidence: 0.0,
-        padding: -1,
-    }
-}
 
 /// How the tokens of each sequence are drawn.
 #[derive(Clone, Debug)]
