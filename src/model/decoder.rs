@@ -431,6 +431,11 @@ impl Decoder {
         }
     }
 
+    /// The norm before the head.
+    pub(super) fn final_norm(&self) -> Option<Norm> {
+        self.norm
+    }
+
     /// Starts the residual stream of the step's rows from their tokens alone.
     pub(super) fn embed(&self, step: &Step<'_>, hidden: Matrix) -> Result<()> {
         let embedding = self.embedding_input(step, None);

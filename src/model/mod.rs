@@ -11,6 +11,7 @@ mod markov;
 mod placement;
 mod refiner;
 pub mod sequential;
+pub mod target;
 pub mod trees;
 
 use crate::backend::Backend;
