@@ -3,8 +3,10 @@
 #[path = "checkpoint/fixture.rs"]
 #[allow(dead_code)]
 mod fixture;
+mod program;
 
 use fixture::{Directory, Fixture, Stored, Tensors, only_nan, write_index, write_tensors};
+use program::{json_of, printed, program, project, run, text};
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 use std::ffi::OsStr;
@@ -12,44 +14,9 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-fn project(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-/// The program, in the project's directory, so that paths in its output are the same everywhere.
-fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_speculators"));
-    command.current_dir(project("")).env_remove("COLUMNS").stdin(Stdio::null());
-    command
-}
-
-fn run(arguments: &[&dyn AsRef<OsStr>]) -> Output {
-    program()
-        .args(arguments.iter().map(|argument| argument.as_ref()))
-        .output()
-        .expect("the program runs")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).expect("UTF-8")
-}
-
-/// What a run printed, which must have ended so.
-#[track_caller]
-fn printed(output: &Output, code: i32) -> String {
-    let (out, errors) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!(output.status.code(), Some(code), "{out}{errors}");
-    out
-}
-
-fn json_of(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|error| panic!("{error}: {}", text(&output.stdout)))
-}
 
 /// The reference checkpoints, and the inputs of conversions that have their weights beside them.
 fn directories() -> Vec<String> {
@@ -85,7 +52,16 @@ fn approve(name: &str, found: &str) {
 #[test]
 fn help_is_what_a_reader_has_approved() {
     let mut all = printed(&run(&[&"--help"]), 0);
-    for command in ["inspect", "check", "convert", "stitch-mtp", "selftest", "completions"] {
+    for command in [
+        "inspect",
+        "check",
+        "convert",
+        "stitch-mtp",
+        "generate",
+        "bench",
+        "selftest",
+        "completions",
+    ] {
         let output = run(&[&command, &"--help"]);
         all.push_str(&format!("\n==== {command}\n\n{}", printed(&output, 0)));
         // Each shows how it is used.

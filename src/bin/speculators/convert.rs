@@ -1,7 +1,7 @@
 //! `speculators convert` and `speculators stitch-mtp`.
 
 use crate::output::{Output, plain};
-use crate::progress::Bar;
+use crate::progress::{Bar, Unit};
 use crate::{Exit, Failure, Outcome};
 use clap::Args;
 use serde_json::{Map, Value};
@@ -158,7 +158,7 @@ fn write(
     if is_dry {
         return Ok(());
     }
-    let mut bar = Bar::new();
+    let mut bar = Bar::new(Unit::Bytes);
     write(to, &mut |done, total| {
         bar.show(done, total);
         true

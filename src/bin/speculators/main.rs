@@ -1,7 +1,11 @@
 //! The command `speculators`: what the library does with checkpoints, without a program around it.
 
+mod bench;
+mod chart;
 mod check;
 mod convert;
+mod decoding;
+mod generate;
 mod inspect;
 mod output;
 mod pages;
@@ -91,6 +95,8 @@ enum Command {
     Check(check::Check),
     Convert(convert::Convert),
     StitchMtp(convert::StitchMtp),
+    Generate(generate::Generate),
+    Bench(bench::Bench),
     Selftest(selftest::Selftest),
     Completions(pages::Completions),
     Man(pages::Man),
@@ -112,6 +118,8 @@ fn main() -> ExitCode {
         Command::Check(command) => command.run(&mut output),
         Command::Convert(command) => command.run(&mut output),
         Command::StitchMtp(command) => command.run(&mut output),
+        Command::Generate(command) => command.run(&mut output),
+        Command::Bench(command) => command.run(&mut output),
         Command::Selftest(command) => command.run(&mut output),
         Command::Completions(command) => command.run(&mut output, Cli::command()),
         Command::Man(command) => command.run(Cli::command()),

@@ -55,6 +55,11 @@ pub fn tell_error(text: &str) {
     let _ = writeln!(io::stderr(), "speculators: {text}");
 }
 
+/// Tells people what may go wrong.
+pub fn tell_warning(text: &str) {
+    let _ = writeln!(io::stderr(), "speculators: warning: {text}");
+}
+
 /// A JSON value as a person reads it.
 pub fn plain(value: &Value) -> String {
     match value {
