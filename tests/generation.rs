@@ -269,7 +269,11 @@ fn what_cannot_be_decoded_is_refused_with_the_reason() {
             2,
             "tokenizer.json: ",
         ),
-        (vec!["generate", "--model", TARGET, "--speculator", golden, "--prompt", "a"], 2, "vocab"),
+        (
+            vec!["generate", "--model", TARGET, "--speculator", golden, "--prompt", "a"],
+            2,
+            "features of width 80",
+        ),
         ([&bench[..], &[empty]].concat(), 2, "expected a prompt on each line, found none"),
         ([&bench[..], &[wrong]].concat(), 2, "line 2: expected a string"),
         ([&bench[..], &[TARGET, "--drafts", "0"]].concat(), 64, "--drafts"),
