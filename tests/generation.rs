@@ -128,6 +128,81 @@ fn a_target_accepts_all_that_it_would_say_itself() {
     assert_eq!(way["figures"]["tokens"], 120);
 }
 
+/// The reference target of this name, with a tokenizer whose words are the numbers of its tokens.
+fn numbered_target(folder: &Folder, name: &str) -> PathBuf {
+    let (from, to) = (project("tests/golden/targets").join(name), folder.0.join(name));
+    fs::create_dir(&to).expect("a folder");
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(from.join(file), to.join(file)).expect("a copy");
+    }
+    let config = fs::read(from.join("config.json")).expect("a config");
+    let config: Value = serde_json::from_slice(&config).expect("JSON");
+    let tokens = 0..config["vocab_size"].as_u64().expect("a size");
+    let words: serde_json::Map<String, Value> =
+        tokens.map(|token| (token.to_string(), token.into())).collect();
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": null,
+        "decoder": null,
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "0"},
+    });
+    fs::write(to.join("tokenizer.json"), tokenizer.to_string()).expect("a file");
+    to
+}
+
+/// The reference speculators of a target.
+fn speculators_of(target: &str) -> Vec<PathBuf> {
+    let below = |path: &Path| {
+        let entries = fs::read_dir(path).expect("the reference data");
+        let mut all: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+        all.retain(|path| path.is_dir());
+        all.sort();
+        all
+    };
+    let kinds = below(&project("tests/golden/speculators"));
+    let mut all: Vec<PathBuf> = kinds.iter().flat_map(|kind| below(kind)).collect();
+    all.retain(|path| {
+        let about = fs::read(path.join("about.json")).expect("a description");
+        let about: Value = serde_json::from_slice(&about).expect("JSON");
+        about["target"] == target
+    });
+    all
+}
+
+/// What is drafted at random is hardly ever accepted, and must not change the text all the same.
+#[test]
+fn speculators_of_all_kinds_leave_texts_as_they_are() {
+    let folder = Folder::new("kinds");
+    let prompts = folder.write("prompts", "5 17 33 8 100 201\n3\n");
+    for name in ["llama_untied", "qwen3_tied"] {
+        let target = numbered_target(&folder, name);
+        let speculators = speculators_of(name);
+        assert!(speculators.len() > 10, "{} speculators", speculators.len());
+        for sampling in ["--temperature=0", "--temperature=1"] {
+            let mut command = program();
+            command.args(["bench", "--json", "--ignore-eos", "--tokens=20", "--drafts=1,4"]);
+            command.args(["--tree=static:7,dynamic:9:3:3,stochastic:6", sampling]);
+            command.arg("--model").arg(&target).arg("--prompts").arg(&prompts);
+            for speculator in &speculators {
+                command.arg("--speculator").arg(speculator);
+            }
+            // It ends so where any text differs that must not.
+            let output = command.output().expect("a run");
+            printed(&output, 0);
+            let told = text(&output.stderr);
+            let ways = json_of(&output)["with_speculation"].as_array().expect("ways").clone();
+            let refused = told.matches("trees are not drafted").count();
+            assert_eq!(ways.len() + refused, 5 * speculators.len(), "{told}");
+            assert_eq!(refused, 3, "those of XPress: {told}");
+            let accepts = |way: &&Value| number(&way["figures"]["tokens_per_target_pass"]) > 1.0;
+            assert!(ways.iter().filter(accepts).count() > ways.len() / 4, "some are accepted");
+        }
+    }
+}
+
 #[test]
 fn what_people_read_is_the_text_and_then_the_figures() {
     let prompt = "class Stack:\n    \"\"\"Stapel für alles.\"\"\"\n";

@@ -5,12 +5,12 @@ use crate::decoding::figures::Figures;
 use crate::decoding::shape::{Shape, TreeArgument};
 use crate::decoding::{Decoder, Drafter, Request, Sampling, TargetArguments};
 use crate::generate::{follows, positions};
-use crate::output::Output;
+use crate::output::{Output, tell_warning};
 use crate::progress::{Bar, Unit};
 use crate::{Exit, Failure, Outcome};
 use clap::Args;
 use serde_json::{Value, json};
-use speculators::error::{Error, Result};
+use speculators::error::{Error, Result, Status};
 use speculators::model::Model;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -155,8 +155,14 @@ impl Bench {
             let chains = drafts.into_iter().map(Shape::Chain);
             let trees = self.tree.iter().map(|&tree| Shape::of(tree, model));
             for shape in chains.chain(trees) {
-                let drafter = Drafter::new(model, shape.clone(), positions)
-                    .map_err(|error| error.within(directory.display()))?;
+                let drafter = match Drafter::new(model, shape.clone(), positions) {
+                    // Not all kinds draft trees; the others are compared all the same.
+                    Err(error) if error.status() == Status::Unsupported => {
+                        tell_warning(&error.within(directory.display()).to_string());
+                        continue;
+                    }
+                    other => other.map_err(|error| error.within(directory.display()))?,
+                };
                 let figures = Figures::default();
                 ways.push(Way { directory, model, shape, drafter, figures, identical: 0 });
             }
