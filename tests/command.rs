@@ -3,9 +3,13 @@
 #[path = "checkpoint/fixture.rs"]
 #[allow(dead_code)]
 mod fixture;
+#[path = "checkpoint/original.rs"]
+#[allow(dead_code)]
+mod original;
 mod program;
 
 use fixture::{Directory, Fixture, Stored, Tensors, only_nan, write_index, write_tensors};
+use original::Original;
 use program::{json_of, printed, program, project, run, text};
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
@@ -18,8 +22,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The reference checkpoints, and the inputs of conversions that have their weights beside them.
-fn directories() -> Vec<String> {
+/// The reference checkpoints.
+fn references() -> Vec<String> {
     let below = |folder: &str| {
         let entries = fs::read_dir(project(folder)).expect("the reference data");
         let names = entries
@@ -29,10 +33,20 @@ fn directories() -> Vec<String> {
         paths.sort();
         paths
     };
-    let kinds = below("tests/golden/speculators");
-    let all = kinds.iter().flat_map(|kind| below(kind));
-    let inputs = below("tests/golden/converters").into_iter().map(|path| format!("{path}/input"));
-    all.chain(inputs.filter(|path| project(path).join("model.safetensors").exists())).collect()
+    below("tests/golden/speculators").iter().flat_map(|kind| below(kind)).collect()
+}
+
+/// What `inspect` and `check` say of a checkpoint, beside a verifier if there is one.
+fn described(directory: &dyn AsRef<OsStr>, verifier: Option<&str>) -> String {
+    let inspected = printed(&run(&[&"inspect", directory, &"--tensors"]), 0);
+    let mut check = program();
+    check.arg("check").arg(directory.as_ref());
+    if let Some(verifier) = verifier {
+        check.args(["--verifier", verifier]);
+    }
+    let check = check.output().expect("a run");
+    let code = check.status.code();
+    format!("{inspected}\n==== check: exit code {code:?}\n\n{}", text(&check.stdout))
 }
 
 /// Compares a text with the one that a reader has approved; `UPDATE_REPORTS` writes it anew.
@@ -75,20 +89,48 @@ fn help_is_what_a_reader_has_approved() {
 
 #[test]
 fn descriptions_and_checks_are_what_a_reader_has_approved() {
-    for directory in directories() {
-        let mut all = printed(&run(&[&"inspect", &directory, &"--tensors"]), 0);
-        let about: Value = fs::read(project(&directory).join("about.json"))
-            .map_or(json!(null), |text| serde_json::from_slice(&text).expect("JSON"));
+    for directory in references() {
+        let about = fs::read(project(&directory).join("about.json")).expect("a description");
+        let about: Value = serde_json::from_slice(&about).expect("JSON");
         let target = about["target"].as_str().map(|name| format!("tests/golden/targets/{name}"));
-        let verifier = target.as_ref().map_or(vec![], |target| vec!["--verifier", target]);
-        let check = program().arg("check").arg(&directory).args(&verifier).output().expect("a run");
-        all.push_str(&format!(
-            "\n==== check: exit code {:?}\n\n{}",
-            check.status.code(),
-            text(&check.stdout)
-        ));
+        let all = described(&directory, target.as_deref());
         approve(&directory.replace("tests/golden/", "").replace('/', "."), &all);
     }
+}
+
+#[test]
+fn conversions_are_told_as_a_reader_has_approved() {
+    let mut seen = 0;
+    for original in Original::all(&project("tests/golden")) {
+        let Some(input) = original.write_input() else { continue };
+        let place = Directory::new();
+        let output = place.join("output");
+        let verifier = original.option("--verifier").map(|path| {
+            let name = Path::new(path).file_name().expect("a name").to_string_lossy();
+            format!("tests/golden/targets/{name}")
+        });
+        let mut convert = program();
+        convert.arg("convert").arg(input.path()).arg("--output-path").arg(&output);
+        if let Some(verifier) = &verifier {
+            convert.args(["--verifier", verifier]);
+        }
+        for option in ["--algorithm", "--algorithm-kwargs"] {
+            if let Some(value) = original.option(option) {
+                convert.args([option, value]);
+            }
+        }
+        let told = printed(&convert.output().expect("a run"), 0);
+        let all = format!(
+            "{}\n==== convert\n\n{told}\n==== the output\n\n{}",
+            described(&input.path(), verifier.as_deref()),
+            described(&output, verifier.as_deref())
+        );
+        let [input, output] = [input.path(), &output].map(|path| path.to_string_lossy());
+        let all = all.replace(&*output, "OUTPUT").replace(&*input, "INPUT");
+        approve(&format!("converters.{}", original.name), &all);
+        seen += 1;
+    }
+    assert!(seen >= 9, "only {seen}");
 }
 
 #[test]

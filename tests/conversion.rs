@@ -6,12 +6,15 @@ mod device;
 #[allow(dead_code)]
 mod fixture;
 mod host;
+#[path = "checkpoint/original.rs"]
+#[allow(dead_code)]
+mod original;
 
 use fixture::{Directory, Fixture, Stored, Tensors, write_tensors};
 use host::draft::{DraftCall, Drafts, Place, Text, Turn};
 use host::random::Random;
 use host::{Context, Model, Session, golden, session_options};
-use safetensors::SafeTensors;
+use original::{Original, json_in, tensors_in};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use speculators::capi::*;
@@ -22,20 +25,6 @@ use std::ffi::{CString, c_char, c_void};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::ptr::{null, null_mut};
-
-fn json_in(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).expect("a file")).expect("JSON")
-}
-
-fn tensors_in(path: &Path) -> Tensors {
-    let bytes = fs::read(path).expect("a file");
-    let tensors = SafeTensors::deserialize(&bytes).expect("safetensors").tensors();
-    let tensors = tensors.into_iter().map(|(name, view)| {
-        let (shape, bytes) = (view.shape().to_vec(), view.data().to_vec());
-        (name, Stored { dtype: view.dtype(), shape, bytes })
-    });
-    tensors.collect()
-}
 
 fn same(a: &Stored, b: &Stored) -> bool {
     (a.dtype, &a.shape, &a.bytes) == (b.dtype, &b.shape, &b.bytes)
@@ -53,69 +42,16 @@ fn convert(source: &Path, wanted: &Conversion, output: &Path) -> Value {
 
 // ---- What the original makes of it -----------------------------------------------------------------
 
-/// An input of the original converter with what it made of it.
-struct Original {
-    name: String,
-    directory: PathBuf,
-    about: Value,
-}
-
-impl Original {
-    fn all() -> Vec<Self> {
-        let entries = fs::read_dir(golden::root().join("converters")).expect("the converters");
-        let mut all: Vec<_> = entries
-            .map(|entry| {
-                let directory = entry.expect("an entry").path();
-                let name = directory.file_name().expect("a name").to_string_lossy().into_owned();
-                Self { name, about: json_in(&directory.join("about.json")), directory }
-            })
-            .collect();
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        all
-    }
-
-    /// The tensors of the input: stored there, or those of another checkpoint under other names.
-    fn tensors(&self) -> Option<Tensors> {
-        let own = self.directory.join("input/model.safetensors");
-        if own.exists() {
-            return Some(tensors_in(&own));
-        }
-        let text = self.about["input_weights"].as_str().expect("where they come from");
-        let words = text.split([' ', ',']);
-        let path = words.into_iter().find(|word| word.ends_with("model.safetensors"))?;
-        let path = golden::root().join(path);
-        let stored = match path.exists() {
-            true => tensors_in(&path),
-            false => {
-                Self::all().iter().find(|other| path.starts_with(&other.directory))?.tensors()?
-            }
-        };
-        let listed = self.about["input_tensors"].as_object().expect("the tensors");
-        let renamed = stored.into_iter().map(|(name, stored)| {
-            let research = name.replacen("layers.0.", "midlayer.", 1);
-            (if listed.contains_key(&research) { research } else { name }, stored)
-        });
-        Some(renamed.filter(|(name, _)| listed.contains_key(name)).collect())
-    }
-
-    /// What followed an option on the command line.
-    fn option(&self, name: &str) -> Option<&str> {
-        let words = self.about["command"].as_array().expect("a command");
-        let place = words.iter().position(|word| word == name)?;
-        words[place + 1].as_str()
-    }
-
-    fn conversion(&self) -> Conversion {
-        let expected = json_in(&self.directory.join("output/config.json"));
-        let verifier = expected["speculators_config"]["verifier"]["name_or_path"].as_str();
-        let arguments = self
-            .option("--algorithm-kwargs")
-            .map_or(json!({}), |text| serde_json::from_str(text).expect("JSON"));
-        Conversion {
-            verifier_directory: verifier.map(target),
-            algorithm: self.option("--algorithm").map(str::to_owned),
-            arguments: arguments.as_object().cloned().expect("an object"),
-        }
+fn conversion(original: &Original) -> Conversion {
+    let expected = json_in(&original.directory.join("output/config.json"));
+    let verifier = expected["speculators_config"]["verifier"]["name_or_path"].as_str();
+    let arguments = original
+        .option("--algorithm-kwargs")
+        .map_or(json!({}), |text| serde_json::from_str(text).expect("JSON"));
+    Conversion {
+        verifier_directory: verifier.map(target),
+        algorithm: original.option("--algorithm").map(str::to_owned),
+        arguments: arguments.as_object().cloned().expect("an object"),
     }
 }
 
@@ -137,15 +73,11 @@ fn comparable(mut config: Value) -> Value {
 #[test]
 fn conversions_are_those_of_the_original_but_for_what_is_better() {
     let mut seen = 0;
-    for original in Original::all() {
-        let Some(tensors) = original.tensors() else { continue };
+    for original in Original::all(&golden::root()) {
+        let Some(source) = original.write_input() else { continue };
         println!("{}", original.name);
-        let source = Directory::new();
-        fs::copy(original.directory.join("input/config.json"), source.join("config.json"))
-            .expect("a copy");
-        write_tensors(&source.join("model.safetensors"), &tensors);
         let output = Directory::new();
-        convert(source.path(), &original.conversion(), output.path());
+        convert(source.path(), &conversion(&original), output.path());
         let expected = comparable(json_in(&original.directory.join("output/config.json")));
         let found = comparable(json_in(&output.join("config.json")));
         assert_eq!(found, expected, "{}", original.name);
