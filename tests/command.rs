@@ -160,7 +160,15 @@ fn json_says_the_same_to_programs() {
 #[test]
 fn the_selftest_says_what_this_machine_can_do() {
     let found = printed(&run(&[&"selftest", &"--quick"]), 0);
-    for expected in ["version", "CPU", "CUDA", "kinds", "holds: the target's law"] {
+    for expected in [
+        "version",
+        "CPU",
+        "CUDA",
+        "CUDA kernels",
+        "kernel compiler",
+        "kinds",
+        "holds: the target's law",
+    ] {
         assert!(found.contains(expected), "{found}");
     }
     assert!(!found.contains("BROKEN"), "{found}");

@@ -6,7 +6,7 @@ mod memory;
 pub use memory::{Allocator, Block, MemoryKind};
 
 pub use crate::backend::cpu::{ParallelFor, Threads};
-pub use crate::backend::cuda::{KernelCache, Options as CudaOptions};
+pub use crate::backend::cuda::{KernelCache, KernelSources, Options as CudaOptions};
 pub use crate::backend::{Description, DeviceType, Stream};
 
 use crate::backend::Backend;

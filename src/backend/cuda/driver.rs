@@ -193,10 +193,15 @@ fn find() -> Result<()> {
 
 /// Says which names of a library were tried.
 pub(super) fn not_found(what: &str, names: &[String]) -> Error {
-    Error::new(
-        Status::Device,
-        format!("{what}: expected a library, found none by the names {}", names.join(", ")),
-    )
+    // There are dozens, most of them for other systems.
+    const SHOWN: usize = 3;
+    let (shown, others) = names.split_at(names.len().min(SHOWN));
+    let mut text =
+        format!("{what}: expected a library, found none by the names {}", shown.join(", "));
+    if !others.is_empty() {
+        text.push_str(&format!(" and {} more", others.len()));
+    }
+    Error::new(Status::Device, text)
 }
 
 /// Refuses a library without one of the functions.

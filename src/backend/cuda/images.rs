@@ -63,6 +63,14 @@ pub struct Images {
     cache: Option<Cache>,
 }
 
+/// How many of the modules the build has embedded images of, how many there are, and what compiled the images.
+pub fn embedded_images() -> (usize, usize, &'static str) {
+    let has_image =
+        |source: &&Source| embedded::IMAGES.iter().any(|image| image.module == source.name);
+    let count = embedded::MODULES.iter().filter(has_image).count();
+    (count, embedded::MODULES.len(), embedded::COMPILER)
+}
+
 impl Images {
     /// The places that the options name.
     pub fn new(options: &Options) -> Result<Self> {

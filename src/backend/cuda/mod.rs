@@ -90,6 +90,29 @@ pub enum KernelCache {
     At(PathBuf),
 }
 
+/// What kernels can come from on this machine, whether it has a device or not.
+#[derive(Clone, Debug)]
+pub struct KernelSources {
+    /// Modules that the build has embedded images of.
+    pub embedded: usize,
+    /// All modules.
+    pub modules: usize,
+    /// What compiled the images.
+    pub embedded_by: &'static str,
+    /// The compiler of those without an image, or for devices that the images do not fit: NVRTC, or why it
+    /// was not found.
+    pub compiler: Result<String>,
+}
+
+impl KernelSources {
+    /// Looks for them.
+    pub fn find() -> Self {
+        let (embedded, modules, embedded_by) = images::embedded_images();
+        let compiler = compiler::Compiler::find().map(|compiler| compiler.name());
+        Self { embedded, modules, embedded_by, compiler }
+    }
+}
+
 /// The phases on a CUDA device.
 pub struct CudaBackend {
     device: Arc<Device>,

@@ -4,7 +4,7 @@ use crate::output::{Output, plain};
 use crate::{Exit, Failure, Outcome};
 use clap::Args;
 use serde_json::{Value, json};
-use speculators::context::{Context, CudaOptions, KernelCache, Threads};
+use speculators::context::{Context, CudaOptions, KernelCache, KernelSources, Threads};
 use speculators::error::Error;
 use speculators::{capi, verify};
 
@@ -56,6 +56,7 @@ fn cuda(ordinal: i32) -> Result<Context, Error> {
 fn machine() -> Result<Value, Error> {
     let cpu = Context::cpu(Threads::Own(0), None, None)?.description();
     let cuda = cuda(0);
+    let kernels = KernelSources::find();
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "abi": capi::SPEC_ABI_VERSION,
@@ -67,6 +68,13 @@ fn machine() -> Result<Value, Error> {
             "available": cuda.is_ok(),
             "instruction_set": cuda.as_ref().ok().map(|context| context.description().instruction_set.to_string_lossy()),
             "reason": cuda.as_ref().err().map(Error::to_string),
+            "kernels": {
+                "embedded": kernels.embedded,
+                "modules": kernels.modules,
+                "embedded_by": kernels.embedded_by,
+                "compiler": kernels.compiler.as_ref().ok(),
+                "reason": kernels.compiler.as_ref().err().map(Error::to_string),
+            },
         },
         "kinds": speculators::checkpoint::kinds().collect::<Vec<_>>(),
     }))
@@ -84,6 +92,20 @@ fn tell(output: &mut Output, machine: &Value, report: &Value) -> std::io::Result
     match cuda["reason"].as_str() {
         None => output.entry("CUDA", plain(&cuda["instruction_set"]))?,
         Some(reason) => output.entry("CUDA", format_args!("not here: {reason}"))?,
+    }
+    let kernels = &cuda["kernels"];
+    let (embedded, modules) = (&kernels["embedded"], &kernels["modules"]);
+    match kernels["embedded"].as_u64() {
+        Some(0) => output.entry("CUDA kernels", "none embedded in this build")?,
+        _ => {
+            let by = plain(&kernels["embedded_by"]);
+            let text = format_args!("{embedded} of {modules} modules embedded, compiled by {by}");
+            output.entry("CUDA kernels", text)?;
+        }
+    }
+    match kernels["reason"].as_str() {
+        None => output.entry("kernel compiler", plain(&kernels["compiler"]))?,
+        Some(reason) => output.entry("kernel compiler", format_args!("not here: {reason}"))?,
     }
     output.entry("kinds", plain(&machine["kinds"]))?;
     output.line("")?;
