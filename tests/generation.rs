@@ -224,6 +224,38 @@ fn what_people_read_is_the_text_and_then_the_figures() {
 }
 
 #[test]
+fn a_text_of_one_token_has_nothing_to_draft() {
+    let out = printed(&generate(&["--prompt", "import os\n", "--tokens", "1"]), 0);
+    assert!(out.contains("\n----\nno pass behind the prompt's"), "{out}");
+    let folder = Folder::new("one-token");
+    let prompts = folder.write("prompts", "import os\n");
+    let bench = ["bench", "--model", TARGET, "--speculator", SPECULATOR, "--tokens", "1"];
+    let table = program().args(bench).arg("--prompts").arg(&prompts).output().expect("a run");
+    assert!(!printed(&table, 0).contains("NaN"));
+}
+
+#[test]
+fn speculators_of_one_name_are_told_apart() {
+    let folder = Folder::new("names");
+    let prompts = folder.write("prompts", "import os\n");
+    let other = folder.0.join("eagle3");
+    std::os::unix::fs::symlink(project(SPECULATOR), &other).expect("a link");
+    let bench = ["bench", "--model", TARGET, "--speculator", SPECULATOR, "--tokens", "8"];
+    let output = program()
+        .args(bench)
+        .args(["--drafts", "2", "--prompts"])
+        .arg(&prompts)
+        .arg("--speculator")
+        .arg(&other)
+        .output()
+        .expect("a run");
+    let table = printed(&output, 0);
+    for path in [SPECULATOR, other.to_str().expect("UTF-8")] {
+        assert!(table.contains(&format!("\n{path}, chain of 2 ")), "{table}");
+    }
+}
+
+#[test]
 fn a_prompt_may_come_from_a_file() {
     let folder = Folder::new("file");
     let file = folder.write("prompt", "def f(x):\n");

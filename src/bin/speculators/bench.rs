@@ -68,6 +68,8 @@ pub struct Bench {
 /// One way of decoding.
 struct Way<'a> {
     directory: &'a Path,
+    /// The speculator's name.
+    speculator: String,
     model: &'a Arc<Model>,
     shape: Shape,
     drafter: Drafter,
@@ -78,7 +80,7 @@ struct Way<'a> {
 
 impl Way<'_> {
     fn name(&self) -> String {
-        format!("{}, {}", name(self.directory), self.shape.name())
+        format!("{}, {}", self.speculator, self.shape.name())
     }
 
     fn json(&self, without: &Figures) -> Value {
@@ -148,6 +150,12 @@ impl Bench {
     fn ways<'a>(&'a self, models: &'a [Arc<Model>], positions: usize) -> Result<Vec<Way<'a>>> {
         let mut ways = Vec::new();
         for (directory, model) in self.speculator.iter().zip(models) {
+            // Directories of one name are told apart by their paths.
+            let alike = self.speculator.iter().filter(|other| name(other) == name(directory));
+            let speculator = match alike.count() {
+                1 => name(directory),
+                _ => directory.to_string_lossy().into_owned(),
+            };
             let mut drafts: Vec<usize> =
                 self.drafts.iter().map(|&k| (k as usize).min(model.most_drafts())).collect();
             drafts.sort_unstable();
@@ -164,7 +172,16 @@ impl Bench {
                     other => other.map_err(|error| error.within(directory.display()))?,
                 };
                 let figures = Figures::default();
-                ways.push(Way { directory, model, shape, drafter, figures, identical: 0 });
+                let speculator = speculator.clone();
+                ways.push(Way {
+                    directory,
+                    speculator,
+                    model,
+                    shape,
+                    drafter,
+                    figures,
+                    identical: 0,
+                });
             }
         }
         Ok(ways)
@@ -259,7 +276,7 @@ fn shown(ways: &[Way<'_>], without: &Figures) -> Vec<chart::Way> {
     ways.iter()
         .map(|way| chart::Way {
             name: match way.shape {
-                Shape::Chain(_) => format!("{}, chains", name(way.directory)),
+                Shape::Chain(_) => format!("{}, chains", way.speculator),
                 _ => way.name(),
             },
             drafts: way.shape.drafts(),
@@ -284,9 +301,10 @@ fn tell(output: &mut Output, ways: &[Way<'_>], without: &Figures) -> std::io::Re
         let shares: Vec<String> =
             shares.iter().map(|share| format!("{:.0}", 100.0 * share)).collect();
         let (pass, speed) = (way.figures.tokens_per_pass(), way.figures.tokens_per_second());
+        let speed_up = way.speed_up(without);
+        let speed_up = if speed_up.is_finite() { format!("{speed_up:.2}") } else { "-".into() };
         output.line(format_args!(
-            "{name:width$}  {pass:11.3}  {speed:8.1}  {:8.2}  {}",
-            way.speed_up(without),
+            "{name:width$}  {pass:11.3}  {speed:8.1}  {speed_up:>8}  {}",
             shares.join(" ")
         ))?;
     }

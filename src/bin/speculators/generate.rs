@@ -192,6 +192,9 @@ fn tell(
     with: &Figures,
     without: Option<&Figures>,
 ) -> std::io::Result<()> {
+    if with.passes == 0 {
+        return output.line("no pass behind the prompt's, so that nothing was drafted");
+    }
     let per_pass = with.tokens_per_pass();
     let name = shape.name();
     match without {
