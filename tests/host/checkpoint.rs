@@ -292,9 +292,12 @@ fn write(name: &str, config: &Value, tensors: &[Tensor]) -> PathBuf {
     directory
 }
 
-/// An empty folder of this name, for this test program alone.
+/// An empty folder of this name, for this test alone: others run beside it, and tests with a thread for each have
+/// their names.
 pub fn scratch_directory(name: &str) -> PathBuf {
-    let root = super::files::scratch().join(env!("CARGO_CRATE_NAME"));
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("main").replace("::", ".");
+    let root = super::files::scratch().join(env!("CARGO_CRATE_NAME")).join(test);
     let directory = root.join(name);
     if directory.exists() {
         std::fs::remove_dir_all(&directory).expect("an old folder to remove");
