@@ -193,14 +193,13 @@ fn find() -> Result<()> {
 
 /// Says which names of a library were tried.
 pub(super) fn not_found(what: &str, names: &[String]) -> Error {
-    // There are dozens, most of them for other systems.
-    const SHOWN: usize = 3;
-    let (shown, others) = names.split_at(names.len().min(SHOWN));
-    let mut text =
-        format!("{what}: expected a library, found none by the names {}", shown.join(", "));
-    if !others.is_empty() {
-        text.push_str(&format!(" and {} more", others.len()));
-    }
+    // Half of them are those of other systems.
+    let is_foreign =
+        |name: &&String| !cfg!(windows) && (name.contains("64") || name.contains("nvcuda"));
+    let names: Vec<&str> =
+        names.iter().filter(|name| !is_foreign(name)).map(String::as_str).collect();
+    let names = names.join(", ");
+    let text = format!("{what}: expected a library, found none by the names {names}");
     Error::new(Status::Device, text)
 }
 
