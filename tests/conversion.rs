@@ -10,11 +10,12 @@ mod host;
 #[allow(dead_code)]
 mod original;
 
-use fixture::{Directory, Fixture, Stored, Tensors, write_tensors};
+use fixture::{Directory, Fixture, Stored, Tensors, floats, write_tensors};
 use host::draft::{DraftCall, Drafts, Place, Text, Turn};
 use host::random::Random;
 use host::{Context, Model, Session, golden, session_options};
 use original::{Original, json_in, tensors_in};
+use safetensors::tensor::Dtype;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use speculators::capi::*;
@@ -399,6 +400,9 @@ fn outputs_that_hold_something_are_refused_and_kept() {
         assert_eq!(contents(output.parent().expect("a parent")), before);
     }
     assert_eq!(fs::read(place.join("mine")).expect("a file"), b"mine");
+    std::os::unix::fs::symlink("nowhere", place.join("link")).expect("a link");
+    let link = ready.write(&place.join("link"), &mut |_, _| true).expect_err("a refusal");
+    assert!(link.to_string().contains("found a link that leads nowhere"), "{link}");
     let below = ready.write(&place.join("mine/below"), &mut |_, _| true).expect_err("a refusal");
     assert_eq!(below.status(), Status::Io);
 }
@@ -590,6 +594,78 @@ fn settings_that_nobody_reads_are_told() {
     assert!(warnings(&fixture).contains("dflash_config.use_swa: not known, not used: true"));
 }
 
+fn converted(fixture: &Fixture, arguments: Value) -> Value {
+    let source = fixture.write();
+    let arguments = arguments.as_object().cloned().expect("an object");
+    let wanted = Conversion { arguments, ..Conversion::default() };
+    let ready = Converted::prepare(source.path(), &wanted);
+    ready.unwrap_or_else(|error| panic!("{error}")).report().clone()
+}
+
+#[test]
+fn arguments_hold_instead_of_settings_wherever_these_stand() {
+    let reference = Fixture::of(&golden::root().join("speculators/dflash/full_default"));
+    let fixture = research("dflash", &reference, Path::new(""));
+    let found = converted(&fixture, json!({"mask_token_id": 9, "target_layer_ids": [2, 1]}));
+    assert_eq!(found["config"]["mask_token_id"], 9);
+    assert_eq!(found["config"]["aux_hidden_state_layer_ids"], json!([3, 2]));
+    let drafts = |arguments| converted(&fixture, arguments)["config"]["speculators_config"].clone();
+    let found = drafts(json!({"speculative_tokens": 2}));
+    assert_eq!(found["proposal_methods"][0]["speculative_tokens"], 2);
+    let wanted = Conversion {
+        arguments: json!({"num_speculative_steps": 2}).as_object().cloned().expect("an object"),
+        ..Conversion::default()
+    };
+    let (status, message) = refused(fixture.write().path(), &wanted);
+    assert_eq!(status, Status::InvalidArgument);
+    assert!(message.contains("expected speculative_tokens for dflash"), "{message}");
+}
+
+#[test]
+fn biases_that_are_stored_are_kept_where_no_setting_speaks_of_them() {
+    let reference = golden::root().join("speculators/eagle3/llama_bias_rope3");
+    let sound = research("eagle3", &Fixture::of(&reference), Path::new(""));
+    assert_eq!(sound.config["attention_bias"], true);
+    let mut silent = sound.clone();
+    silent.config.as_object_mut().expect("an object").remove("attention_bias");
+    let mut renamed = silent.clone();
+    renamed.config["qkv_bias"] = true.into();
+    let expected = converted(&sound, json!({}));
+    for fixture in [silent, renamed] {
+        let found = converted(&fixture, json!({}));
+        assert_eq!(found["config"]["transformer_layer_config"]["attention_bias"], true);
+        assert_eq!(found["tensors"], expected["tensors"]);
+        assert_eq!(found["warnings"], expected["warnings"]);
+    }
+}
+
+#[test]
+fn settings_of_heads_are_read_out_of_sections_as_well() {
+    let reference = golden::root().join("speculators/dspark/gated_noconfmarkov");
+    let flat = research("dspark", &Fixture::of(&reference), Path::new(""));
+    let mut inner = flat.clone();
+    let all = inner.config.as_object_mut().expect("an object");
+    let keys = ["markov_rank", "markov_head_type", "confidence_head_with_markov", "mask_token_id"];
+    let moved: Map<String, Value> =
+        keys.iter().map(|key| ((*key).into(), all.remove(*key).expect("a setting"))).collect();
+    all.insert("dflash_config".into(), moved.into());
+    let (expected, found) = (converted(&flat, json!({})), converted(&inner, json!({})));
+    for key in keys {
+        assert_eq!(found["config"][key], expected["config"][key], "{key}");
+    }
+    assert_eq!(found["dropped"], expected["dropped"]);
+}
+
+#[test]
+fn quantization_of_a_verifier_is_not_that_of_a_layer_that_is_stored_without() {
+    let case = golden::supported_cases().into_iter().find(|case| case.name.contains("next_moe"));
+    let case = case.expect("a reference checkpoint");
+    let mut fixture = research("mtp", &Fixture::of(&case.directory), &case.target);
+    let expected = converted(&fixture, json!({}))["config"].clone();
+    fixture.config["quantization_config"] = json!({"quant_method": "awq", "bits": 4});
+    assert_eq!(converted(&fixture, json!({}))["config"], expected);
+}
+
 #[test]
 fn a_model_with_an_mtp_layer_is_its_own_verifier() {
     let context = Context::with_threads(1);
@@ -688,6 +764,41 @@ fn what_does_not_fit_the_model_is_not_stitched() {
     other.remove("mtp_layers.0.final_layernorm.weight");
     other.add("mtp_layers.0.final_layernorm.weight", &[3]);
     refuse(&other, "as in the verifier, found [3]");
+    let mut other = reference.clone();
+    let huge = Stored { shape: vec![1 << 40, 0, 1], bytes: Vec::new(), ..floats(0, &[1]) };
+    other.tensors.insert("mtp_layers.0.mlp.experts.gate_up_proj".into(), huge);
+    refuse(&other, "expected at most 65536 experts of an even size");
+}
+
+#[test]
+fn weights_are_not_put_in_the_place_of_quantized_ones() {
+    let case =
+        golden::supported_cases().into_iter().find(|case| case.name.contains("qwen3_postnorm"));
+    let case = case.expect("a reference checkpoint");
+    let mut carrier = research("mtp", &Fixture::of(&case.directory), &case.target);
+    let name = "mtp.layers.0.mlp.up_proj.weight";
+    let old = carrier.remove(name);
+    let bytes = vec![0; old.bytes.len() / 4];
+    carrier.tensors.insert(name.into(), Stored { dtype: Dtype::F8_E4M3, bytes, ..old });
+    let verifier = carrier.write();
+    let Err(error) = Stitched::prepare(&case.directory, verifier.path()) else {
+        panic!("expected a refusal")
+    };
+    assert_eq!(error.status(), Status::Unsupported);
+    let text = error.to_string();
+    assert!(text.contains(name) && text.contains("found F8_E4M3"), "{text}");
+}
+
+#[test]
+fn links_to_folders_of_a_verifier_are_refused() {
+    let case =
+        golden::supported_cases().into_iter().find(|case| case.kind == "mtp").expect("a case");
+    let verifier = research("mtp", &Fixture::of(&case.directory), &case.target).write();
+    std::os::unix::fs::symlink(".", verifier.join("loop")).expect("a link");
+    let Err(error) = Stitched::prepare(&case.directory, verifier.path()) else {
+        panic!("expected a refusal")
+    };
+    assert!(error.to_string().contains("found a link to a folder"), "{error}");
 }
 
 // ---- From C ----------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ impl Converted {
         check_algorithm(wanted.algorithm.as_deref())?;
         check_arguments(&wanted.arguments, &config)?;
         config::merge(&mut config, &wanted.arguments);
+        replace_in_sections(&mut config, &wanted.arguments);
         let tensors = WeightFiles::locate(source, false)?.open_all()?;
         let verifier = Verifier::described(wanted.verifier_directory.as_deref())?;
         let algorithm = wanted.algorithm.as_deref();
@@ -55,6 +56,7 @@ impl Converted {
         let Some(mut translation) = translation else {
             return Err(unrecognised(&file));
         };
+        check_drafts(&wanted.arguments, kind_of(&file, &translation.config)?)?;
         let report = check(source, &file, &translation, &verifier)?;
         for (name, reason) in &report.unused {
             translation.drop_tensor(name, reason);
@@ -125,6 +127,32 @@ fn check_arguments(arguments: &Map<String, Value>, config: &Map<String, Value>) 
             let text =
                 format!("arguments: expected settings of the source or {expected}, found {key:?}");
             Err(Error::invalid(text))
+        }
+    }
+}
+
+/// Settings of a section go before those around it, so that an argument has to take their place there.
+fn replace_in_sections(config: &mut Map<String, Value>, arguments: &Map<String, Value>) {
+    for section in ["dflash_config", "eagle_config"] {
+        let Some(Value::Object(section)) = config.get_mut(section) else { continue };
+        for (key, value) in arguments {
+            if let Some(place) = section.get_mut(key) {
+                *place = value.clone();
+            }
+        }
+    }
+}
+
+/// How many drafts are made has a name for each kind of layout; the other one would be read by nobody.
+fn check_drafts(arguments: &Map<String, Value>, kind: &str) -> Result<()> {
+    let (read, other) = match kind {
+        "mtp" => ("num_speculative_steps", "speculative_tokens"),
+        _ => ("speculative_tokens", "num_speculative_steps"),
+    };
+    match arguments.contains_key(other) {
+        false => Ok(()),
+        true => {
+            Err(Error::invalid(format!("arguments: expected {read} for {kind}, found {other:?}")))
         }
     }
 }

@@ -212,6 +212,14 @@ fn check(
                 ));
             }
         }
+        // Of other types as much is known: elements have a bit at least.
+        let elements = shape.iter().try_fold(1, |product: u64, &size| product.checked_mul(size));
+        if elements.is_none_or(|elements| elements.div_ceil(8) > bytes) {
+            return Err(format!(
+                "tensor {name:?}: expected bytes for {} {shape:?}, found {bytes}",
+                element.name()
+            ));
+        }
         let shape: Option<Vec<_>> = shape.iter().map(|&size| usize::try_from(size).ok()).collect();
         let (Some(shape), Ok(bytes)) = (shape, usize::try_from(bytes)) else {
             return Err(format!("tensor {name:?}: too large for this machine"));

@@ -136,7 +136,15 @@ impl Output {
 fn check_free(path: &Path) -> Result<()> {
     let mut entries = match fs::read_dir(path) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return match fs::symlink_metadata(path) {
+                Err(_) => Ok(()),
+                Ok(_) => Err(Error::invalid(format!(
+                    "{}: expected a new or empty directory, found a link that leads nowhere",
+                    path.display()
+                ))),
+            };
+        }
         Err(error) => return Err(Error::io(path, &error)),
     };
     if entries.next().is_none() {

@@ -31,6 +31,11 @@ impl Report {
         Self { kind: kind.into(), directory: directory.into(), ..Self::default() }
     }
 
+    /// Whether this is told of something that was corrected.
+    pub(super) fn is_corrected(&self, text: &str) -> bool {
+        self.corrected.iter().any(|corrected| corrected == text)
+    }
+
     /// What a host should show its user: assumptions that change results, corrected quirks.
     pub fn warnings(&self) -> &[String] {
         &self.warnings

@@ -2,7 +2,7 @@
 //! verifier that they came from, for engines that read them there.
 
 use super::files::{self, DataFile, StoredTensor, WeightFiles};
-use super::header;
+use super::header::{self, ElementType};
 use super::layouts::{MTP_NAMES, Tensors};
 use super::output::{Meter, Output, Progress, TensorFile};
 use crate::error::{Error, Result};
@@ -17,6 +17,9 @@ const OF_THE_VERIFIER: [&str; 4] =
 
 /// Verifiers have files beside their weights, and folders of such; no deeper than this.
 const DEEPEST: usize = 8;
+
+/// No layer has more.
+const MOST_EXPERTS: usize = 1 << 16;
 
 /// A verifier with other weights that is ready: all is known of what will be written, and nothing is
 /// written.
@@ -148,6 +151,12 @@ fn each_expert(tensor: &StoredTensor, mut take: impl FnMut(usize, StoredTensor))
         let found = tensor.shape();
         return Err(tensor.wrong(format_args!("expected three dimensions, found shape {found:?}")));
     };
+    if experts > MOST_EXPERTS || rows == 0 || columns == 0 || !rows.is_multiple_of(2) {
+        let found = tensor.shape();
+        let text =
+            format!("expected at most {MOST_EXPERTS} experts of an even size, found {found:?}");
+        return Err(tensor.wrong(text));
+    }
     for index in 0..experts {
         take(index, tensor.rows(index, 1).shaped(&[rows, columns]));
     }
@@ -167,6 +176,13 @@ fn place_of(
             let text = format!("expected shape {expected:?}, as in the verifier, found {found:?}");
             Err(tensor.wrong(text))
         }
+        (Some(old), _) if !matches!(old.element(), ElementType::Float(_)) => {
+            let found = old.element().name();
+            Err(Error::unsupported(
+                old.wrong(format_args!("expected an unquantized tensor to replace, found {found}"))
+                    .to_string(),
+            ))
+        }
         (Some(old), _) => Ok(old.file_name().into()),
         (None, Some(single)) => Ok(single.into()),
         (None, None) => Err(tensor
@@ -184,11 +200,19 @@ fn list_files(root: &Path, folder: &Path, depth: usize, all: &mut Vec<PathBuf>) 
     }
     for name in found {
         let path = folder.join(name);
-        let kind =
-            fs::metadata(root.join(&path)).map_err(|error| Error::io(&root.join(&path), &error))?;
+        let full = root.join(&path);
+        let kind = fs::metadata(&full).map_err(|error| Error::io(&full, &error))?;
+        // Links to folders may lead anywhere, even back.
+        let is_link = fs::symlink_metadata(&full).is_ok_and(|entry| entry.is_symlink());
         if kind.is_file() {
             all.push(path);
-        } else if kind.is_dir() && depth < DEEPEST {
+        } else if kind.is_dir() && is_link {
+            let text = "expected files and folders, found a link to a folder";
+            return Err(Error::invalid(format!("{}: {text}", full.display())));
+        } else if kind.is_dir() && depth == DEEPEST {
+            let text = format!("expected folders at most {DEEPEST} deep, found a deeper one");
+            return Err(Error::invalid(format!("{}: {text}", full.display())));
+        } else if kind.is_dir() {
             list_files(root, &path, depth + 1, all)?;
         }
     }

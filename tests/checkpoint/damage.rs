@@ -134,6 +134,10 @@ fn offsets_that_leave_the_data_overlap_or_leave_holes_are_refused() {
     assert_header_refused(&two("[0,8]", "[4,12]"), "overlaps another tensor");
     assert_header_refused(&two("[0,8]", "[0,8]"), "overlaps another tensor");
     assert_header_refused("{}", "expected 16 bytes, the rest of the file, found 0");
+    // Of types that are not known, too, no more elements are believed in than there are bits.
+    let other = |shape: &str| one(shape, "[0,16]").replace("F32", "F9");
+    assert_header_refused(&other("[129]"), "expected bytes for F9 [129], found 16");
+    assert_header_refused(&other("[1099511627776,4398046511104]"), "expected bytes for F9");
     assert_header_refused(
         r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#,
         "tensor \"a\" occurs twice",

@@ -20,7 +20,8 @@ pub(super) const ASSUMED: &str = "set what differs from how the speculator was t
 pub(super) const FOREIGN: &str = "not part of the model";
 pub(super) const LOST_LAYER: &str = "lost the weights of layer 0";
 
-const RECONVERT: &str = "convert the original again: what is lost cannot be told from this file";
+pub(super) const RECONVERT: &str =
+    "convert the original again: what is lost cannot be told from this file";
 
 /// Pieces of warnings, and what they mean.
 const WARNINGS: [(&str, Severity, &str); 15] = [
@@ -75,16 +76,16 @@ const WARNINGS: [(&str, Severity, &str); 15] = [
 
 /// How bad a warning of the loader is and what to do; `None` for one of which the report says more.
 pub(super) fn of_warning(text: &str, report: &Report) -> Option<(Severity, &'static str)> {
-    if text.ends_with("is not part of the model") {
+    let is_told =
+        text.ends_with("is not part of the model") || text.contains(": not known, not used");
+    if is_told {
         return None;
     }
     let known = WARNINGS.iter().find(|(piece, ..)| text.contains(piece));
     if let Some(&(_, severity, advice)) = known {
         return Some((severity, advice));
     }
-    let corrected = &report.to_json()["corrected"];
-    let is_corrected = corrected.as_array().is_some_and(|all| all.iter().any(|one| one == text));
-    Some(match is_corrected {
+    Some(match report.is_corrected(text) {
         true => (Note, "nothing to do here; other engines may take the file at its word"),
         false => (Suspicious, "compare with how the speculator was trained"),
     })

@@ -295,15 +295,16 @@ impl Check {
         family.is_some_and(|family| family.starts_with("qwen3_5") || family == "qwen3_next")
     }
 
-    /// Layer 0 is as random as the warning of its converter fears: nothing has trained its norms.
+    /// Layer 0 is as random as some converters have left it: nothing has trained its norms.
     fn confirm_lost_layer(&mut self) {
+        const FOUND: &str = "all norms of layer 0 are ones, as in a layer that nothing trained";
         let lost = |finding: &&mut Finding| finding.found.contains(advice::LOST_LAYER);
         if let Some(finding) = self.findings.iter_mut().find(lost) {
             finding.severity = Severity::Broken;
-            finding
-                .found
-                .push_str("; all norms of layer 0 are ones, as in a layer that nothing trained");
+            finding.found.push_str(&format!("; {FOUND}"));
+            return;
         }
+        self.add(Severity::Suspicious, "layers.0", FOUND, advice::RECONVERT);
     }
 }
 

@@ -1,6 +1,7 @@
 //! DFlash as z-lab publishes it, also in the names of assistants of transformers; and what the kinds have in
 //! common that are made of it.
 
+use super::super::header::ElementType;
 use super::settings::{decoder_of, drafts, neutral};
 use super::{Evidence, Source};
 use crate::error::Result;
@@ -153,12 +154,15 @@ fn features(source: &mut Source<'_>, merged: &Map<String, Value>) -> Result<Vec<
 fn fit_features(source: &mut Source<'_>, count: usize) -> Result<()> {
     let name = if source.peek("fc.weight").is_some() { "fc.weight" } else { "encoder.fc.weight" };
     let Some([rows, columns]) = source.matrix(name) else { return Ok(()) };
-    if !has_joint_projections(source) || columns <= count * rows {
+    let is_float =
+        source.peek(name).is_some_and(|tensor| matches!(tensor.element(), ElementType::Float(_)));
+    let fitting = count.saturating_mul(rows);
+    if !has_joint_projections(source) || columns <= fitting || !is_float {
         return Ok(());
     }
     if let Some(stored) = source.tensors.remove(name) {
-        source.note(format!("fc.weight: the first {} of {columns} columns", count * rows));
-        source.put(name, stored.named("fc.weight").first_columns(count * rows))?;
+        source.note(format!("fc.weight: the first {fitting} of {columns} columns"));
+        source.put(name, stored.named("fc.weight").first_columns(fitting))?;
     }
     Ok(())
 }

@@ -24,19 +24,22 @@ pub(super) fn is_one(evidence: &mut Evidence<'_>) -> bool {
 pub(super) fn translate(source: &mut Source<'_>) -> Result<Map<String, Value>> {
     let stored = source.matrix("markov_head.markov_w1.weight").map_or(0, |[_, rank]| rank);
     let has_confidence = source.peek("confidence_head.proj.weight").is_some();
-    let top = &mut source.top;
-    let rank = top
+    // Settings of a section go before those around it.
+    let mut merged = source.top.all().clone();
+    merged.extend(source.top.object(dflash::SECTION).cloned().unwrap_or_default());
+    let mut all = super::Settings::of_file(source.file, &merged);
+    let rank = all
         .integer("markov_rank", 0..=1 << 14)?
-        .or(top.integer("dspark_markov_rank", 0..=1 << 14)?);
+        .or(all.integer("dspark_markov_rank", 0..=1 << 14)?);
     let rank = rank.unwrap_or(stored);
     let heads = json!({
         "markov_rank": rank,
-        "markov_head_type": top.text("markov_head_type")?.unwrap_or("vanilla"),
-        "enable_confidence_head": top.flag("enable_confidence_head")?.unwrap_or(has_confidence),
-        "confidence_head_with_markov": top.flag("confidence_head_with_markov")?.unwrap_or(rank > 0),
+        "markov_head_type": all.text("markov_head_type")?.unwrap_or("vanilla"),
+        "enable_confidence_head": all.flag("enable_confidence_head")?.unwrap_or(has_confidence),
+        "confidence_head_with_markov": all.flag("confidence_head_with_markov")?.unwrap_or(rank > 0),
     });
     // z-lab's settings around the same heads come from trainers that leave the first row out.
-    let samples_anchor = !top.has(dflash::SECTION);
+    let samples_anchor = !source.top.has(dflash::SECTION);
     let block = dflash::read(source, samples_anchor, &OWN)?;
     Ok(block.config(source, ("dspark", "DSparkDraftModel"), heads))
 }

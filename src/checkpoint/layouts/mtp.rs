@@ -33,6 +33,9 @@ pub(super) fn translate(source: &mut Source<'_>) -> Result<Map<String, Value>> {
     let mut layer = layer.unwrap_or_default();
     layer.remove("num_speculative_steps");
     layer.remove("transformers_version");
+    // It is the verifier's: a layer that is stored without quantization is not meant, and one with it is refused
+    // by its tensors.
+    layer.remove("quantization_config");
     let others = source.names(|name| !name.starts_with(BEGIN));
     source.note(format!("{} tensors are the verifier's own", others.len()));
     for name in others {

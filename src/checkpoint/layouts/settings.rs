@@ -47,9 +47,13 @@ pub(super) fn llama(
     let own_positions = size("max_position_embeddings", defaults.max_position)?;
     let head_dim = head_dim(source, first, (hidden, heads))?;
     let max_position = own_positions.max(source.verifier.max_position().unwrap_or(0));
+    // Biases that are stored are meant, unless the settings say otherwise.
+    let has_attention_bias = has_biases(source, &format!("{first}self_attn."));
+    let has_mlp_bias = has_biases(source, &format!("{first}mlp."));
     let top = &mut source.top;
+    let attention_bias = top.flag("attention_bias")?.or(top.flag("qkv_bias")?);
     let mut layer = json!({
-        "attention_bias": top.flag("attention_bias")?.unwrap_or(false),
+        "attention_bias": attention_bias.unwrap_or(has_attention_bias),
         "attention_dropout": 0.0,
         "bos_token_id": defaults.bos,
         "dtype": Value::Null,
@@ -77,7 +81,7 @@ pub(super) fn llama(
         json!({"model_type": "qwen3", "layer_types": types, "max_window_layers": layers,
                "sliding_window": Value::Null, "use_sliding_window": false})
     } else {
-        let has_bias = source.top.flag("mlp_bias")?.unwrap_or(false);
+        let has_bias = source.top.flag("mlp_bias")?.unwrap_or(has_mlp_bias);
         json!({"mlp_bias": has_bias, "pretraining_tp": 1})
     };
     layer.extend(family.as_object().cloned().unwrap_or_default());
@@ -89,6 +93,12 @@ pub(super) fn llama(
     source.top.unneeded(&COPIED);
     source.top.unneeded(&["model_type", "num_hidden_layers"]);
     Ok(layer)
+}
+
+/// Whether one of the maps below a module has a bias.
+fn has_biases(source: &Source<'_>, module: &str) -> bool {
+    let is_bias = |name: &str| name.starts_with(module) && name.ends_with("_proj.bias");
+    !source.names(is_bias).is_empty()
 }
 
 /// Settings that say the same in the format.
