@@ -175,6 +175,23 @@ fn the_selftest_says_what_this_machine_can_do() {
 }
 
 #[test]
+fn names_of_others_do_not_move_about_on_a_terminal() {
+    let mut fixture = Fixture::of(&project("tests/golden/speculators/eagle3/llama_base"));
+    fixture.add("x\n\nnote: all is well\u{1b}[2J", &[2]);
+    let source = fixture.write();
+    for command in ["inspect", "check"] {
+        let mut run = program();
+        run.arg(command).arg(source.path());
+        if command == "inspect" {
+            run.arg("--tensors");
+        }
+        let told = text(&run.output().expect("a run").stdout);
+        assert!(told.contains("x\\n\\nnote: all is well\\u{1b}[2J"), "{told}");
+        assert!(!told.contains('\u{1b}') && !told.contains("\nnote: all is well"), "{told}");
+    }
+}
+
+#[test]
 fn completions_and_pages_are_written() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(printed(&run(&[&"completions", &shell]), 0).contains("stitch-mtp"));

@@ -223,6 +223,94 @@ fn what_people_read_is_the_text_and_then_the_figures() {
     assert!(alone.starts_with(told) && !alone.contains("without"), "{alone}");
 }
 
+/// A copy of the trained target with another tokenizer.
+fn with_tokenizer(folder: &Folder, change: impl Fn(&mut Value)) -> PathBuf {
+    let target = folder.0.join("target");
+    fs::create_dir(&target).expect("a folder");
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(project(TARGET).join(name), target.join(name)).expect("a copy");
+    }
+    let tokenizer = fs::read(project(TARGET).join("tokenizer.json")).expect("a tokenizer");
+    let mut tokenizer = serde_json::from_slice(&tokenizer).expect("JSON");
+    change(&mut tokenizer);
+    fs::write(target.join("tokenizer.json"), tokenizer.to_string()).expect("a file");
+    target
+}
+
+fn generate_with(target: &Path, arguments: &[&str]) -> Value {
+    let mut command = program();
+    command.args(["generate", "--speculator", SPECULATOR, "--json", "--model"]).arg(target);
+    let output = command.args(arguments).output().expect("a run");
+    printed(&output, 0);
+    json_of(&output)
+}
+
+#[test]
+fn prompts_are_neither_cut_nor_filled_as_tokenizers_were_in_training() {
+    let folder = Folder::new("truncation");
+    let target = with_tokenizer(&folder, |tokenizer| {
+        tokenizer["truncation"] = json!({
+            "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0,
+        });
+        tokenizer["padding"] = json!({
+            "strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "x",
+        });
+    });
+    let prompt = ["--prompt", "import os\nimport sys\n\nclass Node:\n", "--tokens", "12"];
+    let expected = json_of(&generate(&[&prompt[..], &["--json"]].concat()));
+    assert_eq!(generate_with(&target, &prompt)["tokens"], expected["tokens"]);
+}
+
+/// What stands at the beginning of a text loses its space; what goes on behind a prompt must not.
+#[test]
+fn texts_go_on_with_the_space_that_their_first_token_has() {
+    let folder = Folder::new("space");
+    let strip = json!({"type": "Strip", "content": " ", "start": 1, "stop": 0});
+    let target = with_tokenizer(&folder, |tokenizer| {
+        let own = tokenizer["decoder"].clone();
+        tokenizer["decoder"] = json!({"type": "Sequence", "decoders": [own, strip]});
+    });
+    let request =
+        ["--prompt", "class A:\n    def __init__(self, x):\n        self.x =", "--tokens", "4"];
+    let expected = json_of(&generate(&[&request[..], &["--json"]].concat()))["text"].clone();
+    assert!(expected.as_str().is_some_and(|text| text.starts_with(' ')), "{expected}");
+    assert_eq!(generate_with(&target, &request)["text"], expected);
+}
+
+#[test]
+fn trees_may_be_as_wide_and_deep_as_anyone_asks_for() {
+    let prompt = ["--prompt", "import os\n", "--tokens", "12", "--tree"];
+    for (tree, drafts) in
+        [("dynamic:600:2:300", 599), ("dynamic:16:1000:1000", 15), ("dynamic:64:1:4", 4)]
+    {
+        let output = generate(&[&prompt[..], &[tree, "--json"]].concat());
+        printed(&output, 0);
+        let found = json_of(&output);
+        assert_eq!(
+            (&found["identical"], &found["proposes"]["drafts"]),
+            (&true.into(), &drafts.into())
+        );
+    }
+}
+
+#[test]
+fn results_that_cannot_be_written_are_refused_before_all_the_work() {
+    let folder = Folder::new("unwritable");
+    let prompts = folder.write("prompts", "import os\n");
+    let bench = ["bench", "--model", TARGET, "--speculator", SPECULATOR, "--prompts"];
+    for option in ["--results", "--chart"] {
+        let output = program()
+            .args(bench)
+            .arg(&prompts)
+            .args([option, "nowhere/file"])
+            .output()
+            .expect("a run");
+        assert_eq!(printed(&output, 2), "");
+        assert!(text(&output.stderr).contains("nowhere/file"), "{}", text(&output.stderr));
+    }
+}
+
 #[test]
 fn a_text_of_one_token_has_nothing_to_draft() {
     let out = printed(&generate(&["--prompt", "import os\n", "--tokens", "1"]), 0);

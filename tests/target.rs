@@ -145,6 +145,40 @@ fn rows_of_trees_are_those_of_their_paths_and_what_is_kept_goes_on() {
     }
 }
 
+/// A pass has more rows than the device runs at a time.
+#[test]
+fn passes_of_any_length_are_those_of_short_ones() {
+    let model = model(&trained());
+    let limits = TargetLimits { positions: 320, rows: 300 };
+    let mut target = Target::new(&model, limits).expect("a target");
+    let text = tokens(&target, 300);
+    let mut expected = Vec::new();
+    for piece in text.chunks(40) {
+        expected.extend(run(&mut target, piece, None));
+        target.keep(0..piece.len());
+    }
+    target.clear();
+    assert!(run(&mut target, &text, None) == expected, "a chain");
+    let columns = target.model().vocabulary();
+    for logits_from in [100, 200, 299] {
+        let pass = Pass { tokens: &text, parents: None, features: &[], logits_from };
+        target.run(&pass).expect("a pass");
+        let rows = expected[logits_from..].iter().flat_map(|row| &row[..columns]);
+        assert!(target.logits().elements().iter().eq(rows), "from row {logits_from}");
+    }
+    // Two branches that share nothing but the root: each is a chain.
+    let parents: Vec<i32> =
+        (0..299).map(|row| if row < 3 { row.min(1) - 1 } else { row - 2 }).collect();
+    let rows = run(&mut target, &text[..299], Some(&parents));
+    for branch in [1, 2] {
+        let path: Vec<usize> = std::iter::once(0).chain((branch..299).step_by(2)).collect();
+        let chain: Vec<i32> = path.iter().map(|&row| text[row]).collect();
+        target.clear();
+        let expected = run(&mut target, &chain, None);
+        assert!(path.iter().zip(&expected).all(|(&row, expected)| rows[row] == *expected));
+    }
+}
+
 #[test]
 fn only_what_is_wanted_is_told() {
     let mut target = target(&trained());

@@ -12,7 +12,8 @@ use clap::Args;
 use serde_json::{Value, json};
 use speculators::error::{Error, Result, Status};
 use speculators::model::Model;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -123,25 +124,26 @@ impl Bench {
         let mut ways = self.ways(&models, positions)?;
         let most = ways.iter().map(|way| way.shape.drafts()).max().unwrap_or(0);
         let mut decoder = Decoder::new(&target, positions, most)?;
+        // What cannot be written is better known before all the work.
+        let (mut results, mut chart) = (create(&self.results)?, create(&self.chart)?);
         let stop_tokens = if self.ignore_eos { &[] } else { vocabulary.stop_tokens() };
         let without = self.decode(&mut decoder, &mut ways, (&texts, stop_tokens))?;
 
         let document = self.document(&ways, &without, texts.len());
-        if let Some(file) = &self.results {
-            let mut text = serde_json::to_string_pretty(&document)
-                .map_err(|error| Error::internal(error.to_string()))?;
-            text.push('\n');
-            fs::write(file, text).map_err(|error| Error::io(file, &error))?;
-        }
-        if let Some(file) = &self.chart {
-            let title = format!("{}, {}", name(&self.target.directory), self.sampling.name());
-            let chart = chart::draw(&title, &shown(&ways, &without))?;
-            fs::write(file, chart).map_err(|error| Error::io(file, &error))?;
-        }
         if output.is_json() {
             output.json(&document)?;
         } else {
             tell(output, &ways, &without)?;
+        }
+        if let Some((file, path)) = &mut results {
+            let text = serde_json::to_string_pretty(&document)
+                .map_err(|error| Error::internal(error.to_string()))?;
+            writeln!(file, "{text}").map_err(|error| Error::io(path, &error))?;
+        }
+        if let Some((file, path)) = &mut chart {
+            let title = format!("{}, {}", name(&self.target.directory), self.sampling.name());
+            let text = chart::draw(&title, &shown(&ways, &without))?;
+            file.write_all(text.as_bytes()).map_err(|error| Error::io(path, &error))?;
         }
         self.judge(&ways, texts.len())
     }
@@ -243,6 +245,13 @@ impl Bench {
             )))),
         }
     }
+}
+
+/// Creates a file that is wanted.
+fn create(path: &Option<PathBuf>) -> Result<Option<(File, &Path)>> {
+    let Some(path) = path else { return Ok(None) };
+    let file = File::create(path).map_err(|error| Error::io(path, &error))?;
+    Ok(Some((file, path)))
 }
 
 /// The prompts of a file, one on each line.

@@ -115,7 +115,7 @@ fn panel(
     chart
         .configure_mesh()
         .x_desc(axis)
-        .x_labels(right as usize)
+        .x_labels((right as usize).min(12))
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| if least > 1.0 { format!("{y:.0}") } else { format!("{y:.1}") })
         .light_line_style(WHITE)

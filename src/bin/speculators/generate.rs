@@ -76,7 +76,8 @@ impl Generate {
         let prompt = vocabulary.encode(&text)?;
         let positions = positions(&[&prompt], self.tokens as usize, &target)?;
         let mut decoder = Decoder::new(&target, positions, shape.drafts())?;
-        let mut drafter = Drafter::new(&speculator, shape.clone(), positions)?;
+        let mut drafter = Drafter::new(&speculator, shape.clone(), positions)
+            .map_err(|error| error.within(self.speculator.display()))?;
         let request = Request {
             prompt: &prompt,
             tokens: self.tokens as usize,
@@ -84,7 +85,7 @@ impl Generate {
             sampling: self.sampling,
         };
 
-        let mut stream = vocabulary.stream();
+        let mut stream = vocabulary.stream(&prompt);
         let mut told = String::new();
         let is_json = output.is_json();
         if !is_json {
@@ -118,7 +119,8 @@ impl Generate {
                 "identical": identical,
             }))?;
         } else {
-            output.line("\n----")?;
+            output.line("")?;
+            output.line("----")?;
             tell(output, &shape, &with.figures, without.as_ref().map(|run| &run.figures))?;
         }
         self.judge(output, (&with, without.as_ref()), follows(&self.sampling, &shape))

@@ -1,6 +1,7 @@
 //! What commands print: text for people, or one JSON document.
 
 use serde_json::Value;
+use std::borrow::Cow;
 use std::io::{self, BufWriter, Stdout, Write};
 
 /// Where commands print.
@@ -21,7 +22,7 @@ impl Output {
 
     /// Prints a line.
     pub fn line(&mut self, text: impl std::fmt::Display) -> io::Result<()> {
-        writeln!(self.to, "{text}")
+        writeln!(self.to, "{}", visible(&text.to_string()))
     }
 
     /// Prints a name and what it is, in two columns; nothing if it is nothing.
@@ -30,7 +31,7 @@ impl Output {
         if value.is_empty() {
             return Ok(());
         }
-        writeln!(self.to, "{name:<22} {value}")
+        self.line(format_args!("{name:<22} {value}"))
     }
 
     /// Prints a JSON document.
@@ -52,12 +53,25 @@ impl Output {
 
 /// Tells people what went wrong. Nothing can be done if that fails, too.
 pub fn tell_error(text: &str) {
-    let _ = writeln!(io::stderr(), "speculators: {text}");
+    let _ = writeln!(io::stderr(), "speculators: {}", visible(text));
 }
 
 /// Tells people what may go wrong.
 pub fn tell_warning(text: &str) {
-    let _ = writeln!(io::stderr(), "speculators: warning: {text}");
+    let _ = writeln!(io::stderr(), "speculators: warning: {}", visible(text));
+}
+
+/// A text without characters that would move about on a terminal: names of files that others have written may
+/// have some.
+fn visible(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return text.into();
+    }
+    let escaped = |character: char| match character.is_control() {
+        true => character.escape_default().to_string(),
+        false => character.into(),
+    };
+    text.chars().map(escaped).collect::<String>().into()
 }
 
 /// A JSON value as a person reads it.

@@ -240,7 +240,15 @@ impl Drafter {
             kv_pool: None,
             workspace: None,
         };
-        let session = Session::create(model, &options)?;
+        let session = Session::create(model, &options)
+            .map_err(|error| error.within(format_args!("a {}", shape.name())))?;
+        if positions > model.max_position() {
+            tell_warning(&format!(
+                "the {} was made for {} positions, and texts take {positions}",
+                model.kind(),
+                model.max_position()
+            ));
+        }
         session.warm_up(Stream::NONE)?;
         let columns = if shape.is_drawn() { model.draft_columns() } else { 0 };
         let token_ids = match model.draft_token_ids() {

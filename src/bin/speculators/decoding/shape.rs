@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use speculators::model::Model;
-use speculators::session::TreeShape;
+use speculators::session::{CHILDREN_MAX, TreeLimits, TreeShape};
 use speculators::tree::{Limits, NODES_MAX, Topology};
 use std::str::FromStr;
 
@@ -39,8 +39,9 @@ impl FromStr for TreeArgument {
             ("stochastic", Some(&nodes), [_]) => Ok(Self::Stochastic(nodes)),
             ("dynamic", Some(&nodes), rest) if rest.len() <= 3 => Ok(Self::Dynamic {
                 nodes,
+                // More levels or nodes of a level than the tree has nodes change nothing.
                 depth: rest.get(1).copied().unwrap_or(DEPTH).min(nodes - 1),
-                width: rest.get(2).copied().unwrap_or(WIDTH),
+                width: rest.get(2).copied().unwrap_or(WIDTH).min(nodes - 1).min(CHILDREN_MAX),
             }),
             _ => Err(
                 "expected static:NODES, stochastic:NODES or dynamic:NODES[:DEPTH[:WIDTH]], with \
@@ -74,7 +75,9 @@ impl Shape {
                 Self::Fixed { topology: Box::new(likely_tree(nodes, levels)), is_drawn: true }
             }
             TreeArgument::Dynamic { nodes, depth, width } => {
-                Self::Dynamic { nodes, depth: depth.min(levels), width }
+                let depth = depth.min(levels);
+                let candidates = TreeLimits { width, depth }.candidates();
+                Self::Dynamic { nodes: nodes.min(candidates + 1), depth, width }
             }
         }
     }
@@ -126,7 +129,13 @@ impl Shape {
                 let kind = if *is_drawn { "stochastic" } else { "static" };
                 format!("{kind} tree of {}", topology.num_nodes())
             }
-            Self::Dynamic { nodes, .. } => format!("dynamic tree of {nodes}"),
+            &Self::Dynamic { nodes, depth, width } => {
+                let usual = (DEPTH.min(nodes - 1), WIDTH.min(nodes - 1));
+                match (depth, width) == usual {
+                    true => format!("dynamic tree of {nodes}"),
+                    false => format!("dynamic tree of {nodes}:{depth}:{width}"),
+                }
+            }
         }
     }
 

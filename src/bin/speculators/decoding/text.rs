@@ -19,10 +19,13 @@ impl Vocabulary {
     /// token that the configuration names, whether the tokenizer puts it there or not.
     pub fn open(directory: &Path, has_first_token: bool) -> Result<Self> {
         let file = directory.join("tokenizer.json");
-        let tokenizer = Tokenizer::from_file(&file).map_err(|error| {
+        let mut tokenizer = Tokenizer::from_file(&file).map_err(|error| {
             let text = format!("{}: expected a tokenizer, found {error}", file.display());
             Error::new(if file.exists() { Status::Format } else { Status::Io }, text)
         })?;
+        // What training has cut and filled texts to is nothing that prompts are cut and filled to.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| Error::format(&file, error))?;
         let stop_tokens = listed(directory, "eos_token_id")?;
         let first_token = listed(directory, "bos_token_id")?.first().copied();
         if has_first_token && first_token.is_none() {
@@ -49,14 +52,29 @@ impl Vocabulary {
         Ok(first.into_iter().chain(tokens.clone()).collect())
     }
 
-    /// What tokens that come one after the other add to a text. A character may take several: it comes with
-    /// the last of them.
-    pub fn stream(&self) -> impl FnMut(&[i32]) -> Result<String> {
+    /// What tokens that come one after the other add to a text behind a prompt. A character may take several:
+    /// it comes with the last of them.
+    pub fn stream(&self, prompt: &[i32]) -> impl FnMut(&[i32]) -> Result<String> {
         let mut stream = self.tokenizer.decode_stream(true);
+        let mut push = move |tokens: &[i32]| {
+            let mut text = String::new();
+            for token in tokens.iter().filter_map(|&token| u32::try_from(token).ok()) {
+                let piece = stream.step(token).or_else(|_| {
+                    // Bytes that are no character have changed how those before them read: it goes on with a
+                    // new text.
+                    stream = self.tokenizer.decode_stream(true);
+                    stream.step(token).map_err(|error| self.wrong(&error))
+                })?;
+                text.push_str(&piece.unwrap_or_default());
+            }
+            Ok(text)
+        };
+        // How a token reads depends on whether it begins the text.
+        let begun: Result<String> = push(prompt);
+        let mut begun = begun.map(drop);
         move |tokens| {
-            let tokens = tokens.iter().filter_map(|&token| u32::try_from(token).ok());
-            let pieces = tokens.map(|token| stream.step(token).map_err(|error| self.wrong(&error)));
-            pieces.map(|piece| piece.map(Option::unwrap_or_default)).collect()
+            std::mem::replace(&mut begun, Ok(()))?;
+            push(tokens)
         }
     }
 
