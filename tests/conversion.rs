@@ -10,7 +10,9 @@ mod host;
 #[allow(dead_code)]
 mod original;
 
-use fixture::{Directory, Fixture, Stored, Tensors, floats, write_tensors};
+use fixture::{
+    Directory, Fixture, Stored, Tensors, floats, shard_name, write_index, write_tensors,
+};
 use host::draft::{DraftCall, Drafts, Place, Text, Turn};
 use host::random::Random;
 use host::{Context, Model, Session, golden, session_options};
@@ -664,6 +666,33 @@ fn quantization_of_a_verifier_is_not_that_of_a_layer_that_is_stored_without() {
     let expected = converted(&fixture, json!({}))["config"].clone();
     fixture.config["quantization_config"] = json!({"quant_method": "awq", "bits": 4});
     assert_eq!(converted(&fixture, json!({}))["config"], expected);
+}
+
+#[test]
+fn only_the_shards_with_the_mtp_layer_have_to_be_there() {
+    let case = golden::supported_cases().into_iter().find(|case| case.name.contains("next_moe"));
+    let case = case.expect("a reference checkpoint");
+    let fixture = research("mtp", &Fixture::of(&case.directory), &case.target);
+    let expected = converted(&fixture, json!({}))["tensors"].as_array().expect("tensors").len();
+    let source = Directory::new();
+    fixture.write_config(source.path());
+    let is_of_layer = |name: &str| name.starts_with("mtp.");
+    let shards = fixture
+        .tensors
+        .keys()
+        .map(|name| (name.clone(), shard_name(usize::from(!is_of_layer(name))).into()));
+    let files: Map<String, Value> = shards.collect();
+    write_index(source.path(), &json!({"metadata": {"total_size": 0}, "weight_map": files}));
+    let mut layer = fixture.tensors.clone();
+    layer.retain(|name, _| is_of_layer(name));
+    assert!(layer.len() < fixture.tensors.len(), "the model has tensors of its own");
+    let shard = source.join(&shard_name(0));
+    write_tensors(&shard, &layer);
+    let ready = Converted::prepare(source.path(), &Conversion::default()).expect("a conversion");
+    assert_eq!(ready.report()["tensors"].as_array().expect("tensors").len(), expected);
+    fs::remove_file(shard).expect("a shard");
+    let (status, message) = refused(source.path(), &Conversion::default());
+    assert_eq!(status, Status::Io, "{message}");
 }
 
 #[test]

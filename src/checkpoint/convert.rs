@@ -49,7 +49,7 @@ impl Converted {
         check_arguments(&wanted.arguments, &config)?;
         config::merge(&mut config, &wanted.arguments);
         replace_in_sections(&mut config, &wanted.arguments);
-        let tensors = WeightFiles::locate(source, false)?.open_all()?;
+        let tensors = WeightFiles::locate(source, false)?.open_needed()?;
         let verifier = Verifier::described(wanted.verifier_directory.as_deref())?;
         let algorithm = wanted.algorithm.as_deref();
         let translation = layouts::translate((&file, &config), &tensors, &verifier, algorithm)?;

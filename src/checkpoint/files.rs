@@ -256,6 +256,9 @@ impl StoredTensor {
     }
 }
 
+/// How the names of an MTP layer begin inside of its model.
+pub(super) const CARRIED_LAYER: &str = "mtp.";
+
 /// The weight files of a directory: one file, or shards that an index lists.
 #[derive(Debug)]
 pub(super) struct WeightFiles {
@@ -288,9 +291,31 @@ impl WeightFiles {
 
     /// Opens every file; returns the tensors by name.
     pub(super) fn open_all(&self) -> Result<BTreeMap<String, StoredTensor>> {
+        self.open_those_with(|_| true)
+    }
+
+    /// Opens every file; of a model that carries an MTP layer only those that hold a part of it, as the others
+    /// may be large and need not be there.
+    pub(super) fn open_needed(&self) -> Result<BTreeMap<String, StoredTensor>> {
+        let is_of_layer = |name: &str| name.starts_with(CARRIED_LAYER);
+        match &self.index {
+            Some(index) if index.keys().any(|name| is_of_layer(name)) => {
+                self.open_those_with(is_of_layer)
+            }
+            _ => self.open_all(),
+        }
+    }
+
+    /// Opens the files that hold a tensor that is wanted.
+    fn open_those_with(
+        &self,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<BTreeMap<String, StoredTensor>> {
         let Some(index) = &self.index else { return self.open(SINGLE_FILE) };
+        let wanted = index.iter().filter(|(name, _)| is_wanted(name));
+        let files: BTreeSet<&String> = wanted.map(|(_, file)| file).collect();
         let mut tensors = BTreeMap::<String, StoredTensor>::new();
-        for file in index.values().collect::<BTreeSet<_>>() {
+        for &file in &files {
             for (name, tensor) in self.open(file)? {
                 if let Some(other) = tensors.insert(name, tensor) {
                     let again = &tensors[&other.name];
@@ -298,7 +323,7 @@ impl WeightFiles {
                 }
             }
         }
-        for (name, file) in index {
+        for (name, file) in index.iter().filter(|(_, file)| files.contains(file)) {
             if tensors.get(name).is_none_or(|tensor| tensor.file_name() != *file) {
                 return Err(self.not_in_shard(name, file));
             }

@@ -219,7 +219,7 @@ fn load(
     options: Option<&Options>,
 ) -> Result<Checkpoint> {
     let map_files = options.is_some_and(|options| options.map_files);
-    let stored = WeightFiles::locate(directory, map_files).and_then(|files| files.open_all());
+    let stored = WeightFiles::locate(directory, map_files).and_then(|files| files.open_needed());
     let translation = match &stored {
         Ok(stored) => translated(directory, (file, config), stored, options)?,
         // The configuration may have an error of its own, which comes first.

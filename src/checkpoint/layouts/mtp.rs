@@ -1,13 +1,12 @@
 //! MTP as verifiers carry it: tensors named `mtp.…` among their own.
 
-use super::super::files::StoredTensor;
+use super::super::files::{CARRIED_LAYER, StoredTensor};
 use super::settings::drafts;
 use super::{Evidence, Source};
 use crate::error::Result;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-const BEGIN: &str = "mtp.";
 const LAYER: &str = "mtp_layers.0.";
 
 /// What stands around the layer, and what the format calls it.
@@ -36,7 +35,7 @@ pub(super) fn translate(source: &mut Source<'_>) -> Result<Map<String, Value>> {
     // It is the verifier's: a layer that is stored without quantization is not meant, and one with it is refused
     // by its tensors.
     layer.remove("quantization_config");
-    let others = source.names(|name| !name.starts_with(BEGIN));
+    let others = source.names(|name| !name.starts_with(CARRIED_LAYER));
     source.note(format!("{} tensors are the verifier's own", others.len()));
     for name in others {
         source.tensors.remove(&name);
