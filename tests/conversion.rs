@@ -26,6 +26,7 @@ use speculators::error::Status;
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_void};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::ptr::{null, null_mut};
 
@@ -407,6 +408,29 @@ fn outputs_that_hold_something_are_refused_and_kept() {
     assert!(link.to_string().contains("found a link that leads nowhere"), "{link}");
     let below = ready.write(&place.join("mine/below"), &mut |_, _| true).expect_err("a refusal");
     assert_eq!(below.status(), Status::Io);
+}
+
+#[test]
+fn mount_points_are_refused_before_anything_is_written() {
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("the mounts");
+    let places = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
+    let is_empty =
+        |path: &&Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    let ready = Converted::prepare(eagle3().write().path(), &Conversion::default());
+    let ready = ready.expect("a conversion");
+    // A folder that is mounted once more in its own file system does not look like one.
+    let device = |path: &Path| fs::metadata(path).ok().map(|found| found.dev());
+    let begins_one =
+        |path: &&Path| path.parent().is_some_and(|above| device(above) != device(path));
+    for place in places.filter(is_empty).filter(begins_one) {
+        let mut written = false;
+        let error = ready.write(place, &mut |_, _| {
+            written = true;
+            true
+        });
+        let text = error.expect_err("a mount point cannot be replaced").to_string();
+        assert!(text.contains("found a mount point") && !written, "{}: {text}", place.display());
+    }
 }
 
 #[test]

@@ -64,6 +64,7 @@ impl Output {
         // Where a link leads is what is replaced.
         let path = fs::canonicalize(path).or_else(|_| std::path::absolute(path));
         let path = path.map_err(|error| Error::invalid(format!("output: {error}")))?;
+        check_replaceable(&path)?;
         let mut above = path.parent();
         while let Some(directory) = above.filter(|directory| !directory.exists()) {
             above = directory.parent();
@@ -152,6 +153,23 @@ fn check_free(path: &Path) -> Result<()> {
     }
     let path = path.display();
     Err(Error::invalid(format!("{path}: expected a new or empty directory, found files in it")))
+}
+
+/// An empty directory is replaced by the one that is written, which is not possible where a file system begins.
+/// It is better known before everything is written.
+fn check_replaceable(path: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| fs::metadata(path).ok().map(|found| found.dev());
+    let (Some(own), Some(above)) = (device(path), path.parent().and_then(device)) else {
+        return Ok(());
+    };
+    if own == above {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(Error::invalid(format!(
+        "{path}: expected a directory that can be replaced, found a mount point; name a new one in it"
+    )))
 }
 
 /// A file without a name in a directory, where the system has such.
