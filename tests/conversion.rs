@@ -843,6 +843,30 @@ fn weights_are_not_put_in_the_place_of_quantized_ones() {
 }
 
 #[test]
+fn a_model_with_many_files_is_copied_whole() {
+    let case =
+        golden::supported_cases().into_iter().find(|case| case.kind == "mtp").expect("a case");
+    let verifier = research("mtp", &Fixture::of(&case.directory), &case.target).write();
+    for index in 0..300 {
+        let folder = verifier.join(&format!("more/{}", index % 7));
+        fs::create_dir_all(&folder).expect("a folder");
+        fs::write(folder.join(index.to_string()), format!("{index}")).expect("a file");
+    }
+    let place = Directory::new();
+    let ready = Stitched::prepare(&case.directory, verifier.path()).expect("a model");
+    ready.write(&place.join("out"), &mut |_, _| true).expect("the copy");
+    for index in 0..300 {
+        let name = format!("out/more/{}/{index}", index % 7);
+        assert_eq!(fs::read(place.join(&name)).expect("a file"), index.to_string().as_bytes());
+    }
+    assert!(place.join("out/config.json").exists() && place.join("out/model.safetensors").exists());
+    // Nothing is left of what was on its way, either when it is called off.
+    let called_off = ready.write(&place.join("no"), &mut |done, all| done < all);
+    assert_eq!(called_off.expect_err("called off").status(), Status::Cancelled);
+    assert_eq!(fs::read_dir(place.path()).expect("the folder").count(), 1);
+}
+
+#[test]
 fn links_to_folders_of_a_verifier_are_refused() {
     let case =
         golden::supported_cases().into_iter().find(|case| case.kind == "mtp").expect("a case");

@@ -11,6 +11,10 @@ use std::path::{Path, PathBuf};
 /// Bytes that are read and written at a time: what a conversion needs of memory.
 const PIECE: usize = 1 << 20;
 
+/// Files without a name that are open at a time. Of more, which copies of whole models have, the others have names
+/// in a directory beside the output.
+const MOST_UNNAMED: usize = 128;
+
 /// Tells the host how many bytes of all are written; `false` calls the work off.
 pub type Progress<'p> = &'p mut dyn FnMut(u64, u64) -> bool;
 
@@ -42,7 +46,8 @@ pub(super) struct Output {
     path: PathBuf,
     /// The nearest directory above that is there already, and so on the same file system.
     above: PathBuf,
-    files: Vec<(PathBuf, File)>,
+    /// Its files: those without a name are kept open until they get one.
+    files: Vec<(PathBuf, Option<File>)>,
     /// Where files have names from the beginning, because they must: removed if nothing comes of them.
     staging: Option<Staging>,
 }
@@ -82,12 +87,20 @@ impl Output {
 
     /// A new file in the directory.
     pub(super) fn file(&mut self, name: &Path) -> Result<Writer> {
-        let file = match (&self.staging, unnamed(&self.above)) {
-            (None, Some(file)) => file,
-            _ => self.named(name)?,
+        // Only so many files can be open at a time.
+        let has_room = self.staging.is_none() && self.files.len() < MOST_UNNAMED;
+        let file = match has_room.then(|| unnamed(&self.above)).flatten() {
+            Some(file) => {
+                let io = |error: std::io::Error| Error::io(&self.path.join(name), &error);
+                self.files.push((name.into(), Some(file.try_clone().map_err(io)?)));
+                file
+            }
+            None => {
+                let file = self.named(name)?;
+                self.files.push((name.into(), None));
+                file
+            }
         };
-        let io = |error: std::io::Error| Error::io(&self.path.join(name), &error);
-        self.files.push((name.into(), file.try_clone().map_err(io)?));
         Ok(Writer { file, path: self.path.join(name) })
     }
 
@@ -119,10 +132,13 @@ impl Output {
         for (name, file) in &self.files {
             let to = staging.join(name);
             let parent = to.parent().unwrap_or(&staging);
-            let linked = file
-                .sync_all()
-                .and_then(|()| fs::create_dir_all(parent))
-                .and_then(|()| if to.exists() { Ok(()) } else { give_name(file, &to) });
+            let linked = match file {
+                Some(file) => file
+                    .sync_all()
+                    .and_then(|()| fs::create_dir_all(parent))
+                    .and_then(|()| give_name(file, &to)),
+                None => File::open(&to).and_then(|file| file.sync_all()),
+            };
             linked.map_err(|error| Error::io(&self.path.join(name), &error))?;
         }
         let parent = self.path.parent().unwrap_or(&self.above).to_path_buf();
