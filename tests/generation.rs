@@ -35,6 +35,16 @@ impl Folder {
         fs::write(&path, contents).expect("a file");
         path
     }
+
+    /// Copies a model, without its tokenizer.
+    fn copy(&self, model: &Path) -> PathBuf {
+        let to = self.0.join(model.file_name().expect("a name"));
+        fs::create_dir(&to).expect("a folder");
+        for name in ["config.json", "model.safetensors"] {
+            fs::copy(model.join(name), to.join(name)).expect("a copy");
+        }
+        to
+    }
 }
 
 impl Drop for Folder {
@@ -130,12 +140,8 @@ fn a_target_accepts_all_that_it_would_say_itself() {
 
 /// The reference target of this name, with a tokenizer whose words are the numbers of its tokens.
 fn numbered_target(folder: &Folder, name: &str) -> PathBuf {
-    let (from, to) = (project("tests/golden/targets").join(name), folder.0.join(name));
-    fs::create_dir(&to).expect("a folder");
-    for file in ["config.json", "model.safetensors"] {
-        fs::copy(from.join(file), to.join(file)).expect("a copy");
-    }
-    let config = fs::read(from.join("config.json")).expect("a config");
+    let to = folder.copy(&project("tests/golden/targets").join(name));
+    let config = fs::read(to.join("config.json")).expect("a config");
     let config: Value = serde_json::from_slice(&config).expect("JSON");
     let tokens = 0..config["vocab_size"].as_u64().expect("a size");
     let words: serde_json::Map<String, Value> =
@@ -225,11 +231,7 @@ fn what_people_read_is_the_text_and_then_the_figures() {
 
 /// A copy of the trained target with another tokenizer.
 fn with_tokenizer(folder: &Folder, change: impl Fn(&mut Value)) -> PathBuf {
-    let target = folder.0.join("target");
-    fs::create_dir(&target).expect("a folder");
-    for name in ["config.json", "model.safetensors"] {
-        fs::copy(project(TARGET).join(name), target.join(name)).expect("a copy");
-    }
+    let target = folder.copy(&project(TARGET));
     let tokenizer = fs::read(project(TARGET).join("tokenizer.json")).expect("a tokenizer");
     let mut tokenizer = serde_json::from_slice(&tokenizer).expect("JSON");
     change(&mut tokenizer);
@@ -356,11 +358,9 @@ fn a_prompt_may_come_from_a_file() {
 #[test]
 fn texts_end_where_the_target_ends_them() {
     let folder = Folder::new("ends");
-    let target = folder.0.join("target");
-    fs::create_dir(&target).expect("a folder");
-    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-        fs::copy(project(TARGET).join(name), target.join(name)).expect("a copy");
-    }
+    let target = folder.copy(&project(TARGET));
+    let tokenizer = project(TARGET).join("tokenizer.json");
+    fs::copy(tokenizer, target.join("tokenizer.json")).expect("a copy");
     let request = ["--prompt", "import os\n", "--json", "--tokens", "40", "--temperature", "1"];
     let whole = json_of(&generate(&request));
     let tokens = whole["tokens"].as_array().expect("tokens");

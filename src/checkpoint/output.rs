@@ -89,18 +89,15 @@ impl Output {
     pub(super) fn file(&mut self, name: &Path) -> Result<Writer> {
         // Only so many files can be open at a time.
         let has_room = self.staging.is_none() && self.files.len() < MOST_UNNAMED;
-        let file = match has_room.then(|| unnamed(&self.above)).flatten() {
+        let (file, kept) = match has_room.then(|| unnamed(&self.above)).flatten() {
+            None => (self.named(name)?, None),
             Some(file) => {
                 let io = |error: std::io::Error| Error::io(&self.path.join(name), &error);
-                self.files.push((name.into(), Some(file.try_clone().map_err(io)?)));
-                file
-            }
-            None => {
-                let file = self.named(name)?;
-                self.files.push((name.into(), None));
-                file
+                let kept = file.try_clone().map_err(io)?;
+                (file, Some(kept))
             }
         };
+        self.files.push((name.into(), kept));
         Ok(Writer { file, path: self.path.join(name) })
     }
 

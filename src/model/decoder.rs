@@ -219,8 +219,7 @@ impl Scratch {
 
 /// As many rows of this width as there is memory for.
 fn rows_of(memory: Span<f32>, columns: usize) -> Matrix {
-    let (address, rows) = (memory.address(), memory.len() / columns.max(1));
-    Matrix { address, dtype: Dtype::F32, rows, columns, row_stride: columns }
+    Matrix::contiguous(memory.address(), memory.len() / columns.max(1), columns)
 }
 
 /// What one run of the network works on.

@@ -94,14 +94,8 @@ impl Output {
 
     /// The rows, where they are until the next pass.
     pub fn matrix(&self) -> Matrix {
-        let Self { address, columns, .. } = *self;
-        let rows = self.elements.len() / columns.max(1);
-        Matrix { address, dtype: Dtype::F32, rows, columns, row_stride: columns }
+        Matrix::contiguous(self.address, self.elements.len() / self.columns.max(1), self.columns)
     }
-}
-
-fn span(elements: &[i32]) -> Span<i32> {
-    Span::new(elements.as_ptr() as u64, elements.len())
 }
 
 /// The network of a language model.
@@ -264,15 +258,14 @@ impl Target {
 
     /// Runs some rows of a pass, those before them having been run.
     fn run_rows(&self, pass: &Pass<'_>, rows: Range<usize>) -> Result<()> {
-        let model = Arc::clone(&self.model);
-        let decoder = decoder(&model)?;
+        let decoder = decoder(&self.model)?;
         let (layout, hidden) = (&self.layout, self.scratch.hidden);
         let count = [rows.len() as i32];
-        let table = Column { span: span(&layout.table), stride: 0 };
+        let table = Column { span: Span::of(&layout.table), stride: 0 };
         let batch = DraftBatch { block_table: Some(table), ..DraftBatch::new(1, 0) };
         let plan = layout.plan();
         let step = Step {
-            backend: model.context().backend(),
+            backend: self.model.context().backend(),
             stream: Stream::NONE,
             batch: &batch,
             plan: &plan,
@@ -340,7 +333,7 @@ impl Target {
         let count = [from.len() as i32];
         let table = [self.scratch.hidden];
         let rows = Rows {
-            token: span(&self.layout.numbers[from.clone()]),
+            token: Span::of(&self.layout.numbers[from.clone()]),
             ..self.layout.rows(&count, 0..from.len())
         };
         let embedding =
@@ -387,12 +380,12 @@ impl RowLayout {
 
     /// Some of the rows, as many as `count` says.
     fn rows(&self, count: &[i32; 1], rows: Range<usize>) -> Rows {
-        let position = span(&self.positions[rows.clone()]);
-        let token = span(&self.tokens[rows.clone()]);
+        let position = Span::of(&self.positions[rows.clone()]);
+        let token = Span::of(&self.tokens[rows.clone()]);
         Rows {
-            count: span(count),
+            count: Span::of(count),
             first: 0,
-            sequence: span(&self.paths[rows]),
+            sequence: Span::of(&self.paths[rows]),
             position,
             rope_position: position,
             token,
@@ -401,7 +394,7 @@ impl RowLayout {
     }
 
     fn plan(&self) -> Plan {
-        let none = span(&[]);
+        let none = Span::of(&[]);
         let rows = self.rows(&[0], 0..0);
         Plan {
             commit: rows,
@@ -410,7 +403,7 @@ impl RowLayout {
             num_drafts: none,
             depth: none,
             shape: none,
-            page_row: span(&self.first_page),
+            page_row: Span::of(&self.first_page),
             fault: none,
         }
     }
@@ -426,17 +419,11 @@ fn carve(
     let (num_kv_heads, head_dim) = model.kv_shape();
     let columns = model.num_layers() * 2 * num_kv_heads * head_dim;
     let pool = KvPool {
-        pages: Matrix {
-            address: kv_address,
-            dtype: Dtype::F32,
-            rows: limits.positions + limits.rows,
-            columns,
-            row_stride: columns,
-        },
+        pages: Matrix::contiguous(kv_address, limits.positions + limits.rows, columns),
         page_size: 1,
         num_kv_heads,
         head_dim,
-        slot_pages: span(&[]),
+        slot_pages: Span::of(&[]),
         pages_per_slot: 0,
     };
     let limits = RowLimits {

@@ -146,8 +146,7 @@ impl TreeScratch {
 
 /// The beginning of a piece of memory as a matrix.
 fn compact(span: Span<f32>, rows: usize, columns: usize) -> Matrix {
-    let address = span.slice(0, rows * columns).address();
-    Matrix { address, dtype: Dtype::F32, rows, columns, row_stride: columns }
+    Matrix::contiguous(span.slice(0, rows * columns).address(), rows, columns)
 }
 
 /// A network that tells below each node which tokens its children may be.

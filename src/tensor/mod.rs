@@ -62,6 +62,11 @@ impl<T> Span<T> {
         Self { address, len, element: PhantomData }
     }
 
+    /// The elements of memory of the host, which are read there.
+    pub fn of(elements: &[T]) -> Self {
+        Self::new(elements.as_ptr() as u64, elements.len())
+    }
+
     /// The address of the first element.
     pub const fn address(&self) -> u64 {
         self.address
@@ -110,6 +115,11 @@ pub struct Matrix {
 }
 
 impl Matrix {
+    /// Rows of single precision without gaps between them.
+    pub const fn contiguous(address: u64, rows: usize, columns: usize) -> Self {
+        Self { address, dtype: Dtype::F32, rows, columns, row_stride: columns }
+    }
+
     /// The address of the first element of `row`.
     pub fn row_address(&self, row: usize) -> u64 {
         self.address + (row * self.row_stride * self.dtype.size()) as u64

@@ -3,9 +3,8 @@
 use crate::chart;
 use crate::decoding::figures::Figures;
 use crate::decoding::shape::{Shape, TreeArgument};
-use crate::decoding::{Decoder, Drafter, Request, Sampling, TargetArguments};
-use crate::generate::{follows, positions};
-use crate::output::{Output, tell_warning};
+use crate::decoding::{Decoder, Drafter, Request, Sampling, TargetArguments, positions};
+use crate::output::{Output, tell_warning, write_json};
 use crate::progress::{Bar, Unit};
 use crate::{Exit, Failure, Outcome};
 use clap::Args;
@@ -72,7 +71,6 @@ struct Way<'a> {
     /// The speculator's name.
     speculator: String,
     model: &'a Arc<Model>,
-    shape: Shape,
     drafter: Drafter,
     figures: Figures,
     /// Texts that are the ones without a speculator.
@@ -81,14 +79,14 @@ struct Way<'a> {
 
 impl Way<'_> {
     fn name(&self) -> String {
-        format!("{}, {}", self.speculator, self.shape.name())
+        format!("{}, {}", self.speculator, self.drafter.shape().name())
     }
 
     fn json(&self, without: &Figures) -> Value {
         json!({
             "speculator": self.directory.to_string_lossy(),
             "kind": self.model.kind(),
-            "proposes": self.shape.json(),
+            "proposes": self.drafter.shape().json(),
             "figures": self.figures.json(),
             "speed_up": self.speed_up(without),
             "identical_texts": self.identical,
@@ -122,7 +120,7 @@ impl Bench {
         let load = |path: &PathBuf| self.target.load_speculator(&target, path);
         let models: Vec<_> = self.speculator.iter().map(load).collect::<Result<_>>()?;
         let mut ways = self.ways(&models, positions)?;
-        let most = ways.iter().map(|way| way.shape.drafts()).max().unwrap_or(0);
+        let most = ways.iter().map(|way| way.drafter.shape().drafts()).max().unwrap_or(0);
         let mut decoder = Decoder::new(&target, positions, most)?;
         // What cannot be written is better known before all the work.
         let (mut results, mut chart) = (create(&self.results)?, create(&self.chart)?);
@@ -136,9 +134,7 @@ impl Bench {
             tell(output, &ways, &without)?;
         }
         if let Some((file, path)) = &mut results {
-            let text = serde_json::to_string_pretty(&document)
-                .map_err(|error| Error::internal(error.to_string()))?;
-            writeln!(file, "{text}").map_err(|error| Error::io(path, &error))?;
+            write_json(file, &document).map_err(|error| Error::io(path, &error))?;
         }
         if let Some((file, path)) = &mut chart {
             let title = format!("{}, {}", name(&self.target.directory), self.sampling.name());
@@ -165,7 +161,7 @@ impl Bench {
             let chains = drafts.into_iter().map(Shape::Chain);
             let trees = self.tree.iter().map(|&tree| Shape::of(tree, model));
             for shape in chains.chain(trees) {
-                let drafter = match Drafter::new(model, shape.clone(), positions) {
+                let drafter = match Drafter::new(model, shape, positions) {
                     // Not all kinds draft trees; the others are compared all the same.
                     Err(error) if error.status() == Status::Unsupported => {
                         tell_warning(&error.within(directory.display()).to_string());
@@ -175,15 +171,7 @@ impl Bench {
                 };
                 let figures = Figures::default();
                 let speculator = speculator.clone();
-                ways.push(Way {
-                    directory,
-                    speculator,
-                    model,
-                    shape,
-                    drafter,
-                    figures,
-                    identical: 0,
-                });
+                ways.push(Way { directory, speculator, model, drafter, figures, identical: 0 });
             }
         }
         Ok(ways)
@@ -235,7 +223,8 @@ impl Bench {
 
     /// Where texts have to be those without a speculator, anything else is a defect.
     fn judge(&self, ways: &[Way<'_>], texts: usize) -> Outcome {
-        let differs = |way: &&Way<'_>| follows(&self.sampling, &way.shape) && way.identical < texts;
+        let differs =
+            |way: &&Way<'_>| way.drafter.shape().follows(&self.sampling) && way.identical < texts;
         match ways.iter().find(differs) {
             None => Ok(Exit::Sound),
             Some(way) => Err(Failure::Library(Error::internal(format!(
@@ -284,11 +273,11 @@ fn prompt(line: &str) -> std::result::Result<String, String> {
 fn shown(ways: &[Way<'_>], without: &Figures) -> Vec<chart::Way> {
     ways.iter()
         .map(|way| chart::Way {
-            name: match way.shape {
+            name: match way.drafter.shape() {
                 Shape::Chain(_) => format!("{}, chains", way.speculator),
                 _ => way.name(),
             },
-            drafts: way.shape.drafts(),
+            drafts: way.drafter.shape().drafts(),
             acceptance: way.figures.acceptance(),
             tokens_per_pass: way.figures.tokens_per_pass(),
             speed_up: way.speed_up(without),

@@ -2,16 +2,14 @@
 
 use crate::decoding::figures::Figures;
 use crate::decoding::shape::{Shape, TreeArgument};
-use crate::decoding::{Decoded, Decoder, Drafter, Request, Sampling, TargetArguments};
+use crate::decoding::{Decoded, Decoder, Drafter, Request, Sampling, TargetArguments, positions};
 use crate::output::Output;
 use crate::{Exit, Failure, Outcome};
 use clap::Args;
 use serde_json::json;
-use speculators::error::{Error, Status};
-use speculators::model::Model;
+use speculators::error::Error;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 /// Complete a prompt with a speculator, and say what it was good for.
 ///
@@ -76,7 +74,7 @@ impl Generate {
         let prompt = vocabulary.encode(&text)?;
         let positions = positions(&[&prompt], self.tokens as usize, &target)?;
         let mut decoder = Decoder::new(&target, positions, shape.drafts())?;
-        let mut drafter = Drafter::new(&speculator, shape.clone(), positions)
+        let mut drafter = Drafter::new(&speculator, shape, positions)
             .map_err(|error| error.within(self.speculator.display()))?;
         let request = Request {
             prompt: &prompt,
@@ -109,7 +107,7 @@ impl Generate {
                 "model": self.target.directory.to_string_lossy(),
                 "speculator": self.speculator.to_string_lossy(),
                 "kind": speculator.kind(),
-                "proposes": shape.json(),
+                "proposes": drafter.shape().json(),
                 "sampling": self.sampling.json(),
                 "prompt": text,
                 "text": told,
@@ -121,9 +119,9 @@ impl Generate {
         } else {
             output.line("")?;
             output.line("----")?;
-            tell(output, &shape, &with.figures, without.as_ref().map(|run| &run.figures))?;
+            tell(output, drafter.shape(), &with.figures, without.as_ref().map(|run| &run.figures))?;
         }
-        self.judge(output, (&with, without.as_ref()), follows(&self.sampling, &shape))
+        self.judge(output, (&with, without.as_ref()), drafter.shape().follows(&self.sampling))
     }
 
     fn text(&self) -> Result<String, Error> {
@@ -153,31 +151,6 @@ impl Generate {
         }
         Ok(Exit::Sound)
     }
-}
-
-/// Whether a text with a speculator is the one without it, and not only one of the same law.
-pub fn follows(sampling: &Sampling, shape: &Shape) -> bool {
-    sampling.is_greedy() || !shape.is_drawn()
-}
-
-/// The positions that prompts and so many tokens take, of which the target has to have enough.
-pub fn positions(prompts: &[&[i32]], tokens: usize, target: &Arc<Model>) -> Result<usize, Error> {
-    let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
-    let most = target.max_position();
-    if prompts.iter().any(|prompt| prompt.is_empty()) {
-        return Err(Error::invalid("prompt: expected one token at least, found none"));
-    }
-    if longest + tokens > most {
-        return Err(Error::new(
-            Status::InvalidArgument,
-            format!(
-                "prompt: expected at most {} tokens, as the target has {most} positions, of which {tokens} \
-                 are for the text; found {longest}",
-                most.saturating_sub(tokens)
-            ),
-        ));
-    }
-    Ok(longest + tokens)
 }
 
 fn tell_piece(output: &mut Output, text: &str) -> std::io::Result<()> {

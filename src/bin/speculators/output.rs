@@ -36,8 +36,7 @@ impl Output {
 
     /// Prints a JSON document.
     pub fn json(&mut self, value: &Value) -> io::Result<()> {
-        serde_json::to_writer_pretty(&mut self.to, value)?;
-        writeln!(self.to)
+        write_json(&mut self.to, value)
     }
 
     /// Writes out what was printed.
@@ -49,6 +48,12 @@ impl Output {
     pub fn raw(&mut self) -> &mut impl Write {
         &mut self.to
     }
+}
+
+/// Writes a JSON document.
+pub fn write_json(to: &mut impl Write, value: &Value) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *to, value)?;
+    writeln!(to)
 }
 
 /// Tells people what went wrong. Nothing can be done if that fails, too.

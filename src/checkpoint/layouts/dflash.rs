@@ -24,8 +24,6 @@ pub(super) fn translate(source: &mut Source<'_>) -> Result<Map<String, Value>> {
 
 /// What a source says of its blocks.
 pub(super) struct Block {
-    /// What is not of the decoder.
-    pub(super) inner: Map<String, Value>,
     own: Value,
     layer: Map<String, Value>,
     drafts: usize,
@@ -57,8 +55,7 @@ pub(super) fn read(
     source.top.section(SECTION)?;
     let inner = source.top.object(SECTION).cloned().unwrap_or_default();
     neutral(source, &inner)?;
-    let mut merged = source.top.all().clone();
-    merged.extend(inner.clone());
+    let merged = merged(source);
     let mut all = super::Settings::of_file(source.file, &merged);
     let size = all.integer("xpress_block_size", 2..=1024)?.or(all.integer("block_size", 2..=1024)?);
     let Some(block_size) = size else {
@@ -93,7 +90,14 @@ pub(super) fn read(
     }
     account_for_settings(source, &inner, others);
     let drafts = drafts(source, "speculative_tokens", block_size - 1)?;
-    Ok(Block { inner, own, layer, drafts })
+    Ok(Block { own, layer, drafts })
+}
+
+/// All settings: those of the section go before those around it.
+pub(super) fn merged(source: &Source<'_>) -> Map<String, Value> {
+    let mut merged = source.top.all().clone();
+    merged.extend(source.top.object(SECTION).cloned().unwrap_or_default());
+    merged
 }
 
 /// Settings of flat configurations that are not of the decoder.

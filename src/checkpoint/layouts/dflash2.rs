@@ -16,11 +16,8 @@ pub(super) fn is_one(evidence: &mut Evidence<'_>) -> bool {
 
 pub(super) fn translate(source: &mut Source<'_>) -> Result<Map<String, Value>> {
     let block = dflash::read(source, false, &OWN)?;
-    let sizes = OWN.into_iter().filter_map(|key| {
-        let value = block.inner.get(key).or_else(|| source.top.all().get(key))?;
-        Some((key.to_owned(), value.clone()))
-    });
-    let sizes: Map<_, _> = sizes.collect();
+    let mut sizes = dflash::merged(source);
+    sizes.retain(|key, _| OWN.contains(&key.as_str()));
     for codebook in ["predecessor_codebook", "successor_codebook"] {
         let name = format!("candidate_selector.{codebook}");
         source.rename(&format!("{name}.weight"), &name)?;

@@ -24,9 +24,7 @@ pub(super) fn is_one(evidence: &mut Evidence<'_>) -> bool {
 pub(super) fn translate(source: &mut Source<'_>) -> Result<Map<String, Value>> {
     let stored = source.matrix("markov_head.markov_w1.weight").map_or(0, |[_, rank]| rank);
     let has_confidence = source.peek("confidence_head.proj.weight").is_some();
-    // Settings of a section go before those around it.
-    let mut merged = source.top.all().clone();
-    merged.extend(source.top.object(dflash::SECTION).cloned().unwrap_or_default());
+    let merged = dflash::merged(source);
     let mut all = super::Settings::of_file(source.file, &merged);
     let rank = all
         .integer("markov_rank", 0..=1 << 14)?

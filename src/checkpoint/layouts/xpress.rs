@@ -26,8 +26,7 @@ pub(super) fn translate(source: &mut Source<'_>) -> Result<Map<String, Value>> {
     let stored = ["xpress_head.w1.weight", "refiner_head.token_embed.weight"];
     let stored = stored.iter().find_map(|name| source.matrix(name)).map_or(256, |[_, rank]| rank);
     let block = dflash::read(source, false, &OWN)?;
-    let mut merged = source.top.all().clone();
-    merged.extend(block.inner.clone());
+    let merged = dflash::merged(source);
     let mut all = super::Settings::of_file(source.file, &merged);
     let rank = all.integer("xpress_rank", 1..=1 << 14)?.unwrap_or(stored);
     const INNER: &str = "xpress_mlp_hidden";

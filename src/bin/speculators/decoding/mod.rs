@@ -16,7 +16,7 @@ use speculators::model::{Feature, LoadOptions, Model};
 use speculators::session::{
     Column, DraftBatch, SamplingArrays, Session, SessionOptions, Stream, TreeLimits,
 };
-use speculators::tensor::{Dtype, Matrix, Span};
+use speculators::tensor::{Matrix, Span};
 use speculators::tree::Links;
 use speculators::verify::{self, DraftDistribution, VerifyBatch, record};
 use std::path::{Path, PathBuf};
@@ -87,11 +87,11 @@ impl Sampling {
 
     fn arrays(&self) -> SamplingArrays {
         SamplingArrays {
-            temperature: Some(span(std::slice::from_ref(&self.temperature))),
-            top_k: Some(span(std::slice::from_ref(&self.top_k))),
-            top_p: Some(span(std::slice::from_ref(&self.top_p))),
-            min_p: Some(span(std::slice::from_ref(&self.min_p))),
-            seed: Some(span(std::slice::from_ref(&self.seed))),
+            temperature: Some(Span::of(std::slice::from_ref(&self.temperature))),
+            top_k: Some(Span::of(std::slice::from_ref(&self.top_k))),
+            top_p: Some(Span::of(std::slice::from_ref(&self.top_p))),
+            min_p: Some(Span::of(std::slice::from_ref(&self.min_p))),
+            seed: Some(Span::of(std::slice::from_ref(&self.seed))),
         }
     }
 
@@ -175,6 +175,23 @@ impl TargetArguments {
         }
         Ok(Arc::new(model))
     }
+}
+
+/// The positions that prompts and so many tokens take, of which the target has to have enough.
+pub fn positions(prompts: &[&[i32]], tokens: usize, target: &Model) -> Result<usize> {
+    let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
+    let most = target.max_position();
+    if prompts.iter().any(|prompt| prompt.is_empty()) {
+        return Err(Error::invalid("prompt: expected one token at least, found none"));
+    }
+    if longest + tokens > most {
+        return Err(Error::invalid(format!(
+            "prompt: expected at most {} tokens, as the target has {most} positions, of which {tokens} are \
+             for the text; found {longest}",
+            most.saturating_sub(tokens)
+        )));
+    }
+    Ok(longest + tokens)
 }
 
 /// One text that grows.
@@ -268,6 +285,11 @@ impl Drafter {
         })
     }
 
+    /// What it proposes in each round.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
     /// The drafts of the last round, and how many levels they have.
     fn proposed(&self) -> (&[i32], usize) {
         let count = self.num_proposed[0].max(0) as usize;
@@ -289,8 +311,8 @@ impl Drafter {
         let model = self.session.model();
         let columns = model.draft_columns();
         (!self.logits.is_empty()).then(|| DraftDistribution {
-            logits: matrix(self.logits.as_ptr() as u64, self.drafts.len(), columns),
-            token_ids: (!self.token_ids.is_empty()).then(|| span(&self.token_ids)),
+            logits: Matrix::contiguous(self.logits.as_ptr() as u64, self.drafts.len(), columns),
+            token_ids: (!self.token_ids.is_empty()).then(|| Span::of(&self.token_ids)),
             token_ids_stride: model.candidates().unwrap_or(0),
             row_begin: None,
             rows_per_sequence: self.drafts.len(),
@@ -313,16 +335,17 @@ impl Drafter {
         let (row_begin, limit) = ([0], [text.left()]);
         let has_logits = !self.logits.is_empty();
         let is_tree = self.is_tree();
-        let logits = matrix(self.logits.as_mut_ptr() as u64, self.drafts.len(), columns);
+        let logits =
+            Matrix::contiguous(self.logits.as_mut_ptr() as u64, self.drafts.len(), columns);
         let batch = DraftBatch {
             num_rows: rows.len(),
-            position: column(span(&position)),
-            row_count: column(span(&row_count)),
-            next_token: column(span(&next_token)),
-            row_begin: Some(span(&row_begin)),
-            row_index: path.map(|path| column(span(path))),
-            limit: Some(span(&limit)),
-            tokens: span(rows),
+            position: column(Span::of(&position)),
+            row_count: column(Span::of(&row_count)),
+            next_token: column(Span::of(&next_token)),
+            row_begin: Some(Span::of(&row_begin)),
+            row_index: path.map(|path| column(Span::of(path))),
+            limit: Some(Span::of(&limit)),
+            tokens: Span::of(rows),
             features: &features,
             sampling: text.request.sampling.arrays(),
             shape: self.shape.of_call(),
@@ -374,18 +397,18 @@ impl Verification {
         self.record.resize(record::len(drafts.len()), 0);
         let tree = drafter.filter(|drafter| drafter.is_tree() && !drafts.is_empty());
         let batch = VerifyBatch {
-            row_begin: Some(span(&row_begin)),
-            num_drafts: Some(span(&num_drafts)),
-            parents: tree.map(|drafter| column(span(&drafter.parents[..drafts.len() + 1]))),
-            limit: Some(span(&limit)),
+            row_begin: Some(Span::of(&row_begin)),
+            num_drafts: Some(Span::of(&num_drafts)),
+            parents: tree.map(|drafter| column(Span::of(&drafter.parents[..drafts.len() + 1]))),
+            limit: Some(Span::of(&limit)),
             sampling: text.request.sampling.arrays(),
             draft: drafter.filter(|_| !drafts.is_empty()).and_then(Drafter::distribution),
-            stop_tokens: span(text.request.stop_tokens),
+            stop_tokens: Span::of(text.request.stop_tokens),
             ..VerifyBatch::new(
                 (1, drafts.len()),
                 target.logits().matrix(),
-                column(span(drafts)),
-                column(span(&position)),
+                column(Span::of(drafts)),
+                column(Span::of(&position)),
                 column(written(&mut self.record)),
             )
         };
@@ -526,11 +549,6 @@ fn rows_of(
     ([text.root()].iter().chain(drafts).copied().collect(), drafts.len(), levels)
 }
 
-/// Elements that are read.
-fn span<T>(elements: &[T]) -> Span<T> {
-    Span::new(elements.as_ptr() as u64, elements.len())
-}
-
 /// Elements that are written.
 fn written<T>(elements: &mut [T]) -> Span<T> {
     Span::new(elements.as_mut_ptr() as u64, elements.len())
@@ -539,8 +557,4 @@ fn written<T>(elements: &mut [T]) -> Span<T> {
 /// The column of one sequence.
 fn column(span: Span<i32>) -> Column {
     Column { span, stride: span.len() }
-}
-
-fn matrix(address: u64, rows: usize, columns: usize) -> Matrix {
-    Matrix { address, dtype: Dtype::F32, rows, columns, row_stride: columns }
 }

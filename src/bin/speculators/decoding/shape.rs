@@ -1,5 +1,6 @@
 //! What is proposed in each round: a chain, or a tree.
 
+use super::Sampling;
 use serde_json::{Value, json};
 use speculators::model::Model;
 use speculators::session::{CHILDREN_MAX, TreeLimits, TreeShape};
@@ -94,6 +95,11 @@ impl Shape {
     /// Whether drafts are drawn by the drafter's law, so that verification can go by it.
     pub fn is_drawn(&self) -> bool {
         matches!(self, Self::Chain(_) | Self::Fixed { is_drawn: true, .. })
+    }
+
+    /// Whether a text with such drafts is the one without them, and not only one of the same law.
+    pub fn follows(&self, sampling: &Sampling) -> bool {
+        sampling.is_greedy() || !self.is_drawn()
     }
 
     /// Levels and width of its trees, if it has any.
